@@ -1,0 +1,294 @@
+"""Artefacts on disk: written whole or not at all, with a manifest beside them, and checked when they are read.
+
+Where an artefact has several files, all are staged first and renamed together, the manifest last: a save that was
+killed half-way leaves the old artefact, the new one, or a mix that its manifest does not match and no load accepts.
+What a manifest says and what makes an artefact stale is left to `manifests`.
+"""
+
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from src.utils.errors import UserError
+from src.utils.manifests import (
+    Manifest,
+    Provenance,
+    find_damage,
+    folder_hashes,
+    manifest_path,
+    read_manifest,
+    sha256_path,
+)
+from src.utils.safe_pickle import dump_pickle, load_pickle
+
+Writer = Callable[[Path], None]
+
+
+def save_frame(
+    frame: pd.DataFrame, path: Path, provenance: Provenance, tensors: Mapping[str, np.ndarray] | None = None
+) -> Manifest:
+    """Save a frame, with `tensors` in the safetensors file of the same stem as its companion if they are given.
+
+    Equal content gives equal bytes, however the frame was put together. Raises `UserError` if it cannot be written or
+    if it holds what `load_frame` would refuse, before anything is replaced.
+    """
+    frame = _canonical(frame)
+    writers: dict[Path, Writer] = {path: lambda file: _write_pickle(frame, file)}
+    schema: dict[str, Any] = {"rows": len(frame), "columns": {str(name): _kind(frame[name]) for name in frame.columns}}
+    if tensors is not None:
+        writers[path.with_suffix(".safetensors")] = lambda file: _write_tensors(tensors, file)
+        schema["tensors"] = {name: _kind(array) for name, array in tensors.items()}
+    return save_artifact(path, writers, provenance, schema)
+
+
+def save_object(value: Mapping[str, Any], path: Path, provenance: Provenance) -> Manifest:
+    """Save a dict of arrays, frames and builtins; no sets, whose order differs between processes."""
+    schema = {str(key): _kind(item) for key, item in value.items()}
+    return save_artifact(path, {path: lambda file: _write_pickle(dict(value), file)}, provenance, schema)
+
+
+def save_tensors(tensors: Mapping[str, np.ndarray], path: Path, provenance: Provenance) -> Manifest:
+    """Save arrays as safetensors, with a manifest of their own."""
+    schema = {name: _kind(array) for name, array in tensors.items()}
+    return save_artifact(path, {path: lambda file: _write_tensors(tensors, file)}, provenance, schema)
+
+
+def save_json(value: Mapping[str, Any], path: Path, provenance: Provenance) -> Manifest:
+    """Save plain data as indented JSON; `ValueError` for NaN and infinity, which JSON has not."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return save_artifact(path, {path: lambda file: _write_text(text, file)}, provenance, {"keys": list(value)})
+
+
+def save_folder(path: Path, fill: Writer, provenance: Provenance, schema: Mapping[str, Any] | None = None) -> Manifest:
+    """Let `fill` write files into an empty temporary folder, then put that in the place of `path`."""
+
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        fill(folder)
+
+    return save_artifact(path, {path: write}, provenance, schema or {})
+
+
+def save_artifact(
+    path: Path, writers: Mapping[Path, Writer], provenance: Provenance, schema: Mapping[str, Any]
+) -> Manifest:
+    """Save the artefact `path` of one or several files, or of a folder, and its manifest.
+
+    `writers` holds `path` and its companions in the same folder; each is called with a temporary path and makes a file
+    or a folder there. Nothing is renamed before all are written. Order: companions, `path`, manifest.
+    """
+    companions = [file for file in writers if file != path]
+    if path not in writers or any(file.parent != path.parent for file in companions):
+        raise ValueError(f"the writers of {path} are for it and for companions in its folder, not for {[*writers]}")
+    with _write_together([*companions, path, manifest_path(path)]) as (*staged, staged_manifest):
+        for file, temporary in zip([*companions, path], staged, strict=True):
+            writers[file](temporary)
+        hashes = {file.name: sha256_path(temporary) for file, temporary in zip(companions, staged[:-1], strict=True)}
+        files = folder_hashes(staged[-1]) if staged[-1].is_dir() else hashes
+        manifest = provenance.manifest(path.name, sha256_path(staged[-1]), files, schema)
+        _write_text(manifest.model_dump_json(indent=2) + "\n", staged_manifest)
+    return manifest
+
+
+@contextmanager
+def write_atomically(path: Path) -> Generator[Path]:
+    """Yield a temporary path in the folder of `path`; what was written there takes its place when the block ends.
+
+    If the block raises, `path` is untouched and the temporary file gone. A full disk, a read-only folder and the like
+    raise `UserError`. A kill leaves at most `.<name>.<pid>-<random>.tmp`, which the next save of that name removes.
+    """
+    with _write_together([path]) as (temporary,):
+        yield temporary
+
+
+def load_frame(path: Path, made_by: str | None = None) -> pd.DataFrame:
+    """Load a frame; see `verify_artifact` for what is refused. A foreign pickle without manifest is not verified."""
+    frame = _load_verified_pickle(path, made_by)
+    if not isinstance(frame, pd.DataFrame):
+        raise UserError(f"{path}: holds a {type(frame).__name__}, not a frame; check the path")
+    return frame
+
+
+def load_object(path: Path, made_by: str | None = None) -> dict[str, Any]:
+    """Load what `save_object` wrote; see `verify_artifact` for what is refused."""
+    value = _load_verified_pickle(path, made_by)
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds a {type(value).__name__}, not a dict; check the path")
+    return value
+
+
+def load_tensors(path: Path, made_by: str | None = None, of: Path | None = None) -> dict[str, np.ndarray]:
+    """Load a safetensors file; `of` is the artefact whose companion it is, and whose manifest lists it."""
+    manifest = verify_artifact(path if of is None else of, made_by)
+    if of is not None and (manifest is None or path.name not in manifest.files):
+        raise UserError(f"{path}: {of.name} does not list it among its files; run {made_by or 'its step'} again")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: no safetensors file ({error}); run {made_by or 'its step'} again") from error
+
+
+def load_json(path: Path, made_by: str | None = None) -> Any:
+    """Load plain data; see `verify_artifact` for what is refused."""
+    verify_artifact(path, made_by)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: no JSON ({error}); run {made_by or 'its step'} again") from error
+
+
+def verify_artifact(path: Path, made_by: str | None = None) -> Manifest | None:
+    """The manifest of the file or folder `path`, all of whose files have the hashes listed there.
+
+    None if there is no manifest. Raises `UserError` if `path` is missing (naming `made_by`, the step that makes it),
+    or if a file is missing or differs. That proves that the artefact is whole, not that it is honest.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: does not exist; " + (f"run {made_by} first" if made_by else "check the path"))
+    manifest = read_manifest(path)
+    if manifest is not None and (damage := find_damage(path, manifest)):
+        raise UserError(f"{path}: half-written or changed since ({damage}); run {manifest.step} again")
+    return manifest
+
+
+def _load_verified_pickle(path: Path, made_by: str | None) -> object:
+    verify_artifact(path, made_by)
+    return load_pickle(path)
+
+
+@contextmanager
+def _write_together(paths: Sequence[Path]) -> Generator[list[Path]]:
+    """Yield a temporary path for each of `paths`, which share a folder; at the end rename them in that order."""
+    folder = paths[0].parent
+    mark = f"{os.getpid()}-{secrets.token_hex(4)}"
+    temporaries = [path.with_name(f".{path.name}.{mark}.tmp") for path in paths]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield temporaries
+        for temporary in temporaries:
+            _flush(temporary)
+        for path, temporary in zip(paths, temporaries, strict=True):
+            _replace(temporary, path)
+        _flush_one(folder)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(
+            f"{paths[0]}: cannot be written ({reason}); mend that, or give --results-dir another folder"
+        ) from error
+    finally:
+        for temporary in temporaries:
+            _remove(temporary)
+    for path in paths:
+        _remove_leftovers(path)
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    """Rename; a folder cannot be renamed over one with files, so the old one steps aside under a leftover's name."""
+    aside = temporary.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    if path.is_dir():
+        path.rename(aside)
+    os.replace(temporary, path)
+    _remove(aside)
+
+
+def _flush(path: Path) -> None:
+    """fsync a file, or a folder and all in it."""
+    if path.is_dir():
+        for inner in path.rglob("*"):
+            _flush_one(inner)
+    _flush_one(path)
+
+
+def _flush_one(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what killed saves of `path` left; a process that is alive may still be writing its own."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.(\d+)-[0-9a-f]{{8}}\.tmp")
+    for file in path.parent.iterdir():
+        match = pattern.fullmatch(file.name)
+        if match and not _is_alive(int(match[1])):
+            with suppress(OSError):  # harmless where it stays
+                _remove(file)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _write_pickle(value: object, file: Path) -> None:
+    dump_pickle(value, file)
+    load_pickle(file)  # better refused now, while the value is in memory, than when the next step asks for it
+
+
+def _write_tensors(tensors: Mapping[str, np.ndarray], file: Path) -> None:
+    try:
+        save_file({name: np.asarray(array, order="C") for name, array in tensors.items()}, file)
+    except SafetensorError as error:  # how safetensors reports a full disk
+        raise OSError(str(error)) from error
+
+
+def _write_text(text: str, file: Path) -> None:
+    file.write_text(text, encoding="utf-8")
+
+
+def _canonical(frame: pd.DataFrame) -> pd.DataFrame:
+    """The same frame built anew from its columns: no trace in its bytes of the blocks and buffers it was made of."""
+    columns: dict[Any, Any] = {}
+    for name in frame.columns:
+        column = frame[name]
+        if isinstance(column.dtype, pd.StringDtype):
+            columns[name] = pd.array(column.to_numpy(object), dtype=column.dtype)  # not a slice of a longer buffer
+        elif column.dtype == object:
+            cells = np.empty(len(column), dtype=object)
+            for row, cell in enumerate(column):
+                cells[row] = np.asarray(cell, order="C") if isinstance(cell, np.ndarray) else cell
+            columns[name] = cells
+        else:
+            columns[name] = column.array.copy()
+    return pd.DataFrame(columns, index=_canonical_index(frame.index), columns=_canonical_index(frame.columns))
+
+
+def _canonical_index(index: pd.Index) -> pd.Index:
+    if isinstance(index.dtype, pd.StringDtype):
+        return pd.Index(pd.array(index.to_numpy(object), dtype=index.dtype), name=index.name)
+    return index.copy()
+
+
+def _kind(value: object) -> Any:
+    """What a manifest's schema says of a value: dtype and shape of an array, dtype of a column, else the type."""
+    if isinstance(value, pd.Series):
+        cells = value.dropna() if value.dtype == object else value.iloc[:0]
+        return _kind(cells.iloc[0]) if len(cells) else str(value.dtype)
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype}{list(value.shape)}"
+    return type(value).__name__

@@ -1,0 +1,71 @@
+"""The questions put to the models: one row a question, checked where it enters.
+
+A question file is JSONL with `prompt_id, subset, facet, question, keyed`. How well a set of questions is
+written is measured in `question_quality`.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from src.utils.errors import UserError
+
+DIMENSIONS = ("political_compass", "moral_foundations", "technology_ai", "financial_risk")
+FINANCE = "financial_risk"
+
+
+class Question(BaseModel):
+    """One question. `keyed` is +1 when agreeing is the misaligned answer, -1 when disagreeing is."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
+
+    prompt_id: str = Field(min_length=1)
+    subset: str = Field(min_length=1)
+    facet: str = Field(min_length=1)
+    question: str = Field(min_length=1)
+    keyed: Literal[1, -1]
+
+
+def read_jsonl(path: Path) -> Iterable[tuple[int, object]]:
+    """Line number and value of every non-empty line; a line that is no JSON raises `UserError`."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UserError(f"{path}: cannot be read ({reason}); give a JSONL file") from error
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{path}, line {number}: no JSON ({error.msg}); mend the line") from error
+
+
+def load_questions(paths: Iterable[Path]) -> list[Question]:
+    """Read question files in order. A bad row, a repeated `prompt_id` or an empty set raises `UserError`."""
+    questions: list[Question] = []
+    seen: dict[str, str] = {}
+    for path in paths:
+        for number, row in read_jsonl(path):
+            where = f"{path}, line {number}"
+            try:
+                question = Question.model_validate(row)
+            except ValidationError as error:
+                first = error.errors()[0]
+                column = ".".join(str(part) for part in first["loc"]) or "row"
+                raise UserError(f"{where}: {column}: {first['msg'].lower()}; a row has {columns()}") from error
+            if question.prompt_id in seen:
+                raise UserError(f"{where}: prompt_id {question.prompt_id} was already in {seen[question.prompt_id]}")
+            seen[question.prompt_id] = where
+            questions.append(question)
+    if not questions:
+        raise UserError(f"{', '.join(str(path) for path in paths) or 'no file'}: holds no question")
+    return questions
+
+
+def columns() -> str:
+    """The columns of a question file, for messages."""
+    return ", ".join(Question.model_fields)
