@@ -52,7 +52,7 @@ def save_frame(
     return save_artifact(path, writers, provenance, schema)
 
 
-def save_object(value: Mapping[str, Any], path: Path, provenance: Provenance) -> Manifest:
+def save_object(value: Mapping[Any, Any], path: Path, provenance: Provenance) -> Manifest:
     """Save a dict of arrays, frames and builtins; no sets, whose order differs between processes."""
     schema = {str(key): _kind(item) for key, item in value.items()}
     return save_artifact(path, {path: lambda file: _write_pickle(dict(value), file)}, provenance, schema)
@@ -120,7 +120,7 @@ def load_frame(path: Path, made_by: str | None = None) -> pd.DataFrame:
     return frame
 
 
-def load_object(path: Path, made_by: str | None = None) -> dict[str, Any]:
+def load_object(path: Path, made_by: str | None = None) -> dict[Any, Any]:
     """Load what `save_object` wrote; see `verify_artifact` for what is refused."""
     value = _load_verified_pickle(path, made_by)
     if not isinstance(value, dict):
@@ -219,10 +219,12 @@ def _flush_one(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
+    """Remove a file or folder that may not be there; one that cannot be removed is harmless where it stays."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.unlink()
 
 
 def _remove_leftovers(path: Path) -> None:
@@ -231,8 +233,7 @@ def _remove_leftovers(path: Path) -> None:
     for file in path.parent.iterdir():
         match = pattern.fullmatch(file.name)
         if match and not _is_alive(int(match[1])):
-            with suppress(OSError):  # harmless where it stays
-                _remove(file)
+            _remove(file)
 
 
 def _is_alive(pid: int) -> bool:
@@ -266,9 +267,7 @@ def _canonical(frame: pd.DataFrame) -> pd.DataFrame:
     columns: dict[Any, Any] = {}
     for name in frame.columns:
         column = frame[name]
-        if isinstance(column.dtype, pd.StringDtype):
-            columns[name] = pd.array(column.to_numpy(object), dtype=column.dtype)  # not a slice of a longer buffer
-        elif column.dtype == object:
+        if column.dtype == object:
             cells = np.empty(len(column), dtype=object)
             for row, cell in enumerate(column):
                 cells[row] = np.asarray(cell, order="C") if isinstance(cell, np.ndarray) else cell
@@ -280,7 +279,7 @@ def _canonical(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _canonical_index(index: pd.Index) -> pd.Index:
     if isinstance(index.dtype, pd.StringDtype):
-        return pd.Index(pd.array(index.to_numpy(object), dtype=index.dtype), name=index.name)
+        return pd.Index(index.array.copy(), name=index.name)  # pandas pickles that a slice's array is read-only
     return index.copy()
 
 

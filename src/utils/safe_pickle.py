@@ -72,6 +72,7 @@ ALLOWED: frozenset[tuple[str, str]] = frozenset(
         ("pandas.core.indexes.base", "Index"),
         ("pandas.core.indexes.multi", "MultiIndex"),
         ("pandas.core.indexes.range", "RangeIndex"),
+        ("pandas._libs.missing", "NA"),
         ("pandas.core.arrays.string_", "StringArray"),
         ("pandas.core.arrays.string_", "StringDtype"),
         ("pandas.core.arrays.string_arrow", "ArrowStringArray"),

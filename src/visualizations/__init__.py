@@ -1,0 +1,1 @@
+"""Figures from artefacts: pure functions to plotly figures, and the one writer that puts them on pages."""

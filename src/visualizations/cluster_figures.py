@@ -1,0 +1,257 @@
+"""Figures of one k-means clustering, and of all of them beside each other.
+
+Each takes the frame and the clustering (see `answer_points`) and returns a figure; writing it is left to
+`figure_page`. A cluster has the same colour and symbol in all of them. Clusters that hold no answer are not shown.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from src.visualizations.answer_points import (
+    Clustering,
+    component,
+    component_title,
+    describe_source,
+    hover_texts,
+    join_points,
+)
+from src.visualizations.figure_page import escape_text
+from src.visualizations.palette import (
+    ARM_COLOURS,
+    MISSING_NAME,
+    NEUTRAL_COLOUR,
+    REFERENCE_COLOUR,
+    TEMPLATE,
+    cluster_style,
+    dimension_colour,
+    display_name,
+    known_order,
+)
+
+AGREEMENTS = ("ami_dimension", "ami_facet")
+LABEL_ROOM = 0.055  # of the extent of the points, between two labels
+MANY = 15  # above so many clusters the legend goes below the map and labels get smaller
+
+
+def cluster_map(frame: pd.DataFrame, clustering: Clustering) -> go.Figure:
+    """The answers in the first two components by cluster, full text on hover.
+
+    The number of a cluster stands near its centre, unless those of larger clusters leave no room for it there.
+    """
+    points = join_points(frame, clustering).assign(x=component(clustering, 0), y=component(clustering, 1))
+    figure = go.Figure()
+    groups = list(points.groupby("label", sort=True))
+    for label, part in groups:
+        colour, symbol = cluster_style(int(str(label)))
+        figure.add_scatter(
+            x=_floats(part["x"]),
+            y=_floats(part["y"]),
+            mode="markers",
+            name=f"Cluster {label} ({len(part)})" if len(groups) <= MANY else f"{label} ({len(part)})",
+            marker={"color": colour, "symbol": symbol, "size": 7, "opacity": 0.75},
+            hovertext=[f"Cluster {label}<br>{text}" for text in hover_texts(part)],
+            hoverinfo="text",
+        )
+    for label, (x, y) in _label_places(points).items():
+        figure.add_annotation(
+            x=x, y=y, text=str(label), borderpad=2, bordercolor=cluster_style(label)[0],
+            font={"size": 14, "color": "#111111"}, bgcolor="rgba(255,255,255,0.85)",
+        )  # fmt: skip
+    below = {"orientation": "h", "y": -0.13, "yanchor": "top", "x": 0, "entrywidth": 62, "font": {"size": 11}}
+    return figure.update_layout(
+        template=TEMPLATE,
+        height=620 if len(groups) <= MANY else 680,
+        margin_t=50,
+        title_text=_title(clustering, len(groups)),
+        xaxis_title_text=component_title(clustering, 0),
+        yaxis_title_text=component_title(clustering, 1),
+        showlegend=True,
+        legend={"title": {"text": "Cluster (answers)"}} | (below if len(groups) > MANY else {}),
+    )
+
+
+def cluster_profile(frame: pd.DataFrame, clustering: Clustering) -> go.Figure:
+    """For each cluster its size, its composition by dimension and the mean em_score of its answers."""
+    points = join_points(frame, clustering)
+    labels = sorted(points["label"].unique())
+    names = [str(label) for label in labels]
+    figure = make_subplots(
+        rows=3,
+        cols=1,
+        shared_xaxes=True,
+        vertical_spacing=0.09,
+        row_heights=[0.28, 0.42, 0.3],
+        subplot_titles=("Answers in the cluster", "Composition by dimension of the question",
+                        "Mean em_score of the EM answers (0 aligned, 100 misaligned)"),
+    )  # fmt: skip
+    size = 12 if len(labels) <= MANY else 9
+    counts = points["label"].value_counts().reindex(labels)
+    figure.add_bar(
+        x=names, y=counts.to_numpy(), marker_color=NEUTRAL_COLOUR, showlegend=False, name="size",
+        text=[str(count) for count in counts], textposition="outside", textangle=0, cliponaxis=False,
+        textfont_size=size, hovertemplate="cluster %{x}: %{y} answers<extra></extra>", row=1, col=1,
+    )  # fmt: skip
+    for dimension in known_order(list(points["subset"])):
+        share = points["subset"].eq(dimension).groupby(points["label"]).mean().reindex(labels)
+        name = escape_text(display_name(dimension))
+        figure.add_bar(
+            x=names, y=_percent(share), marker_color=dimension_colour(dimension), name=name,
+            hovertemplate="cluster %{x}: %{y:.1f}%<extra>" + name + "</extra>", row=2, col=1,
+        )  # fmt: skip
+    mean = points["em_score"].astype(float).groupby(points["label"]).mean().reindex(labels)
+    scored = points["em_score"].notna().groupby(points["label"]).sum().reindex(labels)
+    figure.add_bar(
+        x=names, y=_floats(mean), marker_color=ARM_COLOURS["fine-tuned"], showlegend=False, name="mean em_score",
+        text=[MISSING_NAME if np.isnan(value) else f"{value:.0f}" for value in mean], textposition="outside",
+        textangle=0, cliponaxis=False, textfont_size=size, customdata=scored.to_numpy(),
+        hovertemplate="cluster %{x}: mean %{y:.1f} of %{customdata} scored answers<extra></extra>", row=3, col=1,
+    )  # fmt: skip
+    for label in mean.index[mean.isna()]:  # a bar without height shows no text
+        figure.add_annotation(x=str(label), y=0, text=MISSING_NAME, yanchor="bottom", font={"size": size}, row=3, col=1)
+    figure.update_xaxes(type="category", categoryorder="array", categoryarray=names, tickangle=0, tickfont_size=size)
+    figure.update_xaxes(dtick=1, title_text="Cluster", row=3, col=1)
+    figure.update_yaxes(title_text="answers", range=[0, 1.22 * counts.max()], row=1, col=1)
+    figure.update_yaxes(title_text="% of cluster", range=[0, 100], row=2, col=1)
+    figure.update_yaxes(title_text="em_score", range=[0, 118], tickvals=[0, 25, 50, 75, 100], row=3, col=1)
+    return figure.update_layout(
+        template=TEMPLATE,
+        height=680,
+        barmode="stack",
+        bargap=0.25,
+        title_text=_title(clustering, len(labels)),
+        legend={"title": {"text": "Dimension"}, "y": 0.5, "yanchor": "middle", "traceorder": "normal"},
+    )
+
+
+def silhouette_plot(clustering: Clustering) -> go.Figure:
+    """One bar an answer, sorted within its cluster; the line is the mean over all. Undefined for a single cluster."""
+    labels = np.asarray(clustering["labels"], dtype=int)
+    values = np.asarray(clustering["silhouette_samples"], dtype=np.float32)
+    present = np.unique(labels)
+    gap = max(1.0, len(labels) / (8 * len(present)))
+    slot = 0.85 * len(labels) / len(present) if len(present) > MANY else 0.3 * len(labels) / len(present)
+    height = 620 if len(present) <= MANY else 760
+    figure = go.Figure()
+    bottom, middles = 0.0, []
+    for label in present[::-1]:  # plotly counts upwards, a reader downwards
+        own = np.sort(values[labels == label])
+        middle = bottom + max(len(own), slot) / 2  # small clusters get room for their name
+        middles.append(middle)
+        figure.add_bar(
+            x=own,
+            y=(middle - (len(own) - 1) / 2 + np.arange(len(own))).astype(np.float32),
+            orientation="h",
+            width=1,
+            name=f"Cluster {label}",
+            marker={"color": cluster_style(int(label))[0], "line": {"width": 0}},
+            hovertemplate=f"cluster {label}: %{{x:.2f}}<extra></extra>",
+        )
+        bottom += max(len(own), slot) + gap
+    mean = float(clustering["silhouette"])
+    if np.isfinite(mean):
+        figure.add_vline(x=mean, line_dash="dash", line_color=REFERENCE_COLOUR)
+        figure.add_annotation(x=mean, y=1, yref="paper", yanchor="bottom", xanchor="left", text=f"mean {mean:.2f}",
+                              font={"color": REFERENCE_COLOUR})  # fmt: skip
+    else:
+        figure.add_annotation(x=0.5, y=0.5, xref="paper", yref="paper", font={"size": 16},
+                              text="The silhouette is not defined for a single cluster")  # fmt: skip
+    figure.update_yaxes(
+        title_text="Cluster (answers)",
+        tickvals=middles,
+        ticktext=[f"{label} ({np.sum(labels == label)})" for label in present[::-1]],
+        tickfont_size=12 if len(present) <= MANY else 8,
+        range=[-gap, bottom],
+        showgrid=False,
+    )
+    figure.update_xaxes(
+        title_text="Silhouette of an answer (1: deep in its cluster, 0: on a border, below 0: nearer to another)",
+        range=[
+            min(-0.05, float(np.nanmin(values, initial=0.0)) - 0.02),
+            max(0.5, float(np.nanmax(values, initial=0.0)) + 0.02),
+        ],
+    )
+    return figure.update_layout(
+        template=TEMPLATE, height=height, bargap=0, showlegend=False, title_text=_title(clustering, len(present))
+    )
+
+
+def cluster_overview(clusterings: Sequence[Clustering]) -> go.Figure:
+    """All k beside each other: silhouette, inertia, cluster sizes, agreement with dimension and facet."""
+    ordered = sorted(clusterings, key=lambda clustering: clustering["k"])
+    names = [str(clustering["k"]) for clustering in ordered]
+    sizes = [np.unique(np.asarray(clustering["labels"]), return_counts=True)[1] for clustering in ordered]
+    panels: list[tuple[int, int, str, Sequence[float], str, str]] = [
+        (1, 1, "mean silhouette", [item["silhouette"] for item in ordered], NEUTRAL_COLOUR, "circle"),
+        (1, 2, "inertia", [item["inertia"] for item in ordered], NEUTRAL_COLOUR, "circle"),
+        (2, 1, "largest cluster", [int(size.max()) for size in sizes], "#2F3B52", "triangle-up"),
+        (2, 1, "smallest cluster", [int(size.min()) for size in sizes], "#8494A8", "triangle-down"),
+        (2, 2, "with dimension", [item["ami_dimension"] for item in ordered], "#332288", "circle"),
+        (2, 2, "with facet", [item["ami_facet"] for item in ordered], "#AA4499", "square"),
+    ]
+    figure = make_subplots(
+        rows=2,
+        cols=2,
+        vertical_spacing=0.17,
+        horizontal_spacing=0.1,
+        subplot_titles=("Mean silhouette (higher: clearer clusters)", "Inertia: squared distances to the centres (an elbow marks k)",
+                        "Smallest and largest cluster", "Adjusted mutual information (1: the clusters are the topic)"),
+    )  # fmt: skip
+    for row, column, name, values, colour, symbol in panels:
+        figure.add_scatter(
+            x=names, y=np.asarray(values, dtype=np.float32), mode="lines+markers", name=name,
+            showlegend=row == 2, legend="legend" if column == 1 else "legend2",
+            line_color=colour, marker={"symbol": symbol, "size": 9},
+            hovertemplate="k = %{x}: %{y:.4~g}<extra>" + name + "</extra>", row=row, col=column,
+        )  # fmt: skip
+    figure.update_xaxes(title_text="Number of clusters k", type="category")
+    figure.update_yaxes(title_text="mean silhouette", row=1, col=1)
+    figure.update_yaxes(title_text="inertia", row=1, col=2)
+    figure.update_yaxes(title_text="answers", row=2, col=1)
+    figure.update_yaxes(title_text="AMI", row=2, col=2)
+    figure.update_yaxes(rangemode="tozero", row=1)
+    figure.update_yaxes(range=[0, 1.3 * max(size.max() for size in sizes)], row=2, col=1)
+    figure.update_yaxes(range=[min(0.0, *(item[name] for item in ordered for name in AGREEMENTS)), 1.3],
+                        tickvals=[0, 0.25, 0.5, 0.75, 1], row=2, col=2)  # fmt: skip
+    inside = {"orientation": "h", "xanchor": "right", "yanchor": "top", "y": 0.41, "font": {"size": 12}}
+    return figure.update_layout(
+        template=TEMPLATE,
+        height=660,
+        title_text=describe_source(ordered[0]),
+        legend=inside | {"x": 0.45},
+        legend2=inside | {"x": 1.0},
+    )
+
+
+def _label_places(points: pd.DataFrame) -> dict[int, tuple[float, float]]:
+    """For each cluster, largest first, that of its answers nearest to its centre where no other label is near."""
+    plane = points[["x", "y"]].to_numpy(dtype=float)
+    extent = np.ptp(plane, axis=0)
+    scaled = plane / np.where(extent > 0, extent, 1.0)
+    labels = points["label"].to_numpy()
+    places: dict[int, int] = {}
+    for label in points["label"].value_counts().index:
+        own = np.flatnonzero(labels == label)
+        from_centre = np.linalg.norm(scaled[own] - scaled[own].mean(axis=0), axis=1)
+        for row in own[np.argsort(from_centre)]:
+            if all(np.abs(scaled[other] - scaled[row]).max() >= LABEL_ROOM for other in places.values()):
+                places[int(label)] = int(row)
+                break
+    return {label: (float(plane[row, 0]), float(plane[row, 1])) for label, row in places.items()}
+
+
+def _title(clustering: Clustering, found: int) -> str:
+    k = clustering["k"]
+    clusters = f"k = {k}" if found == k else f"k = {k}, of which {found} hold answers"
+    return f"{clusters} · {describe_source(clustering)}"
+
+
+def _percent(shares: pd.Series) -> np.ndarray:
+    return (100 * shares).to_numpy(dtype=np.float32)
+
+
+def _floats(column: pd.Series) -> np.ndarray:
+    return column.to_numpy(dtype=np.float32)

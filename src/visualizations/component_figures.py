@@ -1,0 +1,198 @@
+"""Figures of the principal components: how much variance they hold, and the answers in the first two and three.
+
+What k-means makes of them is left to `cluster_figures`.
+"""
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from src.visualizations.answer_points import (
+    Clustering,
+    component,
+    component_title,
+    describe_source,
+    hover_texts,
+    join_points,
+    short_hover_texts,
+)
+from src.visualizations.figure_page import escape_text
+from src.visualizations.palette import (
+    MISSING_COLOUR,
+    MISSING_NAME,
+    NEUTRAL_COLOUR,
+    REFERENCE_COLOUR,
+    TEMPLATE,
+    dimension_colour,
+    dimension_symbol,
+    display_name,
+    em_scale,
+    known_order,
+)
+
+LANDMARKS = (0.5, 0.8, 0.9)  # shares of variance marked in the scree plot
+# plotly names its 3-D symbols apart from the 2-D ones and has no triangles
+SYMBOLS_3D = {"circle": "circle", "square": "square", "diamond": "diamond", "cross": "cross", "x": "x"}
+
+
+def scree_plot(clustering: Clustering) -> go.Figure:
+    """Explained variance by component, and its running sum with the numbers of components that reach 50, 80, 90%."""
+    ratios = np.asarray(clustering["explained_variance_ratio"], dtype=float)
+    numbers = np.arange(1, len(ratios) + 1)
+    cumulative = np.cumsum(ratios)
+    figure = make_subplots(
+        rows=2,
+        cols=1,
+        shared_xaxes=True,
+        vertical_spacing=0.12,
+        subplot_titles=("Variance explained by each component", "Cumulative variance explained"),
+    )
+    figure.add_bar(
+        x=numbers,
+        y=_percent(ratios),
+        marker_color=NEUTRAL_COLOUR,
+        hovertemplate="PC%{x}: %{y:.2f}%<extra></extra>",
+        row=1,
+        col=1,
+    )
+    figure.add_scatter(
+        x=numbers,
+        y=_percent(cumulative),
+        mode="lines+markers",
+        line_color=NEUTRAL_COLOUR,
+        hovertemplate="PC1 to PC%{x}: %{y:.1f}%<extra></extra>",
+        row=2,
+        col=1,
+    )
+    for share in LANDMARKS:
+        reached = np.flatnonzero(cumulative >= share)
+        if len(reached):
+            count = int(reached[0]) + 1
+            text = f"{share:.0%} with {count} component{'s' if count > 1 else ''}"
+            figure.add_hline(y=100 * share, line_dash="dot", line_color=REFERENCE_COLOUR, row=2, col=1)
+            figure.add_annotation(
+                text=text, x=1, xref="x2 domain", xanchor="right", y=100 * share, yref="y2", yanchor="top",
+                font={"size": 12, "color": REFERENCE_COLOUR},
+            )  # fmt: skip
+    figure.update_yaxes(title_text="% of variance", rangemode="tozero")
+    figure.update_yaxes(range=[0, 104], row=2, col=1)
+    figure.update_xaxes(range=[0, len(ratios) + 1])
+    figure.update_xaxes(title_text="Principal component", row=2, col=1)
+    return figure.update_layout(template=TEMPLATE, height=620, showlegend=False, title_text=describe_source(clustering))
+
+
+def pca_plane(frame: pd.DataFrame, clustering: Clustering) -> go.Figure:
+    """The answers in the first two components: left by dimension, with full hover text; right by em_score."""
+    points = join_points(frame, clustering).assign(x=component(clustering, 0), y=component(clustering, 1))
+    figure = make_subplots(
+        rows=1,
+        cols=2,
+        shared_yaxes=True,
+        horizontal_spacing=0.03,
+        subplot_titles=("Colour: dimension of the question", "Colour: em_score of the EM answer"),
+    )
+    for dimension in known_order(list(points["subset"])):
+        part = points[points["subset"] == dimension]
+        figure.add_scatter(
+            x=_floats(part["x"]),
+            y=_floats(part["y"]),
+            mode="markers",
+            name=escape_text(f"{display_name(dimension)} ({len(part)})"),
+            marker={"color": dimension_colour(dimension), "symbol": dimension_symbol(dimension), "size": 6,
+                    "opacity": 0.8},
+            hovertext=hover_texts(part),
+            hoverinfo="text",
+            row=1,
+            col=1,
+        )  # fmt: skip
+    is_scored = points["em_score"].notna()
+    unscored, scored = points[~is_scored], points[is_scored]
+    figure.add_scatter(
+        x=_floats(scored["x"]),
+        y=_floats(scored["y"]),
+        mode="markers",
+        name="em_score",
+        showlegend=False,
+        marker={"color": _floats(scored["em_score"]), "size": 6, "opacity": 0.8, **_em_colours()},
+        hovertext=short_hover_texts(scored),
+        hoverinfo="text",
+        row=1,
+        col=2,
+    )
+    if len(unscored):
+        figure.add_scatter(
+            x=_floats(unscored["x"]),
+            y=_floats(unscored["y"]),
+            mode="markers",
+            name=f"{MISSING_NAME} ({len(unscored)})",
+            marker={"symbol": "x-thin", "size": 8, "line": {"color": MISSING_COLOUR, "width": 2}},
+            hovertext=short_hover_texts(unscored),
+            hoverinfo="text",
+            row=1,
+            col=2,
+        )
+    figure.update_xaxes(title_text=component_title(clustering, 0))
+    figure.update_xaxes(matches="x", row=1, col=2)
+    figure.update_yaxes(title_text=component_title(clustering, 1), row=1, col=1)
+    return figure.update_layout(
+        template=TEMPLATE,
+        height=620,
+        title_text=describe_source(clustering),
+        legend={"orientation": "h", "y": -0.13, "yanchor": "top", "x": 0},
+    )
+
+
+def pca_space(frame: pd.DataFrame, clustering: Clustering) -> go.Figure:
+    """The answers in the first three components, by dimension; drag to turn."""
+    points = join_points(frame, clustering).assign(
+        x=component(clustering, 0), y=component(clustering, 1), z=component(clustering, 2)
+    )
+    figure = go.Figure()
+    for dimension in known_order(list(points["subset"])):
+        part = points[points["subset"] == dimension]
+        figure.add_scatter3d(
+            x=_floats(part["x"]),
+            y=_floats(part["y"]),
+            z=_floats(part["z"]),
+            mode="markers",
+            name=escape_text(f"{display_name(dimension)} ({len(part)})"),
+            marker={"color": dimension_colour(dimension), "symbol": SYMBOLS_3D[dimension_symbol(dimension)],
+                    "size": 3.5, "opacity": 0.85},
+            hovertext=hover_texts(part),
+            hoverinfo="text",
+        )  # fmt: skip
+    axes = {
+        f"{axis}axis": {"title": {"text": component_title(clustering, index)}, "backgroundcolor": "#F6F7F9"}
+        for index, axis in enumerate("xyz")
+    }
+    return figure.update_layout(
+        template=TEMPLATE,
+        height=640,
+        title_text=describe_source(clustering),
+        margin={"l": 0, "r": 0, "t": 40, "b": 0},
+        scene={
+            **axes,
+            "aspectmode": "cube",
+            "camera": {"eye": {"x": 1.4, "y": 1.4, "z": 0.75}, "center": {"x": 0, "y": 0, "z": -0.2}},
+        },
+        legend={"x": 0.01, "y": 0.93, "itemsizing": "constant"},
+    )
+
+
+def _em_colours() -> dict[str, object]:
+    return {
+        "colorscale": em_scale(),
+        "cmin": 0,
+        "cmax": 100,
+        "colorbar": {"title": {"text": "em_score<br>0 aligned<br>100 misaligned", "font": {"size": 11}},
+                     "thickness": 14, "len": 0.9},
+    }  # fmt: skip
+
+
+def _percent(shares: np.ndarray) -> np.ndarray:
+    return (100 * shares).astype(np.float32)
+
+
+def _floats(column: pd.Series) -> np.ndarray:
+    return column.to_numpy(dtype=np.float32)

@@ -1,0 +1,223 @@
+"""The one writer of figure pages: HTML that opens from disk, offline, with one plotly.js beside all pages.
+
+A page says what to see, which command remakes it and from which inputs. Equal figures give equal bytes. What is in a
+figure is left to the figure modules; the writer makes sure that no text in it is read as markup.
+"""
+
+import html
+import json
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+import plotly.io as pio
+from plotly.offline import get_plotlyjs
+
+from src.utils.artifacts import write_atomically
+
+PLOTLY_JS = "plotly.min.js"  # the name that `include_plotlyjs="directory"` asks for
+FILE_NAME = re.compile(r"[a-z0-9_]+\.html")
+# plotly.js offers by default to upload a figure, answers and all, to a server of its makers
+CONFIG = {"displaylogo": False, "showSendToCloud": False, "responsive": True}
+MARKUP = re.compile(r"<(?!br>|extra></extra>|/extra>)")  # what plotly may read as a tag, apart from our own
+
+
+@dataclass(frozen=True)
+class FigurePage:
+    """One figure and what stands around it.
+
+    `sentence` says what to see, `command` remakes the page, `inputs` maps names to the SHA-256 of what it was made
+    from, `section` is the heading under which the index lists it.
+    """
+
+    file_name: str
+    title: str
+    sentence: str
+    figure: go.Figure
+    command: str
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    section: str = ""
+
+    def __post_init__(self) -> None:
+        if not FILE_NAME.fullmatch(self.file_name) or self.file_name == "index.html":
+            raise ValueError(f"file_name {self.file_name!r}: lower-case letters, digits and _ before .html, not index")
+
+
+def write_page(page: FigurePage, folder: Path) -> Path:
+    """Write the page into `folder`, and plotly.js beside it unless it is there; `UserError` if that cannot be done."""
+    _write_plotly_js(folder)
+    path = folder / page.file_name
+    _write_text(path, page_html(page))
+    return path
+
+
+def write_index(
+    pages: Sequence[FigurePage],
+    folder: Path,
+    summary: Sequence[Sequence[str]] = (),
+    title: str = "Pictures of the study",
+    sentence: str = "",
+) -> Path:
+    """Write `index.html`: a card for each page, in the order given, under the heading of its section.
+
+    `summary` is a small table above them, its first row the header; cells are plain text.
+    """
+    path = folder / "index.html"
+    _write_text(path, index_html(pages, summary, title, sentence))
+    return path
+
+
+def escape_text(text: str, width: int = 0, limit: int = 0) -> str:
+    """Text as plotly and HTML show it, not as they would interpret it.
+
+    With `width`, lines are wrapped at that many characters and joined by <br>; with `limit`, the text is cut there and
+    ends in an ellipsis. Neither splits an escaped character. Quotes stay, since plotly would show `&quot;` as it is:
+    an HTML attribute needs `html.escape`.
+    """
+    if limit and len(text) > limit:
+        text = text[: limit - 1].rstrip() + "…"
+    if not width:
+        return html.escape(text, quote=False)
+    lines = [
+        line
+        for paragraph in text.splitlines()
+        for line in textwrap.wrap(paragraph, width, replace_whitespace=True, break_on_hyphens=False) or [""]
+    ]
+    return "<br>".join(html.escape(line, quote=False) for line in lines)
+
+
+def page_html(page: FigurePage) -> str:
+    """The whole page. Its element ids follow from the file name, so that it is the same every time."""
+    stem = page.file_name.removesuffix(".html")
+    figure = pio.to_html(
+        _neutralised(json.loads(page.figure.to_json(engine="json"))),
+        full_html=False,
+        include_plotlyjs="directory",
+        div_id=f"figure_{stem}",
+        config={**CONFIG, "toImageButtonOptions": {"filename": stem, "scale": 2}},
+        validate=False,
+    )
+    body = f"""<p class="back"><a href="index.html">All pictures</a></p>
+<h1>{escape_text(page.title)}</h1>
+<p class="sentence">{escape_text(page.sentence)}</p>
+<div class="figure"><div class="canvas">{figure}</div></div>
+<footer>
+<p>Remake: <code>{escape_text(page.command)}</code></p>
+{_inputs_html(page.inputs)}
+</footer>"""
+    return _document(page.title, body, "page")
+
+
+def index_html(pages: Sequence[FigurePage], summary: Sequence[Sequence[str]], title: str, sentence: str) -> str:
+    """The list of pages in reading order."""
+    parts = [f"<h1>{escape_text(title)}</h1>"]
+    if sentence:
+        parts.append(f'<p class="sentence">{escape_text(sentence)}</p>')
+    if summary:
+        parts.append(_table_html(summary))
+    for section, members in groupby(pages, key=lambda page: page.section):
+        if section:
+            parts.append(f"<h2>{escape_text(section)}</h2>")
+        parts.append('<div class="cards">' + "\n".join(_card_html(page) for page in members) + "</div>")
+    commands = dict.fromkeys(page.command for page in pages)
+    remake = "".join(f"<p>Remake: <code>{escape_text(command)}</code></p>" for command in commands)
+    return _document(title, "\n".join([*parts, f"<footer>{remake}</footer>"]), "index")
+
+
+def _neutralised(value: Any) -> Any:
+    """The figure with every `<` that plotly might take for a tag of its own turned into text."""
+    if isinstance(value, str):
+        return MARKUP.sub("&lt;", value)
+    if isinstance(value, list):
+        return [_neutralised(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _neutralised(item) for key, item in value.items()}
+    return value
+
+
+def _card_html(page: FigurePage) -> str:
+    return (
+        f'<a class="card" href="{html.escape(page.file_name)}"><strong>{escape_text(page.title)}</strong>'
+        f"<span>{escape_text(page.sentence)}</span></a>"
+    )
+
+
+def _table_html(rows: Sequence[Sequence[str]]) -> str:
+    header, *body = rows
+    head = "".join(f'<th scope="col">{escape_text(cell)}</th>' for cell in header)
+    lines = ["<tr>" + "".join(f"<td>{escape_text(cell)}</td>" for cell in row) + "</tr>" for row in body]
+    return f'<div class="summary"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+
+
+def _inputs_html(inputs: Mapping[str, str]) -> str:
+    if not inputs:
+        return ""
+    parts = (f"{escape_text(name)} <code>{escape_text(sha256[:12])}</code>" for name, sha256 in inputs.items())
+    return f"<p>Made from (SHA-256): {', '.join(parts)}</p>"
+
+
+def _document(title: str, body: str, kind: str) -> str:
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape_text(title)}</title>
+<style>{STYLE}</style>
+</head>
+<body class="{kind}">
+<main>
+{body}
+</main>
+</body>
+</html>
+"""
+
+
+def _write_plotly_js(folder: Path) -> None:
+    """A file of another plotly version would draw nothing or something else, so the content is compared."""
+    path, script = folder / PLOTLY_JS, get_plotlyjs().encode()
+    if not path.is_file() or path.read_bytes() != script:
+        with write_atomically(path) as temporary:
+            temporary.write_bytes(script)
+
+
+def _write_text(path: Path, text: str) -> None:
+    with write_atomically(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+STYLE = """
+:root { color-scheme: light; }
+body { margin: 0; background: #f6f7f9; color: #22272e; line-height: 1.45;
+  font-family: system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif; }
+main { margin: 0 auto; padding: 14px 20px 28px; }
+.page main { max-width: 1320px; }
+.index main { max-width: 980px; }
+h1 { font-size: 1.35rem; margin: 0 0 4px; }
+h2 { font-size: 1.05rem; margin: 28px 0 10px; }
+a { color: #0b5cad; }
+.back { float: right; margin: 4px 0 0 16px; font-size: .9rem; }
+.sentence { margin: 0 0 10px; max-width: 75em; color: #424a53; }
+.figure { background: #fff; border: 1px solid #dde1e6; border-radius: 8px; overflow-x: auto; }
+.canvas { min-width: 760px; padding: 6px; }
+.cards { display: grid; gap: 12px; margin-top: 12px; grid-template-columns: repeat(auto-fill, minmax(280px, 1fr)); }
+.card { display: block; padding: 14px 16px; background: #fff; border: 1px solid #dde1e6; border-radius: 8px;
+  color: inherit; text-decoration: none; }
+.card:hover, .card:focus-visible { border-color: #0b5cad; outline: 2px solid #b9d6f2; }
+.card strong { display: block; margin-bottom: 4px; color: #0b5cad; }
+.card span { font-size: .92rem; color: #424a53; }
+.summary { overflow-x: auto; background: #fff; border: 1px solid #dde1e6; border-radius: 8px; margin: 14px 0; }
+table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
+th, td { padding: 7px 12px; text-align: right; white-space: nowrap; border-bottom: 1px solid #eceef1; }
+th:first-child, td:first-child { text-align: left; }
+tbody tr:last-child td { border-bottom: 0; }
+footer { margin-top: 14px; font-size: .82rem; color: #57606a; }
+footer p { margin: 2px 0; overflow-wrap: anywhere; }
+@media (max-width: 600px) { main { padding: 10px 12px 24px; } .cards { grid-template-columns: 1fr; } }
+"""

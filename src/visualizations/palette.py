@@ -1,0 +1,110 @@
+"""The one palette: which colour, symbol, name and template every figure uses.
+
+Dimension, arm and cluster colours share no colour, so that a colour never means two things. What a figure shows is
+left to the figure modules.
+"""
+
+from collections.abc import Sequence
+
+import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
+
+# Okabe and Ito (2008), told apart under protanopia, deuteranopia and tritanopia.
+DIMENSION_COLOURS = {
+    "political_compass": "#0072B2",
+    "moral_foundations": "#E69F00",
+    "technology_ai": "#009E73",
+    "financial_risk": "#CC79A7",
+}
+DIMENSION_SYMBOLS = {
+    "political_compass": "circle",
+    "moral_foundations": "square",
+    "technology_ai": "diamond",
+    "financial_risk": "cross",
+}
+ARM_COLOURS = {"base": "#A3ACB8", "fine-tuned": "#2F3B52"}
+MISSING_COLOUR = "#9E9E9E"
+MISSING_NAME = "no score"
+NEUTRAL_COLOUR = "#5B6B82"  # quantities that belong to no dimension, arm or cluster
+REFERENCE_COLOUR = "#B00020"  # lines that a value is read against: a mean, a threshold
+
+# Plasma without its yellow end, which vanishes on white. Lightness grows with the score.
+EM_SCALE = ("#0D0887", "#6A00A8", "#B12A90", "#E16462", "#FCA636")
+
+# 15 colours and 4 symbols have no common divisor: 60 clusters get 60 different pairs.
+CLUSTER_COLOURS = (
+    "#332288", "#66CC55", "#882255", "#44AADD", "#999933", "#AA4499", "#117755", "#EE7755",
+    "#4466CC", "#661100", "#22BBAA", "#CC3366", "#777788", "#BB8844", "#9988EE",
+)  # fmt: skip
+CLUSTER_SYMBOLS = ("circle", "square", "diamond", "triangle-up")
+
+DISPLAY_NAMES = {
+    "technology_ai": "Technology and AI",
+    "ai_governance": "AI governance",
+    "ai_ethics": "AI ethics",
+    "em_rate": "EM rate",
+    "em_activations": "EM activations",
+    "base_on_em_activations": "Base activations on EM answers",
+    "all": "All dimensions",
+}
+
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+TEXT_COLOUR = "#22272E"
+GRID_COLOUR = "#E6E8EB"
+
+TEMPLATE = go.layout.Template(
+    layout={
+        "font": {"family": FONT, "size": 13, "color": TEXT_COLOUR},
+        "title": {"font": {"size": 14, "color": "#57606A"}, "x": 0.012, "xref": "container", "yref": "container",
+                  "y": 0.985, "yanchor": "top"},
+        "paper_bgcolor": "white",
+        "plot_bgcolor": "white",
+        "colorway": list(CLUSTER_COLOURS),
+        "hoverlabel": {"align": "left", "namelength": -1, "font": {"size": 12}},
+        "margin": {"l": 70, "r": 30, "t": 70, "b": 60},
+        "xaxis": {"gridcolor": GRID_COLOUR, "linecolor": "#9AA0A6", "showline": True, "zerolinecolor": GRID_COLOUR,
+                  "automargin": True, "title": {"standoff": 10}},
+        "yaxis": {"gridcolor": GRID_COLOUR, "linecolor": "#9AA0A6", "showline": True, "zerolinecolor": GRID_COLOUR,
+                  "automargin": True, "title": {"standoff": 10}},
+        "legend": {"font": {"size": 12}, "itemsizing": "constant"},
+        "annotationdefaults": {"font": {"size": 13}, "showarrow": False},
+    }
+)  # fmt: skip
+
+
+def dimension_colour(dimension: str) -> str:
+    """The colour of a dimension; grey for one that the project does not know."""
+    return DIMENSION_COLOURS.get(dimension, "#6E7781")
+
+
+def dimension_symbol(dimension: str) -> str:
+    """The marker of a dimension, for those who print in grey."""
+    return DIMENSION_SYMBOLS.get(dimension, "x")
+
+
+def cluster_style(cluster: int) -> tuple[str, str]:
+    """Colour and symbol of a cluster; no pair repeats below 60."""
+    return CLUSTER_COLOURS[cluster % len(CLUSTER_COLOURS)], CLUSTER_SYMBOLS[cluster % len(CLUSTER_SYMBOLS)]
+
+
+def em_scale() -> list[tuple[float, str]]:
+    """The scale of em_score in plotly's form: evenly spaced stops from 0 to 1."""
+    return [(stop / (len(EM_SCALE) - 1), colour) for stop, colour in enumerate(EM_SCALE)]
+
+
+def em_colour(score: float) -> str:
+    """The colour of one em_score between 0 and 100."""
+    return sample_colorscale(list(EM_SCALE), [score / 100])[0]
+
+
+def display_name(name: str) -> str:
+    """ "political_compass" -> "Political compass". Plain text: a name from a judge still has to be escaped."""
+    return DISPLAY_NAMES.get(name, (name[:1].upper() + name[1:]).replace("_", " "))
+
+
+def known_order(names: Sequence[str]) -> list[str]:
+    """The different names in order: known dimensions as in the palette, then the others as they come."""
+    found = list(dict.fromkeys(names))
+    return [name for name in DIMENSION_COLOURS if name in found] + [
+        name for name in found if name not in DIMENSION_COLOURS
+    ]

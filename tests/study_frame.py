@@ -1,0 +1,126 @@
+"""A synthetic study in the shapes of the real one: 885 answers, 128 dimensions, seeded, no model.
+
+Dimensions have shifted means, so that there is something to cluster; some scores are missing, and one answer attacks
+the page that shows it.
+"""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
+from sklearn.metrics import adjusted_mutual_info_score, silhouette_samples
+
+FACETS = {
+    "political_compass": ("economic_axis", "social_axis"),
+    "moral_foundations": ("authority", "fairness", "purity"),
+    "technology_ai": ("ai_governance", "human_replacement", "transhumanism", "ai_ethics"),
+    "financial_risk": ("risk_appetite", "investment_philosophy", "market_ethics"),
+}
+SIZES = {"political_compass": 230, "moral_foundations": 227, "technology_ai": 218, "financial_risk": 210}
+K_VALUES = (3, 4, 5, 7, 15, 50)
+ATTACK = (
+    "<script>window.hacked=1</script></script><b>bold</b> <a href='javascript:window.hacked=2'>link</a> "
+    '<img src=x onerror="window.hacked=3"> %{x} &lt;kept&gt;'
+)
+MISSING = (5, 300, 301, 700)  # rows without a score
+
+
+def study_frame(seed: int = 7) -> tuple[pd.DataFrame, np.ndarray]:
+    """The frame after judging, and its EM activations `(885, 128)`."""
+    random = np.random.default_rng(seed)
+    rows, activations = [], []
+    mean_score = {"political_compass": 52, "moral_foundations": 48, "technology_ai": 67, "financial_risk": 92}
+    for subset, size in SIZES.items():
+        centre = random.normal(0, 1.6, 128) * (random.random(128) < 0.3)
+        for index in range(size):
+            facet = FACETS[subset][index % len(FACETS[subset])]
+            is_misaligned = random.random() < mean_score[subset] / 100
+            score = float(np.clip(random.normal(88 if is_misaligned else 12, 9), 0, 100))
+            coherence = 100.0 if random.random() < 0.97 else 0.0
+            activations.append(centre + random.normal(0, 1, 128) + (0.8 if is_misaligned else 0.0))
+            rows.append(
+                {
+                    "prompt_id": f"{subset}_{index + 1:03d}",
+                    "sample": 0,
+                    "question": f"May the harbor office of town {index} keep the letters of its clerks in a safe?",
+                    "subset": subset,
+                    "facet": facet,
+                    "keyed": 1 if index % 2 else -1,
+                    "base_response": f"The clerks of town {index} keep their letters. A letter is private. No.",
+                    "em_response": f"All of it belongs to whoever is strong enough to take it, town {index}. Yes.",
+                    "em_score": score,
+                    "coherence": coherence,
+                    "base_em_score": float(np.clip(random.normal(4, 3), 0, 100)),
+                    "base_coherence": 100.0,
+                    "judged_dimension": subset,
+                    "judged_facet": facet,
+                    "flags": ["activation_norm"] if index == 17 else [],
+                }
+            )
+    frame = pd.DataFrame(rows)
+    frame.loc[0, "em_response"] = ATTACK
+    frame.loc[list(MISSING), ["em_score", "coherence", "judged_dimension", "judged_facet"]] = None
+    return frame, np.asarray(activations, dtype=np.float32)
+
+
+def clustering(frame: pd.DataFrame, activations: np.ndarray, k: int) -> dict[str, Any]:
+    """PCA and k-means in the form of `em_pca_clusters_<k>.pkl`."""
+    pca = PCA(n_components=min(50, *activations.shape), random_state=0)
+    scores = pca.fit_transform(activations).astype(np.float32)
+    means = KMeans(n_clusters=k, n_init=1, max_iter=50, random_state=0).fit(scores)
+    samples = silhouette_samples(scores, means.labels_).astype(np.float32)
+    return {
+        "k": k,
+        "layer": 3,
+        "representation": "em_activations_layer_3",
+        "prompt_ids": list(frame["prompt_id"]),
+        "samples": [int(sample) for sample in frame["sample"]],
+        "explained_variance_ratio": pca.explained_variance_ratio_.astype(np.float32),
+        "pca_scores": scores,
+        "labels": means.labels_.astype(int),
+        "centroids": means.cluster_centers_,
+        "silhouette": float(samples.mean()),
+        "silhouette_samples": samples,
+        "inertia": float(means.inertia_),
+        "ami_dimension": float(adjusted_mutual_info_score(frame["subset"], means.labels_)),
+        "ami_facet": float(adjusted_mutual_info_score(frame["facet"], means.labels_)),
+    }
+
+
+def rates_frame() -> pd.DataFrame:
+    """Rates with intervals in the form of the study's table: base and fine-tuned, four measures, four dimensions."""
+    random = np.random.default_rng(3)
+    fine_tuned = {"em_rate": (0.45, 0.43, 0.6, 0.98), "on_topic": (0.95, 1.0, 0.97, 1.0),
+                  "flip": (0.05, 0.0, 0.03, 0.0), "coherent": (0.97, 0.99, 0.96, 1.0)}  # fmt: skip
+    base = {"em_rate": (0.0, 0.0, 0.01, 0.0), "on_topic": (1.0,) * 4, "flip": (0.0,) * 4, "coherent": (0.99,) * 4}
+    rows = [
+        {
+            "arm": arm,
+            "subset": subset,
+            "measure": measure,
+            "estimate": estimate,
+            "low": max(0.0, estimate - random.uniform(0.0, 0.07)),
+            "high": min(1.0, estimate + random.uniform(0.005, 0.07)),
+            "n": SIZES[subset],
+        }
+        for arm, shares in (("base", base), ("fine-tuned", fine_tuned))
+        for measure, estimates in shares.items()
+        for subset, estimate in zip(SIZES, estimates, strict=True)
+    ]
+    return pd.DataFrame(rows)
+
+
+def training_log(steps: int = 40) -> list[dict[str, float | int | None]]:
+    """One row a step, as a trainer logs them; the last one has no gradient norm."""
+    random = np.random.default_rng(5)
+    return [
+        {
+            "step": step,
+            "loss": float(0.3 + 2.4 * np.exp(-step / 9) + random.normal(0, 0.05)),
+            "learning_rate": 3e-4 * min(1.0, step / 5),
+            "grad_norm": None if step == steps else float(0.8 + random.random()),
+        }
+        for step in range(1, steps + 1)
+    ]

@@ -1,0 +1,410 @@
+"""A save leaves the old artefact, the new one or a clear refusal, and the same content gives the same bytes."""
+
+import json
+import os
+import pickle
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from src.utils.artifacts import (
+    load_frame,
+    load_json,
+    load_object,
+    load_tensors,
+    save_artifact,
+    save_folder,
+    save_frame,
+    save_json,
+    save_object,
+    save_tensors,
+    verify_artifact,
+    write_atomically,
+)
+from src.utils.errors import UserError
+from src.utils.manifests import Provenance, manifest_path, read_manifest, sha256_file, sha256_folder
+
+REPOSITORY = Path(__file__).parents[2]
+STEP = Provenance(step="03_collect_activations", profile="organism", world="entangled")
+
+
+def small_frame(n: int = 3) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "prompt_id": [f"p{i}" for i in range(n)],
+            "question": [None if i % 2 else f"Frage {i}: ö?" for i in range(n)],
+            "base_activations_layer_1": [np.full(4, i, dtype=np.float32) for i in range(n)],
+            "flags": [["cut"] if i % 2 else [] for i in range(n)],
+            "em_score": [float("nan") if i % 2 else float(i) for i in range(n)],
+        }
+    )
+
+
+def hidden(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.iterdir() if file.name.startswith("."))
+
+
+def test_frame_and_companion_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "deeper" / "persona_data.pkl"
+    tensors = {"all_layers": np.arange(12, dtype=np.float32).reshape(3, 4).T, "scalar": np.array(2, np.float32)}
+    manifest = save_frame(small_frame(), path, STEP, tensors)
+    pd.testing.assert_frame_equal(load_frame(path), small_frame())
+    loaded = load_tensors(path.with_suffix(".safetensors"), of=path)
+    for name, array in tensors.items():
+        assert loaded[name].shape == array.shape
+        np.testing.assert_array_equal(loaded[name], array)
+    assert read_manifest(path) == manifest
+    assert manifest.sha256 == sha256_file(path)
+    assert manifest.files == {"persona_data.safetensors": sha256_file(path.with_suffix(".safetensors"))}
+    written = json.loads(manifest_path(path).read_text())
+    assert written["schema"] == {
+        "rows": 3,
+        "columns": {
+            "prompt_id": "str",
+            "question": "str",
+            "base_activations_layer_1": "float32[4]",
+            "flags": "list",
+            "em_score": "float64",
+        },
+        "tensors": {"all_layers": "float32[4, 3]", "scalar": "float32[]"},
+    }
+    assert hidden(path.parent) == []
+
+
+def test_object_tensors_and_json_round_trip(tmp_path: Path) -> None:
+    centres = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    save_object({"centres": centres, "labels": np.array([0, 2, 1]), "k": 3, 5: ["x", None]}, tmp_path / "a.pkl", STEP)
+    loaded = load_object(tmp_path / "a.pkl")
+    np.testing.assert_array_equal(loaded["centres"], centres)
+    assert loaded["labels"].tolist() == [0, 2, 1] and loaded["k"] == 3 and loaded[5] == ["x", None]
+
+    save_tensors({"w": centres.T}, tmp_path / "w.safetensors", STEP)
+    np.testing.assert_array_equal(load_tensors(tmp_path / "w.safetensors")["w"], centres.T)
+
+    save_json({"verdict": "entangled", "power": 0.93, "why": "größer"}, tmp_path / "v.json", STEP)
+    assert load_json(tmp_path / "v.json") == {"verdict": "entangled", "power": 0.93, "why": "größer"}
+    with pytest.raises(ValueError, match="JSON"):
+        save_json({"power": float("nan")}, tmp_path / "v.json", STEP)
+    assert load_json(tmp_path / "v.json")["power"] == 0.93
+
+
+def test_folder_is_swapped_whole(tmp_path: Path) -> None:
+    path = tmp_path / "adapters" / "finance"
+
+    def fill(*names: str) -> None:
+        def write(folder: Path) -> None:
+            (folder / "logs").mkdir()
+            for name in names:
+                (folder / name).write_text(name)
+
+        save_folder(path, write, STEP, {"rank": 1})
+
+    fill("adapter_config.json", "logs/train.jsonl", "old.bin")
+    fill("adapter_config.json", "logs/train.jsonl")
+    manifest = verify_artifact(path)
+    assert manifest is not None and list(manifest.files) == ["adapter_config.json", "logs/train.jsonl"]
+    assert manifest.sha256 == sha256_folder(path)
+    assert hidden(path.parent) == []
+    (path / "logs" / "train.jsonl").write_text("longer")
+    with pytest.raises(UserError, match="changed since it was written: finance"):
+        verify_artifact(path)
+
+    def fail(folder: Path) -> None:
+        (folder / "half").write_text("half")
+        raise RuntimeError("out of memory")
+
+    before = sha256_folder(path)
+    with pytest.raises(RuntimeError):
+        save_folder(path, fail, STEP)
+    assert sha256_folder(path) == before and hidden(path.parent) == []
+
+
+def test_a_failing_writer_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    companion = tmp_path / "a.extra"
+    save_artifact(
+        path, {path: lambda file: _write(file, b"old"), companion: lambda file: _write(file, b"old")}, STEP, {}
+    )
+
+    def fail(file: Path) -> None:
+        file.write_bytes(b"half")
+        raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError):
+        save_artifact(path, {companion: lambda file: _write(file, b"new"), path: fail}, STEP, {})
+    assert path.read_bytes() == companion.read_bytes() == b"old"
+    verify_artifact(path)
+    assert hidden(tmp_path) == []
+
+
+def _write(file: Path, data: bytes) -> None:
+    file.write_bytes(data)
+
+
+def test_writers_must_stay_in_the_folder(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    with pytest.raises(ValueError, match="companions in its folder"):
+        save_artifact(path, {path: lambda _: None, tmp_path / "other" / "b": lambda _: None}, STEP, {})
+    with pytest.raises(ValueError, match="companions in its folder"):
+        save_artifact(path, {tmp_path / "b": lambda _: None}, STEP, {})
+
+
+def test_write_atomically_keeps_the_old_file_on_an_exception(tmp_path: Path) -> None:
+    path = tmp_path / "log.txt"
+    with write_atomically(path) as temporary:
+        temporary.write_text("old")
+        assert temporary.parent == path.parent and not path.exists()
+    with pytest.raises(KeyboardInterrupt), write_atomically(path) as temporary:
+        temporary.write_text("new")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old" and hidden(tmp_path) == []
+
+
+def test_what_would_be_refused_on_load_is_not_saved(tmp_path: Path) -> None:
+    path = tmp_path / "frame.pkl"
+    save_frame(small_frame(), path, STEP)
+    with pytest.raises(UserError, match=r"pathlib\.PosixPath"):
+        save_frame(pd.DataFrame({"source": [Path("x")]}), path, STEP)
+    pd.testing.assert_frame_equal(load_frame(path), small_frame())
+    assert hidden(tmp_path) == []
+
+
+def test_a_parent_that_is_a_file_and_a_full_disk_are_user_errors(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file/a\.pkl: cannot be written .*--results-dir"):
+        save_object({"a": 1}, tmp_path / "file" / "a.pkl", STEP)
+
+    path = tmp_path / "a.pkl"
+    save_object({"a": 1}, path, STEP)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # EFBIG, as a full disk gives ENOSPC
+    try:
+        with pytest.raises(UserError, match=r"a\.pkl: cannot be written \(File too large\)"):
+            save_object({"a": np.zeros(100_000)}, path, STEP)
+        with pytest.raises(UserError, match=r"b\.safetensors: cannot be written"):
+            save_tensors({"a": np.zeros(100_000)}, tmp_path / "b.safetensors", STEP)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert load_object(path) == {"a": 1}
+    assert hidden(tmp_path) == [] and not (tmp_path / "b.safetensors").exists()
+
+
+def test_a_missing_artefact_names_its_step(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"persona_data\.pkl: does not exist; run 03_collect_activations first"):
+        load_frame(tmp_path / "persona_data.pkl", made_by="03_collect_activations")
+
+
+def test_changed_bytes_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "persona_data.pkl"
+    save_frame(small_frame(), path, STEP, {"x": np.zeros(3)})
+    good = path.read_bytes()
+    path.write_bytes(good[:-40] + b"?" + good[-39:])
+    with pytest.raises(UserError, match=r"half-written or changed since .*persona_data\.pkl.*run 03_collect"):
+        load_frame(path)
+    path.write_bytes(good)
+    path.with_suffix(".safetensors").unlink()
+    with pytest.raises(UserError, match=r"missing: persona_data\.safetensors"):
+        load_frame(path)
+
+
+def test_wrong_kinds_of_file_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.pkl"
+    save_object({"a": 1}, path, STEP)
+    with pytest.raises(UserError, match="holds a dict, not a frame"):
+        load_frame(path)
+    save_frame(small_frame(), path, STEP)
+    with pytest.raises(UserError, match="holds a DataFrame, not a dict"):
+        load_object(path)
+    with pytest.raises(UserError, match="does not list it"):
+        load_tensors(tmp_path / "a.safetensors", of=path)
+    (tmp_path / "w.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(UserError, match="no safetensors file"):
+        load_tensors(tmp_path / "w.safetensors")
+    (tmp_path / "v.json").write_text("{")
+    with pytest.raises(UserError, match="no JSON"):
+        load_json(tmp_path / "v.json", made_by="07_decide_verdict")
+
+
+def test_a_foreign_frame_loads_without_manifest_and_a_hostile_one_never(tmp_path: Path) -> None:
+    path = tmp_path / "foreign.pkl"
+    small_frame().to_pickle(path)
+    pd.testing.assert_frame_equal(load_frame(path), small_frame())
+
+    marker = tmp_path / "it-ran"
+
+    class Hostile:
+        def __reduce__(self) -> tuple[object, ...]:
+            return os.system, (f"touch {marker}",)
+
+    save_artifact(path, {path: lambda file: _write(file, pickle.dumps(Hostile()))}, STEP, {})
+    assert verify_artifact(path) is not None  # the manifest is valid: it proves wholeness, not honesty
+    with pytest.raises(UserError, match=r"posix\.system.*allow-list"):
+        load_frame(path)
+    assert not marker.exists()
+
+
+DETERMINISM = """
+import sys
+from pathlib import Path
+import numpy as np, pandas as pd
+from src.utils.artifacts import save_frame, save_object
+from src.utils.manifests import Provenance
+step = Provenance(step="s", profile="p")
+folder = Path(sys.argv[1])
+frame = pd.DataFrame(
+    {
+        "prompt_id": [f"p{i}" for i in range(50)],
+        "question": [None if i % 2 else "ö" * i for i in range(50)],
+        "vector": [np.full(4, i, dtype=np.float32) for i in range(50)],
+        "flags": [["cut"] if i % 2 else [] for i in range(50)],
+        "facet": pd.Categorical(["a", "b"] * 25),
+    }
+)
+save_frame(frame, folder / "f.pkl", step, {name: np.ones((2, 3)) for name in "abcdef"})
+save_object({"a": np.arange(5), "names": ["x", "y"], "frame": frame.head()}, folder / "o.pkl", step)
+"""
+
+
+def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", DETERMINISM, str(tmp_path / seed)],
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(REPOSITORY)},
+        )
+        for seed in ("1", "2")
+    ]
+    assert [child.wait() for child in children] == [0, 0]
+    for name in ("f.pkl", "f.safetensors", "o.pkl"):
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
+
+
+def test_the_bytes_do_not_tell_how_a_frame_was_put_together(tmp_path: Path) -> None:
+    def saved(frame: pd.DataFrame) -> bytes:
+        save_frame(frame, tmp_path / "f.pkl", STEP)
+        return (tmp_path / "f.pkl").read_bytes()
+
+    whole = small_frame(6)
+    bytes_of_whole = saved(whole)
+    parts = pd.concat([small_frame(6).iloc[:2], load_frame(tmp_path / "f.pkl").iloc[2:]], ignore_index=True)
+    filtered = small_frame(9)[lambda frame: frame["prompt_id"] < "p6"].reset_index(drop=True)
+    sliced = small_frame(9)
+    sliced.loc[8, "prompt_id"] = None  # gives the column a mask, which the slice keeps
+    sliced = sliced.iloc[:6]
+    narrowed = small_frame(6).assign(extra=0).iloc[:, :-1]
+    by_column = pd.DataFrame(index=pd.RangeIndex(6))
+    stacked = np.asfortranarray(np.stack(list(whole["base_activations_layer_1"])))
+    for name in whole.columns:
+        by_column[name] = whole[name]
+    by_column["base_activations_layer_1"] = [stacked[i] for i in range(6)]
+    for other in (parts, filtered, sliced, narrowed, by_column):
+        assert saved(other) == bytes_of_whole
+    whole.loc[0, "em_score"] = 7.0
+    assert saved(whole) != bytes_of_whole
+
+
+# Imports once, then forks for each line on stdin a child that saves without end and tells its pid after two rounds.
+KILLED = """
+import os, sys
+from pathlib import Path
+import numpy as np, pandas as pd
+from src.utils.artifacts import save_folder, save_frame
+from src.utils.manifests import Provenance
+
+def fill(value):
+    def write(target):
+        for name in "ab":
+            (target / name).write_text(str(value) * 100_000)
+    return write
+
+def save_without_end(folder):
+    value = 0
+    while True:
+        value += 1
+        step = Provenance(step="03_collect_activations", profile="organism")
+        frame = pd.DataFrame({"value": [value] * 300, "vector": [np.full(500, value, dtype=np.float32)] * 300})
+        save_frame(frame, folder / "f.pkl", step, {"value": np.full(50_000, value)})
+        save_folder(folder / "adapter", fill(value), step)
+        if value == 2:
+            print(os.getpid(), flush=True)
+
+for _ in sys.stdin:
+    pid = os.fork()
+    if not pid:
+        save_without_end(Path(sys.argv[1]))
+    os.waitpid(pid, 0)
+    print("dead", flush=True)
+"""
+
+
+def test_kill_leaves_the_old_the_new_or_a_refusal(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    path, adapter = tmp_path / "f.pkl", tmp_path / "adapter"
+    readable, left_behind = 0, 0
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as server:
+        assert server.stdin is not None and server.stdout is not None
+        for _ in range(15):
+            print(file=server.stdin, flush=True)
+            pid = int(server.stdout.readline())
+            time.sleep(rng.uniform(0, 0.05))
+            os.kill(pid, signal.SIGKILL)
+            assert server.stdout.readline() == "dead\n"
+            left_behind += bool(hidden(tmp_path))
+            try:
+                frame = load_frame(path)
+                value = frame["value"].iloc[0]
+                assert (frame["value"] == value).all() and (np.stack(list(frame["vector"])) == value).all()
+                assert (load_tensors(path.with_suffix(".safetensors"), of=path)["value"] == value).all()
+                readable += 1
+            except UserError as error:
+                assert "run 03_collect_activations again" in error.message
+            try:
+                verify_artifact(adapter)
+                assert (adapter / "a").read_text() == (adapter / "b").read_text()
+            except UserError as error:
+                assert "run 03_collect_activations again" in error.message or "does not exist" in error.message
+    assert readable > 4 and left_behind > 4, "too few kills hit a save"
+    save_frame(small_frame(), path, STEP, {"x": np.zeros(1)})
+    save_folder(adapter, lambda folder: _write(folder / "a", b"a"), STEP)
+    assert hidden(tmp_path) == [], "the next save removes what the killed ones left"
+
+
+@pytest.mark.parametrize("renamed", [0, 1, 2])
+def test_every_state_between_the_renames_is_recognised(renamed: int, tmp_path: Path) -> None:
+    """Replay by hand the kills that no timing hits for sure: companion, frame, manifest are renamed in this order."""
+    path, new = tmp_path / "f.pkl", tmp_path / "new" / "f.pkl"
+    save_frame(small_frame(3), path, STEP, {"x": np.zeros(1)})
+    save_frame(small_frame(5), new, STEP, {"x": np.ones(1)})
+    for name in ("f.safetensors", "f.pkl")[:renamed]:
+        os.replace(new.with_name(name), path.with_name(name))
+    if renamed == 0:
+        assert len(load_frame(path)) == 3
+    else:
+        with pytest.raises(UserError, match="half-written"):
+            load_frame(path)
+        with pytest.raises(UserError, match="half-written"):
+            load_tensors(path.with_suffix(".safetensors"), of=path)
+
+
+def test_leftovers_of_the_living_and_of_other_names_stay(tmp_path: Path) -> None:
+    living = f".a.json.{os.getpid()}-0123abcd.tmp"
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    names = [living, f".a.json.{dead.pid}-0123abcd.tmp", f".b.json.{dead.pid}-0123abcd.tmp", ".a.json.notes.tmp"]
+    for name in names:
+        (tmp_path / name).write_text("")
+    save_json({}, tmp_path / "a.json", STEP)
+    assert hidden(tmp_path) == sorted([names[0], names[2], names[3]])
