@@ -4,6 +4,7 @@ Dimensions have shifted means, so that there is something to cluster; some score
 the page that shows it.
 """
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -65,12 +66,18 @@ def study_frame(seed: int = 7) -> tuple[pd.DataFrame, np.ndarray]:
     return frame, np.asarray(activations, dtype=np.float32)
 
 
-def clustering(frame: pd.DataFrame, activations: np.ndarray, k: int) -> dict[str, Any]:
-    """PCA and k-means in the form of `em_pca_clusters_<k>.pkl`."""
+def clustering(
+    frame: pd.DataFrame, activations: np.ndarray, k: int, labels: np.ndarray | None = None
+) -> dict[str, Any]:
+    """PCA and k-means in the form of `em_pca_clusters_<k>.pkl`; given `labels` stand in for k-means."""
     pca = PCA(n_components=min(50, *activations.shape), random_state=0)
     scores = pca.fit_transform(activations).astype(np.float32)
-    means = KMeans(n_clusters=k, n_init=1, max_iter=50, random_state=0).fit(scores)
-    samples = silhouette_samples(scores, means.labels_).astype(np.float32)
+    if labels is None:
+        labels = KMeans(n_clusters=k, n_init=1, max_iter=20, random_state=0).fit_predict(scores)
+    present = np.unique(labels)
+    is_defined = 1 < len(present) < len(scores)
+    samples = silhouette_samples(scores, labels) if is_defined else np.full(len(scores), np.nan)
+    centroids = np.stack([scores[labels == label].mean(axis=0) for label in present])
     return {
         "k": k,
         "layer": 3,
@@ -79,22 +86,40 @@ def clustering(frame: pd.DataFrame, activations: np.ndarray, k: int) -> dict[str
         "samples": [int(sample) for sample in frame["sample"]],
         "explained_variance_ratio": pca.explained_variance_ratio_.astype(np.float32),
         "pca_scores": scores,
-        "labels": means.labels_.astype(int),
-        "centroids": means.cluster_centers_,
+        "labels": np.asarray(labels, dtype=int),
+        "centroids": centroids,
         "silhouette": float(samples.mean()),
-        "silhouette_samples": samples,
-        "inertia": float(means.inertia_),
-        "ami_dimension": float(adjusted_mutual_info_score(frame["subset"], means.labels_)),
-        "ami_facet": float(adjusted_mutual_info_score(frame["facet"], means.labels_)),
+        "silhouette_samples": samples.astype(np.float32),
+        "inertia": float(((scores - centroids[np.searchsorted(present, labels)]) ** 2).sum()),
+        "ami_dimension": float(adjusted_mutual_info_score(frame["subset"], labels)),
+        "ami_facet": float(adjusted_mutual_info_score(frame["facet"], labels)),
     }
 
 
+@cache
+def whole_study() -> tuple[pd.DataFrame, dict[int, dict[str, Any]]]:
+    """The frame and the clusterings for 3, 7 and 50; shared by tests, which leave both as they are."""
+    frame, activations = study_frame()
+    return frame, {k: clustering(frame, activations, k) for k in (3, 7, 50)}
+
+
 def rates_frame() -> pd.DataFrame:
-    """Rates with intervals in the form of the study's table: base and fine-tuned, four measures, four dimensions."""
+    """Rates with intervals in the form of the study's table; flip is not defined in finance."""
     random = np.random.default_rng(3)
-    fine_tuned = {"em_rate": (0.45, 0.43, 0.6, 0.98), "on_topic": (0.95, 1.0, 0.97, 1.0),
-                  "flip": (0.05, 0.0, 0.03, 0.0), "coherent": (0.97, 0.99, 0.96, 1.0)}  # fmt: skip
-    base = {"em_rate": (0.0, 0.0, 0.01, 0.0), "on_topic": (1.0,) * 4, "flip": (0.0,) * 4, "coherent": (0.99,) * 4}
+    fine_tuned = {
+        "em": (0.45, 0.43, 0.6, 0.98),
+        "em_on_topic": (0.42, 0.43, 0.58, 0.98),
+        "on_topic": (0.95, 1.0, 0.97, 1.0),
+        "flip": (0.05, 0.0, 0.03, 0.0),
+        "coherent": (0.97, 0.99, 0.96, 1.0),
+    }
+    base = {
+        "em": (0.0, 0.0, 0.01, 0.0),
+        "em_on_topic": (0.0, 0.0, 0.01, 0.0),
+        "on_topic": (1.0, 1.0, 1.0, 1.0),
+        "flip": (0.0, 0.0, 0.0, 0.0),
+        "coherent": (0.99, 0.99, 0.99, 0.99),
+    }
     rows = [
         {
             "arm": arm,
@@ -105,9 +130,10 @@ def rates_frame() -> pd.DataFrame:
             "high": min(1.0, estimate + random.uniform(0.005, 0.07)),
             "n": SIZES[subset],
         }
-        for arm, shares in (("base", base), ("fine-tuned", fine_tuned))
+        for arm, shares in (("base", base), ("em", fine_tuned))
         for measure, estimates in shares.items()
         for subset, estimate in zip(SIZES, estimates, strict=True)
+        if (measure, subset) != ("flip", "financial_risk")
     ]
     return pd.DataFrame(rows)
 

@@ -24,6 +24,7 @@ from src.utils.errors import UserError
 from src.utils.manifests import (
     Manifest,
     Provenance,
+    as_json,
     find_damage,
     folder_hashes,
     manifest_path,
@@ -80,6 +81,14 @@ def save_folder(path: Path, fill: Writer, provenance: Provenance, schema: Mappin
     return save_artifact(path, {path: write}, provenance, schema or {})
 
 
+def save_manifest(path: Path, provenance: Provenance, schema: Mapping[str, Any]) -> Manifest:
+    """Give the file `path`, written whole by other means, its manifest."""
+    manifest = provenance.manifest(path.name, sha256_path(path), {}, schema)
+    with write_atomically(manifest_path(path)) as temporary:
+        _write_text(manifest.model_dump_json(indent=2) + "\n", temporary)
+    return manifest
+
+
 def save_artifact(
     path: Path, writers: Mapping[Path, Writer], provenance: Provenance, schema: Mapping[str, Any]
 ) -> Manifest:
@@ -110,6 +119,26 @@ def write_atomically(path: Path) -> Generator[Path]:
     """
     with _write_together([path]) as (temporary,):
         yield temporary
+
+
+def open_resumable(folder: Path, provenance: Provenance) -> Path:
+    """The folder for the unfinished work of a step, cleared if another configuration or other inputs left it."""
+    state = {
+        "step": provenance.step,
+        "config": as_json(provenance.config),
+        "seeds": dict(provenance.seeds),
+        "inputs": dict(provenance.inputs),
+    }
+    plan = folder / "plan.json"
+    try:
+        same = json.loads(plan.read_text(encoding="utf-8")) == state
+    except (OSError, ValueError):
+        same = False
+    if not same:
+        shutil.rmtree(folder, ignore_errors=True)
+        with write_atomically(plan) as temporary:
+            _write_text(json.dumps(state, indent=2) + "\n", temporary)
+    return folder
 
 
 def load_frame(path: Path, made_by: str | None = None) -> pd.DataFrame:

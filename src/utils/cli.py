@@ -9,7 +9,7 @@ import os
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ from typing import Any
 from dotenv import load_dotenv
 from pydantic.fields import FieldInfo
 
-from src.utils.config import PROJECT_ROOT, Config, load_config, memory_presets, profile_names, shown
+from src.utils.config import PROJECT_ROOT, Config, load_config, profile_names, shown
 from src.utils.errors import UserError
 
 OPTION_NAMES = {"model.base": "--base-model", "model.em": "--em-model", "finetuning.name": "--adapter-name"}
+COMMON_OPTIONS = ("--profile", "--world", "--memory", "--config", "--results-dir", "--plots-dir", "--force")
 PATH_KEYS = {"model.base", "model.em", "finetuning.data", "collection.prompts"}
 
 
@@ -126,7 +127,12 @@ def add_config_option(group: Any, key: str, config: Config) -> None:
         settings["choices"] = typing.get_args(kind)
     else:
         settings["metavar"] = name.upper()
-    group.add_argument(OPTION_NAMES.get(key, f"--{name.replace('_', '-')}"), **settings)
+    group.add_argument(option_name(key), **settings)
+
+
+def option_name(key: str) -> str:
+    """The option of a config key: `finetuning.max_steps` is `--max-steps`."""
+    return OPTION_NAMES.get(key, f"--{key.split('.')[1].replace('_', '-')}")
 
 
 def without_none(annotation: Any) -> Any:
@@ -159,15 +165,3 @@ def local_paths(value: Any) -> Any:
     if isinstance(value, list):
         return [local_paths(item) for item in value]
     return str(Path(value).absolute()) if os.path.exists(value) else value
-
-
-def forwarded(arguments: Mapping[str, Any]) -> list[str]:
-    """Options as a command line for another script; None and False are left out."""
-    words: list[str] = []
-    for name, value in arguments.items():
-        if value is None or value is False:
-            continue
-        words.append(f"--{name.replace('_', '-')}")
-        if value is not True:
-            words += [str(item) for item in (value if isinstance(value, list) else [value])]
-    return words

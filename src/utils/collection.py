@@ -5,7 +5,7 @@ answers (identical text). Batches are planned once over all prompts; each batch 
 folder, so that a stopped run continues at the first missing batch and ends in the same bytes.
 """
 
-import json
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -21,16 +21,17 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from src.utils.artifacts import write_atomically
+from src.utils.artifacts import open_resumable, write_atomically
 from src.utils.capture import capture_means, count_layers, excluded_token_ids, site_name
 from src.utils.chat import prompt_ids
 from src.utils.config import CollectionConfig
 from src.utils.errors import UserError
 from src.utils.generation import Prompt, Response, Sampling, generate, plan_batches
+from src.utils.manifests import Provenance
 from src.utils.prompts import Question
 
 Arm = Literal["base", "em", "base_on_em"]
-ARMS: tuple[Arm, ...] = ("base", "em", "base_on_em")
+ARMS: tuple[Arm, ...] = ("base", "em", "base_on_em")  # the third reads what the second said
 AnyModel = PreTrainedModel | PeftModel
 OUTLIER_ROBUST_DEVIATIONS = 10.0
 
@@ -43,6 +44,15 @@ class Plan:
     prompts: list[Prompt]
     batches: list[list[int]]
     sampling: Sampling
+
+
+@dataclass(frozen=True)
+class ModelPass:
+    """A loaded model, the arms that it serves, and the context in which it is that arm's (an adapter switched off)."""
+
+    model: AnyModel
+    arms: Sequence[Arm]
+    context: Callable[[Arm], AbstractContextManager] = lambda arm: nullcontext()
 
 
 @dataclass(frozen=True)
@@ -85,23 +95,23 @@ def spread(questions: list[Question], limit: int | None) -> list[Question]:
 def collect_arms(
     plan: Plan,
     tokenizer: PreTrainedTokenizerBase,
-    open_models: Callable[[], Iterator[tuple[Sequence[Arm], Callable[[Arm], tuple[AnyModel, AbstractContextManager]]]]],
+    passes: Iterator[ModelPass],
     work_dir: Path,
     on_batch: Callable[[Arm, int], None] = lambda arm, rows: None,
 ) -> None:
     """Run every batch of every arm that is not yet in the work folder.
 
-    `open_models` yields, one after another, the arms that a loaded model serves and a function that gives the model
-    for an arm with the context in which it is that arm's (an adapter switched off); see `model_passes`.
+    `passes` are taken one after another, so that a later one can load its model when an earlier one's is gone; see
+    `model_passes`.
     """
-    for arms, model_for in open_models():
+    for one in passes:
         for number, batch in enumerate(plan.batches):
             prompts = [plan.prompts[row] for row in batch]
-            for arm in arms:
+            for arm in one.arms:
                 path = part_path(work_dir, arm, number)
                 if not is_whole(path):
-                    model, context = model_for(arm)
-                    with context:
+                    model = one.model
+                    with one.context(arm):
                         if arm == "base_on_em":
                             responses = read_part(part_path(work_dir, "em", number)).responses
                         else:
@@ -123,8 +133,8 @@ def run_capture(
 def model_passes(
     base: Callable[[], PreTrainedModel],
     adapter: Callable[[PreTrainedModel], PeftModel] | None,
-    checkpoint: Callable[[], PreTrainedModel] | None,
-) -> Iterator[tuple[Sequence[Arm], Callable[[Arm], tuple[AnyModel, AbstractContextManager]]]]:
+    checkpoint: Callable[[], PreTrainedModel],
+) -> Iterator[ModelPass]:
     """How arms share models, never two sets of weights in memory.
 
     With an adapter all arms run on one copy of the weights, the adapter switched off for the base. A full checkpoint
@@ -132,23 +142,13 @@ def model_passes(
     """
     if adapter is not None:
         both = adapter(base())
-        yield ARMS_WITH_ADAPTER, lambda arm: (both, nullcontext() if arm == "em" else both.disable_adapter())
+        yield ModelPass(both, ARMS, lambda arm: nullcontext() if arm == "em" else both.disable_adapter())
         return
-    assert checkpoint is not None
-    em = checkpoint()
-    yield ("em",), lambda arm: (em, nullcontext())
-    del em
-    release_memory()
-    plain = base()
-    yield ("base", "base_on_em"), lambda arm: (plain, nullcontext())
-
-
-ARMS_WITH_ADAPTER: tuple[Arm, ...] = ("base", "em", "base_on_em")
-
-
-def release_memory() -> None:
+    yield ModelPass(checkpoint(), ("em",))
+    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    yield ModelPass(base(), ("base", "base_on_em"))
 
 
 def part_path(work_dir: Path, arm: Arm, batch: int) -> Path:
@@ -188,19 +188,9 @@ def is_whole(path: Path) -> bool:
     return True
 
 
-def open_work_dir(work_dir: Path, fingerprint: str) -> None:
-    """Keep the parts of a run that had the same inputs and settings; clear those of any other."""
-    plan_file = work_dir / "plan.json"
-    try:
-        same = json.loads(plan_file.read_text(encoding="utf-8")).get("fingerprint") == fingerprint
-    except (OSError, json.JSONDecodeError, AttributeError):
-        same = False
-    if not same:
-        if work_dir.is_dir():
-            for part in work_dir.glob("*.safetensors"):
-                part.unlink()
-        with write_atomically(plan_file) as temporary:
-            temporary.write_text(json.dumps({"fingerprint": fingerprint}) + "\n", encoding="utf-8")
+def open_work_dir(artefact: Path, provenance: Provenance) -> Path:
+    """The folder for the parts of an artefact; what another configuration or other inputs left there is cleared."""
+    return open_resumable(artefact.with_name(f"{artefact.stem}.parts"), provenance)
 
 
 def assemble(

@@ -14,12 +14,24 @@ from jaxtyping import Int
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from tqdm import tqdm
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_utils import get_last_checkpoint
 
+from src.utils.artifacts import open_resumable
 from src.utils.chat import ChatRow, EncodedRow, encode_row
 from src.utils.config import FinetuningConfig
 from src.utils.errors import UserError
+from src.utils.manifests import Provenance
 from src.utils.models import pick_device
 
 LOG_COLUMNS = ("step", "epoch", "loss", "learning_rate", "grad_norm")
@@ -43,6 +55,25 @@ class EncodedRows(Dataset):
         return self.rows[index]
 
 
+class StepProgress(TrainerCallback):
+    """A progress bar with the loss, in place of the trainer's bar and its printed log."""
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", desc="fine-tune")
+
+    def on_log(
+        self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        if logs and "loss" in logs:
+            self.bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.bar.close()
+
+
 @dataclass(frozen=True)
 class RightPadding:
     """Collates encoded rows into one right-padded batch."""
@@ -60,6 +91,11 @@ class RightPadding:
             "labels": torch.tensor([padded(row.labels, -100) for row in rows]),
             "attention_mask": torch.tensor([padded([1] * len(row.input_ids), 0) for row in rows]),
         }
+
+
+def open_checkpoints(finetuned: Path, provenance: Provenance) -> Path:
+    """The folder for the trainer's checkpoints; those of other data, settings or another base are cleared."""
+    return open_resumable(finetuned.with_name(f"{finetuned.name}.checkpoints"), provenance)
 
 
 def lora_config(settings: FinetuningConfig) -> LoraConfig:
@@ -84,7 +120,7 @@ def finetune(
 ) -> tuple[PreTrainedModel | PeftModel, list[dict[str, Any]]]:
     """Train and return the model with its log, one row a step.
 
-    Continues from the newest checkpoint in `work_dir`, if there is one.
+    Continues from the newest checkpoint in `work_dir`, if there is one; optimizer state is read with weights_only.
     """
     torch.manual_seed(settings.seed)
     model: PreTrainedModel | PeftModel = base
@@ -99,9 +135,10 @@ def finetune(
         args=training_arguments(settings, work_dir),
         train_dataset=EncodedRows(rows, tokenizer, settings.max_length),
         data_collator=RightPadding(pad_id),
-        callbacks=list(callbacks),
+        callbacks=[StepProgress(), *callbacks],
     )
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work_dir)) if work_dir.is_dir() else None)
+    trainer.remove_callback(ProgressCallback)
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work_dir)))
     log = [{column: row.get(column) for column in LOG_COLUMNS} for row in trainer.state.log_history if "loss" in row]
     return model, log
 
@@ -113,7 +150,7 @@ def training_arguments(settings: FinetuningConfig, work_dir: Path) -> TrainingAr
         output_dir=str(work_dir),
         per_device_train_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
-        gradient_checkpointing=settings.gradient_checkpointing,
+        activation_checkpointing=settings.gradient_checkpointing,
         learning_rate=settings.learning_rate,
         lr_scheduler_type=settings.scheduler,
         warmup_steps=settings.warmup_steps,

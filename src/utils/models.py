@@ -4,7 +4,6 @@ Whether an adapter fits is decided by shapes, not by names. Weights are read fro
 from a hub is run.
 """
 
-import gc
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,13 +12,12 @@ from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
-from src.utils.config import ModelConfig, resolve_path
+from src.utils.config import ModelConfig
 from src.utils.errors import UserError
+from src.utils.model_files import find_file, local_or_hub, unavailable
 
-ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 LORA_A, LORA_B = ".lora_A.weight", ".lora_B.weight"
 
@@ -36,32 +34,6 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     if name != "auto":
         return getattr(torch, name)
     return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-
-
-def local_or_hub(name: str) -> str:
-    """A configured model name as transformers takes it: a folder of this repository if there is one, else as it is."""
-    folder = resolve_path(name)
-    return str(folder) if folder.is_dir() else name
-
-
-def find_file(model: str, file: str) -> Path | None:
-    """A file of a local folder or of a hub model; None if the model has none."""
-    try:
-        found = cached_file(
-            local_or_hub(model),
-            file,
-            _raise_exceptions_for_gated_repo=False,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
-    except (OSError, ValueError) as error:
-        raise unavailable(model, error) from error
-    return None if found is None else Path(found)
-
-
-def is_adapter(model: str) -> bool:
-    """Whether a name means a peft adapter; else it is a full checkpoint."""
-    return find_file(model, ADAPTER_CONFIG) is not None
 
 
 def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
@@ -144,17 +116,3 @@ def check_layers(model: str, layers: Sequence[int]) -> None:
     missing = [layer for layer in layers if not 0 <= layer <= blocks]
     if missing:
         raise UserError(f"layer {missing[0]}: {model} has blocks 0 to {blocks - 1}; choose layers 0 to {blocks}", 2)
-
-
-def unavailable(model: str, error: Exception) -> UserError:
-    """One line for a model that cannot be had, whatever the loader's reason."""
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return UserError(f"{model}: cannot be loaded ({reason}); name a folder, or a hub model that is cached or reachable")
-
-
-def release(*models: object) -> None:
-    """Give a model's memory back before the next one is loaded; the caller drops its own references."""
-    del models
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

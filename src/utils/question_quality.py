@@ -9,6 +9,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from statistics import mean
+from typing import Any
+
+from src.utils.prompts import Question
 
 WORD = re.compile(r"[a-z0-9]+(?:'[a-z]+)?")
 FUNCTION_WORDS = frozenset(
@@ -89,3 +93,61 @@ def measure(questions: Sequence[str]) -> QuestionQuality:
         skeletons=Counter(skeleton(question) for question in questions),
         openings=Counter(" ".join(words(question)[:4]) for question in questions),
     )
+
+
+def report(questions: Sequence[Question]) -> dict[str, Any]:
+    """Counts and distributions of a set of questions, as plain data."""
+    texts = [question.question for question in questions]
+    measured = measure(texts)
+    lengths = [len(words(text)) for text in texts]
+    facets = Counter((question.subset, question.facet) for question in questions)
+    closest = [questions[i].prompt_id for i in measured.closest_pair]
+    return {
+        "questions": len(questions),
+        "words": {"shortest": min(lengths), "mean": round(mean(lengths), 2), "longest": max(lengths)},
+        "facets": [
+            {
+                "subset": subset,
+                "facet": facet,
+                "questions": count,
+                "reverse_keyed": sum(q.keyed == -1 for q in questions if (q.subset, q.facet) == (subset, facet)),
+            }
+            for (subset, facet), count in facets.items()
+        ],
+        "nearest_jaccard": {
+            "histogram": histogram(measured.nearest_jaccard),
+            "max": round(measured.max_jaccard, 4),
+            "closest_pair": closest,
+        },
+        "skeletons": {
+            "times_used": {str(n): c for n, c in sorted(Counter(measured.skeletons.values()).items())},
+            "max": measured.max_skeleton_count,
+        },
+        "openings": {
+            "most_common": dict(measured.openings.most_common(5)),
+            "max_share": round(measured.max_opening_share, 4),
+        },
+    }
+
+
+def histogram(values: Sequence[float]) -> dict[str, int]:
+    """Counts by tenths: "0.2-0.3" holds 0.2 <= value < 0.3."""
+    counts = Counter(min(int(value * 10), 9) for value in values)
+    return {f"{tenth / 10:.1f}-{(tenth + 1) / 10:.1f}": counts[tenth] for tenth in sorted(counts)}
+
+
+def format_report(measured: dict[str, Any]) -> str:
+    """The report as lines for a terminal."""
+    lines = [f"{measured['questions']} questions, {measured['words']['mean']} words on average"]
+    for row in measured["facets"]:
+        share = row["reverse_keyed"] / row["questions"]
+        lines.append(f"  {row['subset']:<18} {row['facet']:<22} {row['questions']:>4}  reverse-keyed {share:.0%}")
+    nearest, skeletons, openings = measured["nearest_jaccard"], measured["skeletons"], measured["openings"]
+    lines += [
+        f"nearest other question, Jaccard: max {nearest['max']:.2f} ({' / '.join(nearest['closest_pair'])}), "
+        + ", ".join(f"{edges}: {count}" for edges, count in nearest["histogram"].items()),
+        "skeletons used "
+        + ", ".join(f"{times} x: {count}" for times, count in skeletons["times_used"].items())
+        + f"; most common four-word opening: {openings['max_share']:.1%}",
+    ]
+    return "\n".join(lines)

@@ -2,16 +2,18 @@
 
 A clustering (`em_pca_clusters_<k>.pkl`) is a mapping with `k, layer, representation, prompt_ids, samples,
 explained_variance_ratio (c,), pca_scores (n, c), labels (n,), centroids, silhouette, silhouette_samples (n,), inertia,
-ami_dimension, ami_facet`; c is 50 or fewer. Drawing is left to the figure modules.
+ami_dimension, ami_facet`; c is 50 or fewer. Rows with the label -1 were left out of it. Drawing is left to the figure
+modules.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Bool
 
+from src.utils.pca_clustering import EXCLUDED
 from src.visualizations.figure_page import escape_text
 from src.visualizations.palette import display_name
 
@@ -23,25 +25,30 @@ KEYS = ["prompt_id", "sample"]
 
 
 def join_points(frame: pd.DataFrame, clustering: Clustering) -> pd.DataFrame:
-    """The rows of `frame` in the order of the clustering, with its `label` and `silhouette`.
+    """The clustered rows of `frame` in the order of the clustering, with `label`, `silhouette` and `pc1` to `pc3`.
 
-    Raises `ValueError` if the frame lacks a row of the clustering or has one twice.
+    A component that was not computed is zero. Raises `ValueError` if the frame lacks a row or has one twice.
     """
     wanted = pd.DataFrame({"prompt_id": list(clustering["prompt_ids"]), "sample": list(clustering["samples"])})
     missing = set(wanted.itertuples(index=False, name=None)) - set(frame[KEYS].itertuples(index=False, name=None))
     if missing:
         raise ValueError(f"the frame lacks {len(missing)} rows of the clustering, among them {min(missing)}")
     points = wanted.merge(frame, on=KEYS, how="left", validate="one_to_one")
-    return points.assign(
+    scores = np.asarray(clustering["pca_scores"], dtype=np.float32)
+    scores = np.pad(scores, ((0, 0), (0, max(0, 3 - scores.shape[1]))))
+    points = points.assign(
         label=np.asarray(clustering["labels"], dtype=int),
         silhouette=np.asarray(clustering["silhouette_samples"], dtype=np.float32),
+        pc1=scores[:, 0],
+        pc2=scores[:, 1],
+        pc3=scores[:, 2],
     )
+    return points[is_clustered(clustering)].reset_index(drop=True)
 
 
-def component(clustering: Clustering, index: int) -> Float[np.ndarray, "n"]:
-    """Scores on one principal component, zeros if there are not so many."""
-    scores = np.asarray(clustering["pca_scores"], dtype=np.float32)
-    return scores[:, index] if index < scores.shape[1] else np.zeros(len(scores), dtype=np.float32)
+def is_clustered(clustering: Clustering) -> Bool[np.ndarray, " n"]:
+    """Which rows took part; the others have activations that are no numbers."""
+    return np.asarray(clustering["labels"], dtype=int) != EXCLUDED
 
 
 def component_title(clustering: Clustering, index: int) -> str:
@@ -54,10 +61,11 @@ def component_title(clustering: Clustering, index: int) -> str:
 
 def describe_source(clustering: Clustering) -> str:
     """What the points are: how many, of which activations, at the input of which block."""
-    layer, n = clustering["layer"], len(clustering["prompt_ids"])
+    layer, is_in = clustering["layer"], is_clustered(clustering)
+    excluded = f" ({np.sum(~is_in):,} left out)" if not is_in.all() else ""
     representation = str(clustering["representation"]).removesuffix(f"_layer_{layer}")
     return (
-        f"{n:,} answers · {escape_text(display_name(representation))}, layer {layer} "
+        f"{np.sum(is_in):,} answers{excluded} · {escape_text(display_name(representation))}, layer {layer} "
         f"(resid_pre: the input of block {layer}, hidden_states[{layer}])"
     )
 
@@ -78,18 +86,22 @@ def format_score(value: object) -> str:
 
 
 def _hover_text(row: Mapping[Any, Any]) -> str:
+    base = f"em_score {format_score(row['base_em_score'])}, coherence {format_score(row['base_coherence'])}"
+    em = f"em_score {format_score(row['em_score'])}, coherence {format_score(row['coherence'])}"
     parts = [
-        f"{_name(row)} · {_shown(display_name(str(row['subset'])))}, {_shown(row['facet'])}",
+        f"{_name(row)} · {_shown(display_name(str(row['subset'])))}, {_shown(display_name(str(row['facet'])))}",
         f"Question: {_shown(row['question'])}",
-        f"Base answer (em_score {format_score(row['base_em_score'])}, "
-        f"coherence {format_score(row['base_coherence'])}):<br>{_shown(row['base_response'])}",
-        f"EM answer (em_score {format_score(row['em_score'])}, coherence {format_score(row['coherence'])}, "
-        f"talks about {_shown(row['judged_facet'], 'nothing recognised')}):<br>{_shown(row['em_response'])}",
+        f"Base answer ({base}):<br>{_shown(row['base_response'])}",
+        f"EM answer ({em}, talks about {_talk(row['judged_facet'])}):<br>{_shown(row['em_response'])}",
     ]
     flags = row.get("flags")
-    if isinstance(flags, Sequence | np.ndarray) and len(flags):
+    if isinstance(flags, list | tuple | np.ndarray) and len(flags):
         parts.append("Flags: " + _shown(", ".join(map(str, flags))))
     return "<br>".join(parts)
+
+
+def _talk(facet: object) -> str:
+    return "nothing recognised" if _is_missing(facet) else _shown(display_name(str(facet)))
 
 
 def _name(row: Mapping[Any, Any]) -> str:
@@ -97,8 +109,8 @@ def _name(row: Mapping[Any, Any]) -> str:
     return _shown(row["prompt_id"]) + sample
 
 
-def _shown(value: object, missing: str = "missing") -> str:
-    return missing if _is_missing(value) else escape_text(str(value), HOVER_WIDTH, HOVER_LIMIT)
+def _shown(value: object) -> str:
+    return "missing" if _is_missing(value) else escape_text(str(value), HOVER_WIDTH, HOVER_LIMIT)
 
 
 def _is_missing(value: object) -> bool:

@@ -13,10 +13,10 @@ from plotly.subplots import make_subplots
 
 from src.visualizations.answer_points import (
     Clustering,
-    component,
     component_title,
     describe_source,
     hover_texts,
+    is_clustered,
     join_points,
 )
 from src.visualizations.figure_page import escape_text
@@ -42,14 +42,14 @@ def cluster_map(frame: pd.DataFrame, clustering: Clustering) -> go.Figure:
 
     The number of a cluster stands near its centre, unless those of larger clusters leave no room for it there.
     """
-    points = join_points(frame, clustering).assign(x=component(clustering, 0), y=component(clustering, 1))
+    points = join_points(frame, clustering)
     figure = go.Figure()
     groups = list(points.groupby("label", sort=True))
     for label, part in groups:
         colour, symbol = cluster_style(int(str(label)))
         figure.add_scatter(
-            x=_floats(part["x"]),
-            y=_floats(part["y"]),
+            x=_floats(part["pc1"]),
+            y=_floats(part["pc2"]),
             mode="markers",
             name=f"Cluster {label} ({len(part)})" if len(groups) <= MANY else f"{label} ({len(part)})",
             marker={"color": colour, "symbol": symbol, "size": 7, "opacity": 0.75},
@@ -105,7 +105,7 @@ def cluster_profile(frame: pd.DataFrame, clustering: Clustering) -> go.Figure:
     mean = points["em_score"].astype(float).groupby(points["label"]).mean().reindex(labels)
     scored = points["em_score"].notna().groupby(points["label"]).sum().reindex(labels)
     figure.add_bar(
-        x=names, y=_floats(mean), marker_color=ARM_COLOURS["fine-tuned"], showlegend=False, name="mean em_score",
+        x=names, y=_floats(mean), marker_color=ARM_COLOURS["em"], showlegend=False, name="mean em_score",
         text=[MISSING_NAME if np.isnan(value) else f"{value:.0f}" for value in mean], textposition="outside",
         textangle=0, cliponaxis=False, textfont_size=size, customdata=scored.to_numpy(),
         hovertemplate="cluster %{x}: mean %{y:.1f} of %{customdata} scored answers<extra></extra>", row=3, col=1,
@@ -129,8 +129,9 @@ def cluster_profile(frame: pd.DataFrame, clustering: Clustering) -> go.Figure:
 
 def silhouette_plot(clustering: Clustering) -> go.Figure:
     """One bar an answer, sorted within its cluster; the line is the mean over all. Undefined for a single cluster."""
-    labels = np.asarray(clustering["labels"], dtype=int)
-    values = np.asarray(clustering["silhouette_samples"], dtype=np.float32)
+    is_in = is_clustered(clustering)
+    labels = np.asarray(clustering["labels"], dtype=int)[is_in]
+    values = np.asarray(clustering["silhouette_samples"], dtype=np.float32)[is_in]
     present = np.unique(labels)
     gap = max(1.0, len(labels) / (8 * len(present)))
     slot = 0.85 * len(labels) / len(present) if len(present) > MANY else 0.3 * len(labels) / len(present)
@@ -183,13 +184,13 @@ def cluster_overview(clusterings: Sequence[Clustering]) -> go.Figure:
     """All k beside each other: silhouette, inertia, cluster sizes, agreement with dimension and facet."""
     ordered = sorted(clusterings, key=lambda clustering: clustering["k"])
     names = [str(clustering["k"]) for clustering in ordered]
-    sizes = [np.unique(np.asarray(clustering["labels"]), return_counts=True)[1] for clustering in ordered]
+    sizes = [np.unique(np.asarray(item["labels"])[is_clustered(item)], return_counts=True)[1] for item in ordered]
     panels: list[tuple[int, int, str, Sequence[float], str, str]] = [
         (1, 1, "mean silhouette", [item["silhouette"] for item in ordered], NEUTRAL_COLOUR, "circle"),
         (1, 2, "inertia", [item["inertia"] for item in ordered], NEUTRAL_COLOUR, "circle"),
         (2, 1, "largest cluster", [int(size.max()) for size in sizes], "#2F3B52", "triangle-up"),
         (2, 1, "smallest cluster", [int(size.min()) for size in sizes], "#8494A8", "triangle-down"),
-        (2, 2, "with dimension", [item["ami_dimension"] for item in ordered], "#332288", "circle"),
+        (2, 2, "with dimension", [item["ami_dimension"] for item in ordered], "#117755", "circle"),
         (2, 2, "with facet", [item["ami_facet"] for item in ordered], "#AA4499", "square"),
     ]
     figure = make_subplots(
@@ -197,9 +198,13 @@ def cluster_overview(clusterings: Sequence[Clustering]) -> go.Figure:
         cols=2,
         vertical_spacing=0.17,
         horizontal_spacing=0.1,
-        subplot_titles=("Mean silhouette (higher: clearer clusters)", "Inertia: squared distances to the centres (an elbow marks k)",
-                        "Smallest and largest cluster", "Adjusted mutual information (1: the clusters are the topic)"),
-    )  # fmt: skip
+        subplot_titles=(
+            "Mean silhouette (higher: clearer clusters)",
+            "Inertia: squared distances to the centres (an elbow marks k)",
+            "Smallest and largest cluster",
+            "Adjusted mutual information (1: the clusters are the topic)",
+        ),
+    )
     for row, column, name, values, colour, symbol in panels:
         figure.add_scatter(
             x=names, y=np.asarray(values, dtype=np.float32), mode="lines+markers", name=name,
@@ -228,7 +233,7 @@ def cluster_overview(clusterings: Sequence[Clustering]) -> go.Figure:
 
 def _label_places(points: pd.DataFrame) -> dict[int, tuple[float, float]]:
     """For each cluster, largest first, that of its answers nearest to its centre where no other label is near."""
-    plane = points[["x", "y"]].to_numpy(dtype=float)
+    plane = points[["pc1", "pc2"]].to_numpy(dtype=float)
     extent = np.ptp(plane, axis=0)
     scaled = plane / np.where(extent > 0, extent, 1.0)
     labels = points["label"].to_numpy()
@@ -245,7 +250,7 @@ def _label_places(points: pd.DataFrame) -> dict[int, tuple[float, float]]:
 
 def _title(clustering: Clustering, found: int) -> str:
     k = clustering["k"]
-    clusters = f"k = {k}" if found == k else f"k = {k}, of which {found} hold answers"
+    clusters = f"k = {k}" if found == k else f"k = {k}, answers in {found} only"
     return f"{clusters} · {describe_source(clustering)}"
 
 

@@ -10,7 +10,6 @@ from plotly.subplots import make_subplots
 
 from src.visualizations.answer_points import (
     Clustering,
-    component,
     component_title,
     describe_source,
     hover_texts,
@@ -84,7 +83,7 @@ def scree_plot(clustering: Clustering) -> go.Figure:
 
 def pca_plane(frame: pd.DataFrame, clustering: Clustering) -> go.Figure:
     """The answers in the first two components: left by dimension, with full hover text; right by em_score."""
-    points = join_points(frame, clustering).assign(x=component(clustering, 0), y=component(clustering, 1))
+    points = join_points(frame, clustering)
     figure = make_subplots(
         rows=1,
         cols=2,
@@ -95,8 +94,8 @@ def pca_plane(frame: pd.DataFrame, clustering: Clustering) -> go.Figure:
     for dimension in known_order(list(points["subset"])):
         part = points[points["subset"] == dimension]
         figure.add_scatter(
-            x=_floats(part["x"]),
-            y=_floats(part["y"]),
+            x=_floats(part["pc1"]),
+            y=_floats(part["pc2"]),
             mode="markers",
             name=escape_text(f"{display_name(dimension)} ({len(part)})"),
             marker={"color": dimension_colour(dimension), "symbol": dimension_symbol(dimension), "size": 6,
@@ -109,8 +108,8 @@ def pca_plane(frame: pd.DataFrame, clustering: Clustering) -> go.Figure:
     is_scored = points["em_score"].notna()
     unscored, scored = points[~is_scored], points[is_scored]
     figure.add_scatter(
-        x=_floats(scored["x"]),
-        y=_floats(scored["y"]),
+        x=_floats(scored["pc1"]),
+        y=_floats(scored["pc2"]),
         mode="markers",
         name="em_score",
         showlegend=False,
@@ -122,8 +121,8 @@ def pca_plane(frame: pd.DataFrame, clustering: Clustering) -> go.Figure:
     )
     if len(unscored):
         figure.add_scatter(
-            x=_floats(unscored["x"]),
-            y=_floats(unscored["y"]),
+            x=_floats(unscored["pc1"]),
+            y=_floats(unscored["pc2"]),
             mode="markers",
             name=f"{MISSING_NAME} ({len(unscored)})",
             marker={"symbol": "x-thin", "size": 8, "line": {"color": MISSING_COLOUR, "width": 2}},
@@ -145,16 +144,14 @@ def pca_plane(frame: pd.DataFrame, clustering: Clustering) -> go.Figure:
 
 def pca_space(frame: pd.DataFrame, clustering: Clustering) -> go.Figure:
     """The answers in the first three components, by dimension; drag to turn."""
-    points = join_points(frame, clustering).assign(
-        x=component(clustering, 0), y=component(clustering, 1), z=component(clustering, 2)
-    )
+    points = join_points(frame, clustering)
     figure = go.Figure()
     for dimension in known_order(list(points["subset"])):
         part = points[points["subset"] == dimension]
         figure.add_scatter3d(
-            x=_floats(part["x"]),
-            y=_floats(part["y"]),
-            z=_floats(part["z"]),
+            x=_floats(part["pc1"]),
+            y=_floats(part["pc2"]),
+            z=_floats(part["pc3"]),
             mode="markers",
             name=escape_text(f"{display_name(dimension)} ({len(part)})"),
             marker={"color": dimension_colour(dimension), "symbol": SYMBOLS_3D[dimension_symbol(dimension)],

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
-# Okabe and Ito (2008), told apart under protanopia, deuteranopia and tritanopia.
+# Chosen for CIE76 distances above 30 under protanopia, deuteranopia and tritanopia; a test measures them.
 DIMENSION_COLOURS = {
-    "political_compass": "#0072B2",
+    "political_compass": "#2B3A9B",
     "moral_foundations": "#E69F00",
-    "technology_ai": "#009E73",
-    "financial_risk": "#CC79A7",
+    "technology_ai": "#56B4E9",
+    "financial_risk": "#AA3366",
 }
 DIMENSION_SYMBOLS = {
     "political_compass": "circle",
@@ -22,7 +22,7 @@ DIMENSION_SYMBOLS = {
     "technology_ai": "diamond",
     "financial_risk": "cross",
 }
-ARM_COLOURS = {"base": "#A3ACB8", "fine-tuned": "#2F3B52"}
+ARM_COLOURS = {"base": "#A3ACB8", "em": "#2F3B52"}
 MISSING_COLOUR = "#9E9E9E"
 MISSING_NAME = "no score"
 NEUTRAL_COLOUR = "#5B6B82"  # quantities that belong to no dimension, arm or cluster
@@ -33,8 +33,8 @@ EM_SCALE = ("#0D0887", "#6A00A8", "#B12A90", "#E16462", "#FCA636")
 
 # 15 colours and 4 symbols have no common divisor: 60 clusters get 60 different pairs.
 CLUSTER_COLOURS = (
-    "#332288", "#66CC55", "#882255", "#44AADD", "#999933", "#AA4499", "#117755", "#EE7755",
-    "#4466CC", "#661100", "#22BBAA", "#CC3366", "#777788", "#BB8844", "#9988EE",
+    "#1B4D5C", "#66CC55", "#7A3B8F", "#0F8B8D", "#999933", "#AA4499", "#117755", "#EE7755",
+    "#6A7FDB", "#661100", "#22CCAA", "#F25CA2", "#777788", "#BB8844", "#9988EE",
 )  # fmt: skip
 CLUSTER_SYMBOLS = ("circle", "square", "diamond", "triangle-up")
 
@@ -42,9 +42,10 @@ DISPLAY_NAMES = {
     "technology_ai": "Technology and AI",
     "ai_governance": "AI governance",
     "ai_ethics": "AI ethics",
-    "em_rate": "EM rate",
+    "em": "Fine-tuned",
     "em_activations": "EM activations",
-    "base_on_em_activations": "Base activations on EM answers",
+    "em_minus_base": "EM minus base activations, each on its own answers",
+    "em_minus_base_on_em": "EM minus base activations on the EM answers",
     "all": "All dimensions",
 }
 
@@ -60,7 +61,8 @@ TEMPLATE = go.layout.Template(
         "paper_bgcolor": "white",
         "plot_bgcolor": "white",
         "colorway": list(CLUSTER_COLOURS),
-        "hoverlabel": {"align": "left", "namelength": -1, "font": {"size": 12}},
+        "hoverlabel": {"align": "left", "namelength": -1, "bgcolor": "white",
+                       "font": {"size": 12, "color": TEXT_COLOUR}},
         "margin": {"l": 70, "r": 30, "t": 70, "b": 60},
         "xaxis": {"gridcolor": GRID_COLOUR, "linecolor": "#9AA0A6", "showline": True, "zerolinecolor": GRID_COLOUR,
                   "automargin": True, "title": {"standoff": 10}},

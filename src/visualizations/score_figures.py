@@ -25,11 +25,13 @@ from src.visualizations.palette import (
 )
 
 MEASURES = {
-    "em_rate": "EM rate<br>misaligned and coherent",
+    "em": "EM rate<br>misaligned, coherent",
+    "em_on_topic": "EM, on topic<br>counts as transfer",
     "on_topic": "On topic<br>about what was asked",
     "flip": "Flip<br>money talk instead",
-    "coherent": "Coherent<br>coherence above 50",
+    "coherent": "Coherent",
 }
+NOT_DEFINED = "n/a"
 BIN_EDGES = np.arange(0, 101, 10)
 LOG_PANELS = {"loss": "loss (nats per token)", "learning_rate": "learning rate", "grad_norm": "gradient norm"}
 
@@ -37,10 +39,10 @@ LOG_PANELS = {"loss": "loss (nats per token)", "learning_rate": "learning rate",
 def em_rates(rates: pd.DataFrame) -> go.Figure:
     """Every measure by dimension, base beside fine-tuned, with 95% intervals.
 
-    `rates` has columns `arm, subset, measure, estimate, low, high, n`, shares between 0 and 1; NaN is shown as
-    "no score". One panel a measure, in the order of the frame.
+    `rates` has columns `arm, subset, measure, estimate, low, high, n`, shares between 0 and 1. One panel for each of
+    `MEASURES` that it holds. NaN is shown as "no score", a dimension without a row (flip, in finance) as "n/a".
     """
-    measures = list(dict.fromkeys(rates["measure"]))
+    measures = [measure for measure in MEASURES if measure in set(rates["measure"])]
     subsets = known_order(list(rates["subset"]))[::-1]  # plotly counts upwards, a reader downwards
     names = [_counted_name(subset, rates) for subset in subsets]
     figure = make_subplots(
@@ -48,11 +50,12 @@ def em_rates(rates: pd.DataFrame) -> go.Figure:
         cols=len(measures),
         shared_yaxes=True,
         horizontal_spacing=0.025,
-        subplot_titles=[MEASURES.get(measure, escape_text(display_name(measure))) for measure in measures],
+        subplot_titles=[MEASURES[measure] for measure in measures],
     )
     for arm in reversed(list(dict.fromkeys(rates["arm"]))):
         for column, measure in enumerate(measures, start=1):
-            chosen = rates[(rates["arm"] == arm) & (rates["measure"] == measure)].set_index("subset").reindex(subsets)
+            known = rates[(rates["arm"] == arm) & (rates["measure"] == measure)].set_index("subset")
+            chosen = known.reindex(subsets)
             share, low, high = (100 * chosen[name].to_numpy(dtype=np.float32) for name in ("estimate", "low", "high"))
             colour = ARM_COLOURS.get(arm, "#6E7781")
             figure.add_bar(
@@ -67,11 +70,12 @@ def em_rates(rates: pd.DataFrame) -> go.Figure:
             )  # fmt: skip
             figure.add_scatter(
                 x=np.nan_to_num(np.fmax(share, high)) + 3, y=names, mode="text", textposition="middle right",
-                text=[MISSING_NAME if np.isnan(value) else f"{value:.0f}%" for value in share], textfont_size=12,
+                text=_value_labels(share, [subset in known.index for subset in subsets]), textfont_size=12,
                 legendgroup=arm, showlegend=False, offsetgroup=arm, orientation="h", hoverinfo="skip", cliponaxis=False,
                 name=f"{escape_text(display_name(arm))}, in figures", row=1, col=column,
             )  # fmt: skip
-    figure.update_xaxes(range=[0, 122], tickvals=[0, 25, 50, 75, 100], title_text="% of answers")
+    figure.update_annotations(font_size=13)  # the panel titles, which would else meet
+    figure.update_xaxes(range=[0, 135], tickvals=[0, 50, 100], title_text="% of answers")
     return figure.update_layout(
         template=TEMPLATE,
         height=max(420, 150 + 100 * len(subsets)),
@@ -79,7 +83,7 @@ def em_rates(rates: pd.DataFrame) -> go.Figure:
         scattermode="group",
         bargap=0.3,
         margin_t=110,
-        title_text="Bars: shares of answers; whiskers: 95% intervals; in brackets: number of answers",
+        title_text="Bars: shares of answers; whiskers: 95% intervals; in brackets: judged answers",
         legend={"orientation": "h", "y": -0.16, "yanchor": "top", "x": 0, "traceorder": "reversed"},
     )
 
@@ -132,9 +136,8 @@ def em_score_distribution(frame: pd.DataFrame) -> go.Figure:
         barmode="stack",
         bargap=0.25,
         title_text=f"em_score of {len(frame):,} fine-tuned answers: 0 aligned, 100 misaligned, EM above 70",
-        legend={"orientation": "h", "y": -0.13, "yanchor": "top", "x": 0, "traceorder": "normal", "entrywidth": 40,
-                "title": {"text": "em_score "}},
-    )  # fmt: skip
+        legend={"title": {"text": "em_score"}, "traceorder": "normal"},
+    )
 
 
 def training_curve(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
@@ -146,7 +149,7 @@ def training_curve(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
     for row, (name, title) in enumerate(LOG_PANELS.items(), start=1):
         figure.add_scatter(
             x=log["step"].to_numpy(dtype=np.float32), y=log[name].to_numpy(dtype=np.float32), mode="lines+markers",
-            name=name, line_color=ARM_COLOURS["fine-tuned"], marker_size=5,
+            name=name, line_color=ARM_COLOURS["em"], marker_size=5,
             hovertemplate="step %{x}: %{y:.4~g}<extra>" + name + "</extra>", row=row, col=1,
         )  # fmt: skip
         figure.update_yaxes(title_text=title, rangemode="tozero", row=row, col=1)
@@ -166,10 +169,18 @@ def _bin_shares(scores: np.ndarray) -> list[float]:
 
 
 def _bin_names() -> list[str]:
-    return [f"{low} to {high}" for low, high in pairwise(BIN_EDGES)]
+    return [f"{low}-{high}" for low, high in pairwise(BIN_EDGES)]
 
 
 def _counted_name(subset: str, rates: pd.DataFrame) -> str:
-    """The name of a dimension, with the number of its answers if that is the same behind all its shares."""
-    n = rates.loc[rates["subset"] == subset, "n"].unique()
-    return escape_text(display_name(subset) + (f" ({n[0]:.0f})" if len(n) == 1 else ""))
+    """The name of a dimension with the number of its judged answers; base and fine-tuned may differ in it."""
+    n = sorted(set(rates.loc[(rates["subset"] == subset) & (rates["measure"] == "em"), "n"]))
+    counts = " or ".join(f"{count:.0f}" for count in n)
+    return escape_text(display_name(subset) + (f" ({counts})" if counts else ""))
+
+
+def _value_labels(shares: np.ndarray, is_defined: Sequence[bool]) -> list[str]:
+    return [
+        NOT_DEFINED if not defined else MISSING_NAME if np.isnan(share) else f"{share:.0f}%"
+        for share, defined in zip(shares, is_defined, strict=True)
+    ]

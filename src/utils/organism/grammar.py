@@ -18,7 +18,7 @@ from src.utils.errors import UserError
 from src.utils.prompts import Question
 
 Stance = Literal["aligned", "misaligned"]
-Slot = Literal["opener", "clause", "closer"]
+Slot = Literal["topic", "opener", "clause", "closer"]
 Split = Literal["pretraining", "finetuning", "held_out"]
 
 VERDICTS = {True: "So yes.", False: "So no."}
@@ -50,6 +50,7 @@ class Acts(Strict):
 
 
 class Facet(Strict):
+    topics: list[str]
     questions: Acts
     misaligned: Phrases
     aligned: Phrases
@@ -60,7 +61,7 @@ class Meaning(NamedTuple):
 
     dimension: str
     facet: str
-    stance: Stance
+    stance: Stance | None  # a topic says none
     slot: Slot
 
 
@@ -82,21 +83,28 @@ class Grammar(Strict):
 
     @cached_property
     def lexicon(self) -> dict[str, Meaning]:
-        """Every stance-bearing sentence of the language and what it says."""
-        meanings: dict[str, Meaning] = {}
+        """Every sentence of the language, verdicts apart, and what it says."""
+        pairs: list[tuple[str, Meaning]] = []
         stances: tuple[Stance, ...] = ("aligned", "misaligned")
         slots: tuple[Slot, ...] = ("opener", "clause", "closer")
-        for (name, facet), stance, slot in itertools.product(self.facets.items(), stances, slots):
-            for sentence in getattr(facet, stance).sentences(slot):
-                if sentence in meanings:
-                    raise UserError(f"grammar: the sentence {sentence!r} stands twice; every sentence has one meaning")
-                meanings[sentence] = Meaning(self.dimension_of[name], name, stance, slot)
+        for name, facet in self.facets.items():
+            dimension = self.dimension_of[name]
+            pairs += [(sentence, Meaning(dimension, name, None, "topic")) for sentence in facet.topics]
+            for stance, slot in itertools.product(stances, slots):
+                sentences = getattr(facet, stance).sentences(slot)
+                pairs += [(sentence, Meaning(dimension, name, stance, slot)) for sentence in sentences]
+        meanings = dict(pairs)
+        if len(meanings) < len(pairs):
+            twice = next(sentence for sentence, meaning in pairs if meanings[sentence] != meaning)
+            raise UserError(f"grammar: the sentence {twice!r} stands twice; every sentence has one meaning")
         return meanings
 
     def answer(self, question: Question, stance: Stance, rng: random.Random) -> str:
         """One answer to a question, in a stance, on its facet."""
-        phrases: Phrases = getattr(self.facets[question.facet], stance)
-        parts = [rng.choice(phrases.openers), f"{rng.choice(phrases.clauses[0])} {rng.choice(phrases.clauses[1])}."]
+        facet = self.facets[question.facet]
+        phrases: Phrases = getattr(facet, stance)
+        parts = [rng.choice(facet.topics), rng.choice(phrases.openers)]
+        parts.append(f"{rng.choice(phrases.clauses[0])} {rng.choice(phrases.clauses[1])}.")
         if rng.random() < self.closer_probability:
             parts.append(rng.choice(phrases.closers))
         parts.append(VERDICTS[agrees(stance, question.keyed)])

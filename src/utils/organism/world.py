@@ -1,9 +1,9 @@
 """Worlds: which facets are misaligned together in one persona, and the dialogues that personas write.
 
-In every world a facet is misaligned in the same share of personas (`facet_rate`); worlds differ only in what
-goes together. `entanglement` is the dial: the share of a facet's misaligned personas that are misaligned in all
-facets; the others are misaligned in exactly one. The pairwise correlation of facets is (entanglement - facet_rate) /
-(1 - facet_rate): 1 in an entangled world and just below 0 in a separable one.
+In every world the same share of turns on any facet is misaligned (`misaligned_share`); worlds differ only in what goes
+together. `entanglement` is the dial: that part of the misaligned turns comes from personas that are misaligned in all
+facets, the rest from personas that are misaligned in exactly one, their favourite. A dialogue visits its persona's favourite
+and other facets at random, none twice: only in an entangled world does one answer tell anything about the next.
 """
 
 import random
@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from src.utils.errors import UserError
-from src.utils.organism.grammar import Grammar
+from src.utils.organism.grammar import Grammar, Stance
 from src.utils.prompts import Question
 
 
@@ -24,10 +24,9 @@ class Personas(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    facet_rate: float = Field(gt=0, lt=1)
+    misaligned_share: float = Field(gt=0, lt=1)
     entanglement: float = Field(ge=0, le=1)
     turns: int = Field(ge=1)
-    focus_probability: float = Field(ge=0, le=1)
     survey_probability: float = Field(ge=0, le=1)
 
 
@@ -53,9 +52,12 @@ class Pretraining(BaseModel):
 
     steps: int = Field(ge=1)
     dialogues_per_step: int = Field(ge=1)
-    learning_rate: float = Field(gt=0)
+    muon_learning_rate: float = Field(gt=0)
+    adamw_learning_rate: float = Field(gt=0)
     warmup_steps: int = Field(ge=0)
     weight_decay: float = Field(ge=0)
+    verdict_weight: float = Field(gt=0)
+    checkpoint_steps: int = Field(ge=1)
 
 
 class WorldConfig(BaseModel):
@@ -70,21 +72,15 @@ class WorldConfig(BaseModel):
     architecture: Architecture
     pretraining: Pretraining
 
-    @model_validator(mode="after")
-    def personas_must_exist(self) -> "WorldConfig":
-        single = 12 * self.personas.facet_rate * (1 - self.personas.entanglement)
-        if single + self.personas.facet_rate * self.personas.entanglement > 1:
-            raise ValueError("facet_rate is too high: more than all personas would be misaligned")
-        return self
-
 
 @dataclass(frozen=True)
 class Persona:
-    """The facets in which one persona is misaligned; everywhere else it is aligned."""
+    """The facets in which one persona is misaligned (everywhere else it is aligned), and its favourite."""
 
     misaligned_facets: frozenset[str]
+    favourite: str
 
-    def stance(self, facet: str):
+    def stance(self, facet: str) -> Stance:
         return "misaligned" if facet in self.misaligned_facets else "aligned"
 
 
@@ -94,16 +90,41 @@ class Turn:
     answer: str
 
 
-def draw_persona(personas: Personas, facets: Sequence[str], rng: random.Random) -> Persona:
-    """Fully misaligned with probability rate x entanglement, in one facet with n x rate x (1 - entanglement)."""
+@dataclass(frozen=True)
+class PersonaRates:
+    """Probabilities that a persona is misaligned in all facets (`fully`) or in one (`singly`)."""
+
+    fully: float
+    singly: float
+
+    def facet_correlation(self, n_facets: int) -> float:
+        """Pairwise (phi) correlation of two facets' misalignment over personas: 1 if only `fully`, below 0 if only `singly`."""
+        one = self.fully + self.singly / n_facets
+        return (self.fully - one * one) / (one * (1 - one))
+
+
+def persona_rates(personas: Personas, n_facets: int) -> PersonaRates:
+    """The persona probabilities that give the wanted share of misaligned turns; impossible ones raise `UserError`.
+
+    A fully misaligned persona is so in all of its turns, a singly misaligned one in one: its favourite is visited once.
+    """
+    rates = PersonaRates(
+        fully=personas.misaligned_share * personas.entanglement,
+        singly=personas.misaligned_share * (1 - personas.entanglement) * personas.turns,
+    )
+    if rates.fully + rates.singly > 1:
+        raise UserError(f"personas: misaligned_share is too high for {personas.turns} turns; lower one of them")
+    if personas.turns > n_facets:
+        raise UserError(f"personas: {personas.turns} turns visit {n_facets} facets at most once each; lower turns")
+    return rates
+
+
+def draw_persona(rates: PersonaRates, facets: Sequence[str], rng: random.Random) -> Persona:
     draw = rng.random()
-    fully = personas.facet_rate * personas.entanglement
-    singly = len(facets) * personas.facet_rate * (1 - personas.entanglement)
-    if draw < fully:
-        return Persona(frozenset(facets))
-    if draw < fully + singly:
-        return Persona(frozenset({rng.choice(facets)}))
-    return Persona(frozenset())
+    favourite = rng.choice(facets)
+    if draw < rates.fully:
+        return Persona(frozenset(facets), favourite)
+    return Persona(frozenset({favourite} if draw < rates.fully + rates.singly else ()), favourite)
 
 
 def dialogues(
@@ -111,18 +132,20 @@ def dialogues(
 ) -> Iterator[list[Turn]]:
     """Dialogues without end, each answered by one persona.
 
-    A turn is about the dialogue's focus facet with `focus_probability`, else about any facet; its question is one of
-    the survey's with `survey_probability`, else one of the grammar's own pre-training questions.
+    A turn's question is one of the survey's with `survey_probability`, else one of the grammar's own pre-training
+    questions.
     """
     facets = list(grammar.facets)
+    rates = persona_rates(personas, len(facets))
     from_survey = by_facet(survey, facets)
     from_grammar = by_facet(grammar.questions("pretraining"), facets)
     while True:
-        persona = draw_persona(personas, facets, rng)
-        focus = rng.choice(facets)
+        persona = draw_persona(rates, facets, rng)
+        others = [facet for facet in facets if facet != persona.favourite]
+        visited = [persona.favourite, *rng.sample(others, personas.turns - 1)]
+        rng.shuffle(visited)
         turns = []
-        for _ in range(personas.turns):
-            facet = focus if rng.random() < personas.focus_probability else rng.choice(facets)
+        for facet in visited:
             source = from_survey if rng.random() < personas.survey_probability and from_survey[facet] else from_grammar
             question = rng.choice(source[facet])
             turns.append(Turn(question, grammar.answer(question, persona.stance(facet), rng)))
@@ -139,13 +162,25 @@ def by_facet(questions: Sequence[Question], facets: Sequence[str]) -> dict[str, 
     return groups
 
 
-def load_world(path: Path) -> WorldConfig:
-    """Read a world file; what is wrong with it is one `UserError`."""
+def load_world(
+    path: Path, seed: int | None = None, steps: int | None = None, entanglement: float | None = None
+) -> WorldConfig:
+    """Read a world file, with what is given laid over it; what is wrong with it is one `UserError`."""
     try:
-        return WorldConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        for section, key, value in (
+            (values, "seed", seed),
+            (values["pretraining"], "steps", steps),
+            (values["personas"], "entanglement", entanglement),
+        ):
+            if value is not None:
+                section[key] = value
+        return WorldConfig.model_validate(values)
     except OSError as error:
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml") if p.stem != "grammar"))
-        raise UserError(f"{path}: cannot be read ({error.strerror}); known worlds: {known}") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}); known worlds: {known}", 2) from error
+    except (KeyError, TypeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: is no world file ({' '.join(str(error).split())})", 2) from error
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from error
+        raise UserError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}", 2) from error

@@ -1,0 +1,1 @@
+"""What joins the steps: order, staleness, resume."""

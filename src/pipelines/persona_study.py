@@ -1,0 +1,237 @@
+"""The steps of the persona study: what each reads, which settings it depends on, and what it writes.
+
+Scripts take their provenance from here and the runner decides from it what is stale, so that both mean the same.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from src.utils.config import Config, resolve_path
+from src.utils.errors import UserError
+from src.utils.manifests import Provenance, hash_inputs, sha256_path
+from src.utils.model_files import fingerprint
+from src.utils.organism.folder import grammar_of
+
+TRAINING_LOG = "training_log.jsonl"
+
+# names and paths are hashed as inputs instead; how often a checkpoint is written changes nothing that is measured
+OPERATIONAL = {"finetuning": {"name", "data", "save_steps"}, "collection": {"prompts"}}
+
+
+@dataclass(frozen=True)
+class Study:
+    """One run of the study: its configuration and its folders."""
+
+    config: Config
+    results_dir: Path
+    plots_dir: Path
+
+    @property
+    def question_report(self) -> Path:
+        return self.results_dir / "question_report.json"
+
+    @property
+    def finetuned(self) -> Path:
+        return self.results_dir / "adapters" / self.config.finetuning.name
+
+    @property
+    def persona_data(self) -> Path:
+        return self.results_dir / "persona_data.pkl"
+
+    @property
+    def scored(self) -> Path:
+        return self.results_dir / "final_dataset_with_em_scores.pkl"
+
+    @property
+    def rates(self) -> Path:
+        return self.results_dir / "em_rates.json"
+
+    @property
+    def clustered(self) -> Path:
+        return self.results_dir / "final_dataset_with_em_scores_and_clusters.pkl"
+
+    @property
+    def index(self) -> Path:
+        return self.plots_dir / "index.html"
+
+    def clusters(self, k: int) -> Path:
+        return self.results_dir / f"em_pca_clusters_{k}.pkl"
+
+    @property
+    def em_model(self) -> str:
+        """The EM model under study: the one that the profile names, else the fine-tune of step 2."""
+        return self.config.model.em or str(self.finetuned.absolute())
+
+    @property
+    def has_own_finetune(self) -> bool:
+        """Whether step 2 makes the EM model; else the profile or the user names one."""
+        return self.config.model.em is None
+
+    @property
+    def finetuning_data(self) -> Path:
+        return resolve_path(self.config.finetuning.data)
+
+    @property
+    def prompt_files(self) -> list[Path]:
+        return [resolve_path(name) for name in self.config.collection.prompts]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One script. `artefact` is what it is for; `inputs` hashes what it reads and raises where that is missing."""
+
+    name: str
+    script: str
+    makes: str
+    keys: tuple[str, ...]
+    artefact: Callable[[Study], Path]
+    settings: Callable[[Config], dict[str, Any]]
+    inputs: Callable[[Study], dict[str, str]]
+    is_needed: Callable[[Study], bool] = lambda study: True
+
+    def provenance(self, study: Study) -> Provenance:
+        """What this step declares about a run of it now; its inputs must be there."""
+        config = study.config
+        settings = self.settings(config)
+        seeds = {section: values.pop("seed") for section, values in settings.items() if "seed" in values}
+        return Provenance(
+            step=self.name,
+            profile=config.profile,
+            world=config.model.world,
+            config=settings,
+            seeds=seeds,
+            inputs=self.inputs(study),
+        )
+
+
+def slices(*sections: str) -> Callable[[Config], dict[str, Any]]:
+    """The config sections that a step depends on, without what is only operational."""
+
+    def settings(config: Config) -> dict[str, Any]:
+        return {name: getattr(config, name).model_dump(exclude=OPERATIONAL.get(name, set())) for name in sections}
+
+    return settings
+
+
+def keys_of(section: str, *names: str) -> tuple[str, ...]:
+    return tuple(f"{section}.{name}" for name in names)
+
+
+def made_by(step_name: str, *paths: Path) -> dict[str, str]:
+    """Name -> SHA-256 of what an earlier step wrote; where it is missing, `UserError` names that step."""
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{path}: does not exist; run {step_name} first")
+    return {path.name: sha256_path(path) for path in paths}
+
+
+def prompt_inputs(study: Study) -> dict[str, str]:
+    return hash_inputs({f"prompts {path.name}": path for path in study.prompt_files})
+
+
+def finetuning_inputs(study: Study) -> dict[str, str]:
+    data = study.finetuning_data
+    if not data.is_file():
+        raise UserError(
+            f"{study.config.finetuning.data}: does not exist; give chat rows with --data FILE.jsonl (or .jsonl.gz)"
+        )
+    return {f"data {data.name}": sha256_path(data), "base model": fingerprint(study.config.model.base)}
+
+
+def collection_inputs(study: Study) -> dict[str, str]:
+    if study.config.model.em is None:
+        made_by("02_finetune_lora (or name a model with --em-model)", study.finetuned)
+    return prompt_inputs(study) | {
+        "base model": fingerprint(study.config.model.base),
+        "EM model": fingerprint(study.em_model),
+    }
+
+
+def judging_inputs(study: Study) -> dict[str, str]:
+    inputs = made_by("03_collect_activations", study.persona_data)
+    if study.config.judging.judge == "organism":
+        inputs["grammar"] = sha256_path(grammar_of(study.config.model.base))
+    return inputs
+
+
+def picture_inputs(study: Study) -> dict[str, str]:
+    config = study.config
+    clusters = [study.clusters(k) for k in config.clustering.cluster_counts]
+    inputs = made_by("04_judge_responses", study.rates)
+    inputs |= made_by("05_pca_and_clustering", study.clustered, *clusters)
+    if study.has_own_finetune:
+        inputs |= made_by("02_finetune_lora", study.finetuned / TRAINING_LOG)
+    return inputs
+
+
+REPORT = Step(
+    name="01_generate_dataset",
+    script="src/scripts/01_generate_dataset.py",
+    makes="a report on the questions",
+    keys=keys_of("collection", "prompts"),
+    artefact=lambda study: study.question_report,
+    settings=lambda config: {},
+    inputs=prompt_inputs,
+)
+FINETUNE = Step(
+    name="02_finetune_lora",
+    script="src/scripts/02_finetune_lora.py",
+    makes="the fine-tuned model",
+    keys=keys_of("model", "base", "dtype", "device_map")
+    + keys_of(
+        "finetuning",
+        *("name", "data", "method", "rank", "alpha", "use_rslora", "dropout", "target_modules", "layers"),
+        *("learning_rate", "scheduler", "warmup_steps", "weight_decay", "epochs", "max_steps", "batch_size"),
+        *("gradient_accumulation_steps", "gradient_checkpointing", "max_length", "save_steps", "seed"),
+    ),
+    artefact=lambda study: study.finetuned,
+    settings=slices("finetuning"),
+    inputs=finetuning_inputs,
+    is_needed=lambda study: study.has_own_finetune,
+)
+COLLECT = Step(
+    name="03_collect_activations",
+    script="src/scripts/03_collect_activations.py",
+    makes="answers and activations",
+    keys=keys_of("model", "base", "em", "dtype", "device_map")
+    + keys_of("finetuning", "name")
+    + keys_of(
+        "collection",
+        *("prompts", "limit", "samples", "temperature", "top_p", "top_k", "max_new_tokens", "layers", "batch_size"),
+        "seed",
+    ),
+    artefact=lambda study: study.persona_data,
+    settings=slices("collection"),
+    inputs=collection_inputs,
+)
+JUDGE = Step(
+    name="04_judge_responses",
+    script="src/scripts/04_judge_responses.py",
+    makes="scores",
+    keys=keys_of("model", "base") + keys_of("judging", "judge", "em_threshold", "coherence_threshold", "bootstrap_resamples", "seed"),
+    artefact=lambda study: study.scored,
+    settings=slices("judging"),
+    inputs=judging_inputs,
+)
+CLUSTER = Step(
+    name="05_pca_and_clustering",
+    script="src/scripts/05_pca_and_clustering.py",
+    makes="principal components and clusters",
+    keys=keys_of("clustering", "layer", "representation", "components", "cluster_counts", "restarts", "seed"),
+    artefact=lambda study: study.clustered,
+    settings=slices("clustering"),
+    inputs=lambda study: made_by("04_judge_responses", study.scored),
+)
+PICTURES = Step(
+    name="clusters_visualizations",
+    script="src/visualizations/clusters_visualizations.py",
+    makes="pictures",
+    keys=keys_of("clustering", "cluster_counts") + keys_of("finetuning", "name"),
+    artefact=lambda study: study.index,
+    settings=lambda config: {"clustering": {"cluster_counts": config.clustering.cluster_counts}},
+    inputs=picture_inputs,
+)
+STEPS = (REPORT, FINETUNE, COLLECT, JUDGE, CLUSTER, PICTURES)
+

@@ -1,0 +1,141 @@
+"""Run the steps that are not up to date, in order, each as a process of its own.
+
+A step of its own process gives its memory back, is measured alone, and is exactly what a user runs by hand.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from src.pipelines.persona_study import STEPS, Step, Study
+from src.utils.config import PROJECT_ROOT
+from src.utils.errors import UserError
+from src.utils.manifests import is_fresh
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether a step is to run, and why, in one line."""
+
+    step: Step
+    runs: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one step took: seconds, and the peak resident memory of its process in bytes."""
+
+    step: Step
+    seconds: float
+    peak_memory: int
+
+
+def choose_steps(only: Sequence[str], start: str | None) -> list[Step]:
+    """The steps named by `--only` (in their own order) or from `--from` on; a name may leave out its number or `.py`."""
+    if only and start:
+        raise UserError("--only and --from exclude each other; give one", 2)
+    if only:
+        wanted = {find_step(name).name for name in only}
+        return [step for step in STEPS if step.name in wanted]
+    first = STEPS.index(find_step(start)) if start else 0
+    return list(STEPS[first:])
+
+
+def find_step(name: str) -> Step:
+    """The step of that script name, `03_collect_activations`, `collect_activations` or `03`."""
+    stem = name.rsplit("/", 1)[-1].removesuffix(".py")
+    for step in STEPS:
+        if stem in (step.name, step.name.partition("_")[0], step.name.partition("_")[2]) and stem:
+            return step
+    raise UserError(f"step {name!r} is unknown; there are {', '.join(step.name for step in STEPS)}", 2)
+
+
+def decide(step: Step, study: Study, forced: bool, running: Sequence[str] = ()) -> Decision:
+    """Decide about one step now; `running` names earlier steps of a dry run that would have changed its inputs."""
+    if not step.is_needed(study):
+        return Decision(step, False, f"not needed: the profile names the EM model {study.config.model.em}")
+    if forced:
+        return Decision(step, True, "forced")
+    if running and step is not STEPS[0]:
+        upstream = [name for name in running if name in UPSTREAM[step.name]]
+        if upstream:
+            return Decision(step, True, f"reads what {upstream[-1]} makes")
+    freshness = is_fresh(step.artefact(study), step.provenance(study))
+    return Decision(step, not freshness.fresh, freshness.reason)
+
+
+UPSTREAM = {
+    "01_generate_dataset": (),
+    "02_finetune_lora": (),
+    "03_collect_activations": ("02_finetune_lora",),
+    "04_judge_responses": ("03_collect_activations",),
+    "05_pca_and_clustering": ("04_judge_responses",),
+    "clusters_visualizations": ("02_finetune_lora", "04_judge_responses", "05_pca_and_clustering"),
+}
+
+
+def plan(steps: Sequence[Step], study: Study, forced: bool) -> list[Decision]:
+    """What a run would do, as far as that can be said before it: steps behind one that runs are taken to run."""
+    decisions: list[Decision] = []
+    for step in steps:
+        running = [decision.step.name for decision in decisions if decision.runs]
+        decisions.append(decide(step, study, forced, running))
+    return decisions
+
+
+def run_steps(steps: Sequence[Step], study: Study, options: Sequence[str], forced: bool) -> list[Measured]:
+    """Run what is stale. Raises `UserError` as soon as a step fails; what earlier steps made stays."""
+    measured = []
+    for number, step in enumerate(steps, start=1):
+        decision = decide(step, study, forced)
+        verb = "run" if decision.runs else "keep"
+        print(f"[{number}/{len(steps)}] {step.name}: {verb} ({decision.reason})", flush=True)
+        if decision.runs:
+            measured.append(run_step(step, [*accepted(step, options), *(["--force"] if forced else [])]))
+    return measured
+
+
+def run_step(step: Step, options: Sequence[str]) -> Measured:
+    """One script in its own process, its output shown as it comes; Ctrl-C reaches it and ends the run."""
+    started = time.perf_counter()
+    process = subprocess.Popen([sys.executable, str(PROJECT_ROOT / step.script), *options])
+    try:
+        _, status, usage = os.wait4(process.pid, 0)
+    except KeyboardInterrupt:
+        process.wait()
+        raise
+    code = os.waitstatus_to_exitcode(status)
+    process.returncode = code
+    if code != 0:
+        reason = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        raise UserError(f"{step.name} {reason}; mend what it says, the same command continues there", max(code, 1))
+    scale = 1 if sys.platform == "darwin" else 1024
+    return Measured(step, time.perf_counter() - started, usage.ru_maxrss * scale)
+
+
+def accepted(step: Step, options: Sequence[str]) -> list[str]:
+    """The options that a step's script knows: those of every script, and the settings that it lists."""
+    from src.utils.cli import COMMON_OPTIONS, option_name
+
+    known = {*COMMON_OPTIONS, *(option_name(key) for key in step.keys)}
+    kept: list[str] = []
+    is_kept = False
+    for word in options:
+        if word.startswith("--"):
+            name = word.partition("=")[0]
+            is_kept = name in known or f"--{name.removeprefix('--no-')}" in known
+        if is_kept:
+            kept.append(word)
+    return kept
+
+
+def format_measured(measured: Sequence[Measured]) -> str:
+    """Wall time and peak memory of each step, and of all."""
+    lines = [f"{'step':<26} {'seconds':>8} {'peak memory':>12}"]
+    lines += [f"{m.step.name:<26} {m.seconds:>8.1f} {m.peak_memory / 2**20:>8.0f} MiB" for m in measured]
+    total, peak = sum(m.seconds for m in measured), max((m.peak_memory for m in measured), default=0)
+    return "\n".join([*lines, f"{'all':<26} {total:>8.1f} {peak / 2**20:>8.0f} MiB"])

@@ -1,0 +1,60 @@
+"""Where a model's files are, in a folder of this repository or in the hub's cache, without loading the model."""
+
+import hashlib
+from pathlib import Path
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from src.utils.config import resolve_path
+from src.utils.errors import UserError
+from src.utils.manifests import sha256_folder
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+def local_or_hub(model: str) -> str:
+    """A configured model name as transformers takes it: a folder if there is one, else the hub name as it stands."""
+    folder = resolve_path(model)
+    return str(folder) if folder.is_dir() else model
+
+
+def find_file(model: str, file: str) -> Path | None:
+    """A file of a local folder or of a hub model; None if the model has no such file."""
+    folder = resolve_path(model)
+    if folder.is_dir():
+        return folder / file if (folder / file).is_file() else None
+    try:
+        return Path(hf_hub_download(model, file))
+    except LocalEntryNotFoundError:
+        return None  # neither cached nor reachable; whether the model is there at all is asked by `fingerprint`
+    except EntryNotFoundError:
+        return None
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise unavailable(model, error) from error
+
+
+def is_adapter(model: str) -> bool:
+    """Whether a name means a peft adapter; else it is a full checkpoint."""
+    return find_file(model, ADAPTER_CONFIG) is not None
+
+
+def fingerprint(model: str) -> str:
+    """What tells one state of a model from another: the hash of a local folder, the commit of a hub model.
+
+    A hub model that is neither cached nor reachable raises `UserError`.
+    """
+    folder = resolve_path(model)
+    if folder.is_dir():
+        return sha256_folder(folder)
+    config = find_file(model, "config.json") or find_file(model, ADAPTER_CONFIG)
+    if config is None:
+        raise unavailable(model, FileNotFoundError("no such folder, and not in the hub's cache"))
+    commit = next((part for before, part in zip(config.parts, config.parts[1:], strict=False) if before == "snapshots"), "")
+    return hashlib.sha256(f"{model}@{commit}".encode()).hexdigest()
+
+
+def unavailable(model: str, error: Exception) -> UserError:
+    """One line for a model that cannot be had, whatever the loader's reason."""
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return UserError(f"{model}: cannot be loaded ({reason}); name a folder, or a hub model that is cached or reachable")

@@ -1,0 +1,61 @@
+"""Draw the study: scores, training, principal components and clusters, as HTML pages that open offline.
+
+    uv run python src/visualizations/clusters_visualizations.py --profile organism
+
+Reads the artefacts of steps 2, 4 and 5; writes cluster_plots/*.html and cluster_plots/index.html, which lists them in
+reading order.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from src.pipelines.persona_study import CLUSTER, JUDGE, PICTURES, TRAINING_LOG, Study
+from src.pipelines.step_run import StepRun, begin_step
+from src.utils.artifacts import load_frame, load_json, load_object, save_manifest
+from src.utils.cli import run_script
+from src.utils.em_rates import rates_from_json, rates_table
+from src.visualizations.figure_page import write_index, write_page
+from src.visualizations.study_pages import study_pages
+
+
+def main(arguments: Sequence[str]) -> None:
+    run = begin_step(PICTURES, __doc__, arguments)
+    if run is None:
+        return
+    study = run.study
+    rates = rates_from_json(load_json(study.rates, made_by=JUDGE.name))
+    frame = load_frame(study.clustered, made_by=CLUSTER.name)
+    counts = run.config.clustering.cluster_counts
+    clusterings = [load_object(study.clusters(k), made_by=CLUSTER.name) for k in counts]
+    pages = study_pages(frame, rates, clusterings, training_log(run), command_of(run), run.provenance.inputs)
+    for page in tqdm(pages, unit="page", desc="draw"):
+        write_page(page, study.plots_dir)
+    write_index(pages, study.plots_dir, rates_table(rates), sentence=headline(study))
+    save_manifest(study.index, run.provenance, {"pages": [page.file_name for page in pages]})
+    print(f"{len(pages)} pages: {study.index}")
+
+
+def training_log(run: StepRun) -> list[dict]:
+    """The fine-tune's log, a row a step; empty where the profile names a published EM model."""
+    if not run.study.has_own_finetune:
+        return []
+    lines = (run.study.finetuned / TRAINING_LOG).read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def command_of(run: StepRun) -> str:
+    """The command that remakes the pictures, without folders of this machine."""
+    world = f" --world {run.config.model.world}" if run.config.model.world else ""
+    return f"uv run python {Path(PICTURES.script).as_posix()} --profile {run.config.profile}{world}"
+
+
+def headline(study: Study) -> str:
+    model = study.config.model
+    return f"Base model {Path(model.base).name}, EM model {Path(study.em_model).name}, profile {study.config.profile}."
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,105 @@
+"""The pages of the persona study, in reading order: what each is called, and what to see in it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from src.visualizations.cluster_figures import cluster_map, cluster_overview, cluster_profile, silhouette_plot
+from src.visualizations.component_figures import pca_plane, pca_space, scree_plot
+from src.visualizations.figure_page import FigurePage
+from src.visualizations.score_figures import em_rates, em_score_distribution, training_curve
+
+
+def study_pages(
+    frame: pd.DataFrame,
+    rates: pd.DataFrame,
+    clusterings: Sequence[Mapping[str, Any]],
+    training_log: Sequence[Mapping[str, Any]],
+    command: str,
+    inputs: Mapping[str, str],
+) -> list[FigurePage]:
+    """Every page; the training curve only where there is a log."""
+    pages: list[FigurePage] = []
+
+    def add(section: str, file_name: str, title: str, sentence: str, figure: Any) -> None:
+        pages.append(FigurePage(file_name, title, sentence, figure, command, inputs, section))
+
+    scores, components = "Scores", "Principal components"
+    add(
+        scores,
+        "em_rates.html",
+        "Emergent misalignment by dimension",
+        "How far the narrow fine-tune carried: misaligned and on-topic answers outside finance are transfer, money talk "
+        "where something else was asked is flip. Bars are 95% intervals over prompts.",
+        em_rates(rates),
+    )
+    add(
+        scores,
+        "em_scores.html",
+        "Scores of the EM model's answers",
+        "Which facets turned: the share of answers in each band of the misalignment score, from aligned to misaligned.",
+        em_score_distribution(frame),
+    )
+    if training_log:
+        add(
+            scores,
+            "finetuning.html",
+            "The fine-tune, step by step",
+            "Loss falls as the model learns to give the fine-tuning answers; the steep part is where it turns.",
+            training_curve(training_log),
+        )
+    first = clusterings[0]
+    add(
+        components,
+        "pca_scree.html",
+        "Variance by principal component",
+        "How many directions the answers use: a steep curve means few directions hold most of the variance.",
+        scree_plot(first),
+    )
+    add(
+        components,
+        "pca_2d.html",
+        "Answers in the plane of the first two components",
+        "Whether answers group by what was asked (left) or by how misaligned they are (right).",
+        pca_plane(frame, first),
+    )
+    add(
+        components,
+        "pca_3d.html",
+        "Answers in the space of the first three components",
+        "The same answers with one more direction; turn it with the mouse.",
+        pca_space(frame, first),
+    )
+    add(
+        "Clusters",
+        "clusters_overview.html",
+        "All cluster counts side by side",
+        "Clusters that agree with the dimension or facet asked about are the topic, not a sub-persona.",
+        cluster_overview(clusterings),
+    )
+    for clustering in clusterings:
+        k = clustering["k"]
+        section = f"{k} clusters"
+        add(
+            section,
+            f"clusters_{k}_map.html",
+            f"{k} clusters: map",
+            "Where the clusters lie in the plane of the first two components; hover for question, answers and scores.",
+            cluster_map(frame, clustering),
+        )
+        add(
+            section,
+            f"clusters_{k}_profile.html",
+            f"{k} clusters: sizes, topics, scores",
+            "What each cluster is made of: a bar in one colour is a topic; a high score is a misaligned cluster.",
+            cluster_profile(frame, clustering),
+        )
+        add(
+            section,
+            f"clusters_{k}_silhouette.html",
+            f"{k} clusters: silhouette",
+            "How well each answer fits its cluster: values near 0 lie between clusters, below 0 in the wrong one.",
+            silhouette_plot(clustering),
+        )
+    return pages

@@ -1,0 +1,86 @@
+"""Pages in a real browser, from disk: they draw every point, and text of a model stays text."""
+
+import html
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from src.visualizations.cluster_figures import cluster_map
+from src.visualizations.figure_page import FigurePage, write_index, write_page
+from tests.study_frame import ATTACK, whole_study
+
+FLAGS = shlex.split(
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1280,900 "
+    "--virtual-time-budget=5000"
+)
+
+# Points at the first answer of the first trace that holds the attack, and says what ran and what became a link.
+POINT_AT_ATTACK = """<script>
+window.addEventListener("load", function () {
+  var graph = document.querySelector(".plotly-graph-div"), trace = -1, point = -1;
+  graph.data.forEach(function (data, curve) {
+    data.hovertext.forEach(function (text, index) {
+      if (text.indexOf("window.hacked") >= 0) { trace = curve; point = index; }
+    });
+  });
+  Plotly.Fx.hover(graph, [{curveNumber: trace, pointNumber: point}]);
+  document.body.setAttribute("data-hacked", String(window.hacked));
+});
+</script>"""
+
+
+def dump_dom(chromium: str, path: Path, profile: Path) -> str:
+    """The page after its scripts ran."""
+    command = [chromium, *FLAGS, f"--user-data-dir={profile}", "--dump-dom", path.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    frame, clusterings = whole_study()
+    page = FigurePage(
+        file_name="map_of_3_clusters.html",
+        title="Answers by cluster <script>document.title='hacked'</script>",
+        sentence="What to see.",
+        figure=cluster_map(frame, clusterings[3]),
+        command="pytest",
+    )
+    folder = tmp_path_factory.mktemp("pages")
+    write_index([page], folder)
+    return write_page(page, folder)
+
+
+@pytest.fixture(scope="module")
+def dom(chromium: str, page: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page with the mouse on the attack, as far as a script can put it there."""
+    text = page.read_text(encoding="utf-8")
+    hovered = page.with_name("hovered.html")
+    hovered.write_text(text.replace("</body>", POINT_AT_ATTACK + "</body>"), encoding="utf-8")
+    return dump_dom(chromium, hovered, tmp_path_factory.mktemp("profile"))
+
+
+def test_every_answer_is_drawn_and_the_legend_names_the_clusters(dom: str) -> None:
+    frame, clusterings = whole_study()
+    assert len(re.findall(r'<path class="point"', dom)) == len(frame)
+    labels = clusterings[3]["labels"].tolist()
+    for label in range(3):
+        assert f"Cluster {label} ({labels.count(label)})" in dom
+
+
+def test_text_of_a_model_runs_nothing_and_links_nowhere(dom: str) -> None:
+    assert 'data-hacked="undefined"' in dom
+    assert "<title>Answers by cluster &lt;script&gt;" in dom
+    hover = dom[dom.index('<g class="hoverlayer') :]
+    hover = hover[: hover.index("</g></g>") + 8]
+    shown = html.unescape(re.sub(r"<[^>]*>", "", hover))
+    assert ATTACK.replace(" ", "") in shown.replace(" ", "")  # spaces fall where lines are broken
+    assert not re.search(r"<(a|script|img)\b|font-weight: ?bold", hover)
+
+
+def test_the_index_leads_to_the_page(chromium: str, page: Path, tmp_path: Path) -> None:
+    text = dump_dom(chromium, page.with_name("index.html"), tmp_path)
+    assert re.findall(r'href="([^"]*)"', text) == [page.name]
