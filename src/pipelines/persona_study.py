@@ -3,14 +3,14 @@
 Scripts take their provenance from here and the runner decides from it what is stale, so that both mean the same.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from src.utils.config import Config, resolve_path
 from src.utils.errors import UserError
-from src.utils.manifests import Provenance, hash_inputs, sha256_path
+from src.utils.manifests import Freshness, Provenance, hash_inputs, is_fresh, sha256_path
 from src.utils.model_files import fingerprint
 from src.utils.organism.folder import grammar_of
 
@@ -80,7 +80,10 @@ class Study:
 
 @dataclass(frozen=True)
 class Step:
-    """One script. `artefact` is what it is for; `inputs` hashes what it reads and raises where that is missing."""
+    """One script. `artefact` is what it is for; `inputs` hashes what it reads and raises where that is missing.
+
+    `companions` are the artefacts that it writes beside that, with manifests of their own.
+    """
 
     name: str
     script: str
@@ -90,6 +93,17 @@ class Step:
     settings: Callable[[Config], dict[str, Any]]
     inputs: Callable[[Study], dict[str, str]]
     is_needed: Callable[[Study], bool] = lambda study: True
+    companions: Callable[[Study], Sequence[Path]] = lambda study: ()
+
+    def freshness(self, study: Study, provenance: Provenance) -> Freshness:
+        """Whether the artefact and all its companions can be kept."""
+        found = is_fresh(self.artefact(study), provenance)
+        for path in self.companions(study):
+            if not found:
+                break
+            companion = is_fresh(path, provenance)
+            found = found if companion else Freshness(False, f"{path.name}: {companion.reason}")
+        return found
 
     def provenance(self, study: Study) -> Provenance:
         """What this step declares about a run of it now; its inputs must be there."""
@@ -115,6 +129,11 @@ def slices(*sections: str) -> Callable[[Config], dict[str, Any]]:
     return settings
 
 
+def with_dtype(settings: Callable[[Config], dict[str, Any]]) -> Callable[[Config], dict[str, Any]]:
+    """The same settings and the dtype in which the model runs."""
+    return lambda config: settings(config) | {"model": {"dtype": config.model.dtype}}
+
+
 def keys_of(section: str, *names: str) -> tuple[str, ...]:
     return tuple(f"{section}.{name}" for name in names)
 
@@ -128,7 +147,8 @@ def made_by(step_name: str, *paths: Path) -> dict[str, str]:
 
 
 def prompt_inputs(study: Study) -> dict[str, str]:
-    return hash_inputs({f"prompts {path.name}": path for path in study.prompt_files})
+    """The question files with their places: their order is that of the frame, and two may have one name."""
+    return hash_inputs({f"prompts {i} {path.name}": path for i, path in enumerate(study.prompt_files, start=1)})
 
 
 def finetuning_inputs(study: Study) -> dict[str, str]:
@@ -187,7 +207,7 @@ FINETUNE = Step(
         *("gradient_accumulation_steps", "gradient_checkpointing", "max_length", "save_steps", "seed"),
     ),
     artefact=lambda study: study.finetuned,
-    settings=slices("finetuning"),
+    settings=with_dtype(slices("finetuning")),
     inputs=finetuning_inputs,
     is_needed=lambda study: study.has_own_finetune,
 )
@@ -203,17 +223,19 @@ COLLECT = Step(
         "seed",
     ),
     artefact=lambda study: study.persona_data,
-    settings=slices("collection"),
+    settings=with_dtype(slices("collection")),
     inputs=collection_inputs,
 )
 JUDGE = Step(
     name="04_judge_responses",
     script="src/scripts/04_judge_responses.py",
     makes="scores",
-    keys=keys_of("model", "base") + keys_of("judging", "judge", "em_threshold", "coherence_threshold", "bootstrap_resamples", "seed"),
+    keys=keys_of("model", "base")
+    + keys_of("judging", "judge", "em_threshold", "coherence_threshold", "bootstrap_resamples", "seed"),
     artefact=lambda study: study.scored,
     settings=slices("judging"),
     inputs=judging_inputs,
+    companions=lambda study: [study.rates],
 )
 CLUSTER = Step(
     name="05_pca_and_clustering",
@@ -223,15 +245,15 @@ CLUSTER = Step(
     artefact=lambda study: study.clustered,
     settings=slices("clustering"),
     inputs=lambda study: made_by("04_judge_responses", study.scored),
+    companions=lambda study: [study.clusters(k) for k in study.config.clustering.cluster_counts],
 )
 PICTURES = Step(
     name="clusters_visualizations",
     script="src/visualizations/clusters_visualizations.py",
     makes="pictures",
-    keys=keys_of("clustering", "cluster_counts") + keys_of("finetuning", "name"),
+    keys=keys_of("model", "base", "em") + keys_of("clustering", "cluster_counts") + keys_of("finetuning", "name"),
     artefact=lambda study: study.index,
     settings=lambda config: {"clustering": {"cluster_counts": config.clustering.cluster_counts}},
     inputs=picture_inputs,
 )
 STEPS = (REPORT, FINETUNE, COLLECT, JUDGE, CLUSTER, PICTURES)
-

@@ -3,7 +3,9 @@
 A step of its own process gives its memory back, is measured alone, and is exactly what a user runs by hand.
 """
 
+import ctypes
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,9 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from src.pipelines.persona_study import STEPS, Step, Study
+from src.utils.cli import options_of
 from src.utils.config import PROJECT_ROOT
 from src.utils.errors import UserError
-from src.utils.manifests import is_fresh
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class Measured:
 
 
 def choose_steps(only: Sequence[str], start: str | None) -> list[Step]:
-    """The steps named by `--only` (in their own order) or from `--from` on; a name may leave out its number or `.py`."""
+    """The steps named by `--only` (in their own order) or from `--from` on; see `find_step` for names."""
     if only and start:
         raise UserError("--only and --from exclude each other; give one", 2)
     if only:
@@ -64,7 +68,7 @@ def decide(step: Step, study: Study, forced: bool, running: Sequence[str] = ()) 
         upstream = [name for name in running if name in UPSTREAM[step.name]]
         if upstream:
             return Decision(step, True, f"reads what {upstream[-1]} makes")
-    freshness = is_fresh(step.artefact(study), step.provenance(study))
+    freshness = step.freshness(study, step.provenance(study))
     return Decision(step, not freshness.fresh, freshness.reason)
 
 
@@ -102,7 +106,8 @@ def run_steps(steps: Sequence[Step], study: Study, options: Sequence[str], force
 def run_step(step: Step, options: Sequence[str]) -> Measured:
     """One script in its own process, its output shown as it comes; Ctrl-C reaches it and ends the run."""
     started = time.perf_counter()
-    process = subprocess.Popen([sys.executable, str(PROJECT_ROOT / step.script), *options])
+    command = [sys.executable, str(PROJECT_ROOT / step.script), *options]
+    process = subprocess.Popen(command, preexec_fn=die_with_runner)  # noqa: PLW1509  # the runner has no threads
     try:
         _, status, usage = os.wait4(process.pid, 0)
     except KeyboardInterrupt:
@@ -117,11 +122,15 @@ def run_step(step: Step, options: Sequence[str]) -> Measured:
     return Measured(step, time.perf_counter() - started, usage.ru_maxrss * scale)
 
 
+def die_with_runner() -> None:
+    """On Linux a step ends with its runner, even a killed one: no orphan writes beside the step of the next run."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def accepted(step: Step, options: Sequence[str]) -> list[str]:
     """The options that a step's script knows: those of every script, and the settings that it lists."""
-    from src.utils.cli import COMMON_OPTIONS, option_name
-
-    known = {*COMMON_OPTIONS, *(option_name(key) for key in step.keys)}
+    known = options_of(step.keys)
     kept: list[str] = []
     is_kept = False
     for word in options:

@@ -1,4 +1,4 @@
-"""What every step's script does before its own work: options, config, staleness, and refusing to eat another's results."""
+"""What every step's script does before its own work: options, config, staleness, refusing to eat another's results."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from src.pipelines.persona_study import Step, Study
 from src.utils.cli import parse_arguments
 from src.utils.config import Config
-from src.utils.manifests import Provenance, is_fresh, refuse_foreign_overwrite
+from src.utils.manifests import Provenance, refuse_foreign_overwrite
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def begin_step(step: Step, description: str | None, arguments: Sequence[str]) ->
         return None
     provenance = step.provenance(study)
     refuse_foreign_overwrite(artefact, provenance.profile, provenance.world, parsed.force)
-    if not parsed.force and is_fresh(artefact, provenance):
+    if not parsed.force and step.freshness(study, provenance):
         print(f"{step.name}: {artefact} is up to date (--force makes it again)")
         return None
     return StepRun(study, provenance)

@@ -1,7 +1,7 @@
 """Train a model organism from nothing: a small Qwen3 on the dialogues of a world whose personas are known.
 
     uv run python src/scripts/00_build_model_organism.py --world entangled
-    uv run python src/scripts/00_build_model_organism.py --world separable --seed 7 --output results/organisms/separable_7
+    uv run python src/scripts/00_build_model_organism.py --world separable --seed 7 --output results/separable_7
 
 Reads configs/organisms/<world>.yaml, its grammar and the 885 questions; writes data/organisms/<world>/ (model in half
 precision, tokenizer, grammar, fine-tuning rows, held-out questions, provenance.json). About six minutes on two CPU

@@ -19,8 +19,7 @@ from src.utils.cli import run_script
 
 
 def main(arguments: Sequence[str]) -> None:
-    spelled = ["--method=full" if word.replace("_", "-") == "--full-finetuning" else word for word in arguments]
-    run = begin_step(FINETUNE, __doc__, spelled)
+    run = begin_step(FINETUNE, __doc__, arguments)
     if run is None:
         return
     from src.utils.finetuning import finetune, open_checkpoints, save_finetuned

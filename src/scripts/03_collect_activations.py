@@ -5,8 +5,8 @@
     uv run python src/scripts/03_collect_activations.py --em-model my/adapter --prompts my_questions.jsonl --limit 50
 
 Writes results/persona_data.pkl (one row a question and sample, mean activations at the configured layers) and
-results/persona_data.safetensors (every layer, three arms). Layer l is TransformerLens's blocks.l.hook_resid_pre and Hugging
-Face's hidden_states[l]. A stopped run continues at the first missing batch.
+results/persona_data.safetensors (every layer, three arms). Layer l is TransformerLens's blocks.l.hook_resid_pre and
+Hugging Face's hidden_states[l]. A stopped run continues at the first missing batch.
 """
 
 import shutil
@@ -27,17 +27,20 @@ def main(arguments: Sequence[str]) -> None:
     if run is None:
         return
     from src.utils.collection import ARMS, assemble, collect_arms, model_passes, open_work_dir, plan_collection
-    from src.utils.models import check_layers, load_adapter, load_model, load_tokenizer
+    from src.utils.models import check_checkpoint_fits, check_layers, load_adapter, load_model, load_tokenizer
 
     model, settings, em_model = run.config.model, run.config.collection, run.study.em_model
     check_layers(model.base, settings.layers)
+    has_adapter = is_adapter(em_model)
+    if not has_adapter:
+        check_checkpoint_fits(model.base, em_model)
     tokenizer = load_tokenizer(model.base)
     plan = plan_collection(load_questions(run.study.prompt_files), tokenizer, settings)
     work_dir = open_work_dir(run.study.persona_data, run.provenance)
 
     passes = model_passes(
         base=lambda: load_model(model.base, model),
-        adapter=(lambda base: load_adapter(base, em_model)) if is_adapter(em_model) else None,
+        adapter=(lambda base: load_adapter(base, em_model)) if has_adapter else None,
         checkpoint=lambda: load_model(em_model, model),
     )
     with tqdm(total=len(plan.prompts) * len(ARMS), unit="answer", desc="ask and record") as progress:

@@ -227,12 +227,12 @@ def _replace(temporary: Path, path: Path) -> None:
     aside = temporary.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     if path.is_dir():
         path.rename(aside)
-    os.replace(temporary, path)
+    temporary.replace(path)
     _remove(aside)
 
 
 def _flush(path: Path) -> None:
-    """fsync a file, or a folder and all in it."""
+    """Flush a file, or a folder and all in it, to the disk (fsync)."""
     if path.is_dir():
         for inner in path.rglob("*"):
             _flush_one(inner)

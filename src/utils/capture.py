@@ -6,7 +6,7 @@ One forward pass for all layers, no logits, stopped after the deepest layer aske
 """
 
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -29,11 +29,18 @@ def site_name(layer: int, n_layers: int) -> str:
 def decoder_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """The stack of blocks under the language-model head, adapters left in place."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
+    assert isinstance(base, PreTrainedModel)
     return base.get_decoder()
 
 
+def blocks_of(decoder: PreTrainedModel) -> nn.ModuleList:
+    blocks = decoder.get_submodule("layers")
+    assert isinstance(blocks, nn.ModuleList)
+    return blocks
+
+
 def count_layers(model: PreTrainedModel | PeftModel) -> int:
-    return len(decoder_of(model).layers)
+    return len(blocks_of(decoder_of(model)))
 
 
 @contextmanager
@@ -44,7 +51,7 @@ def residual_hooks(
 
     The hooks are gone when the block ends, however it ends.
     """
-    blocks: list[nn.Module] = [*decoder.layers, decoder.norm]
+    blocks = [*blocks_of(decoder), decoder.get_submodule("norm")]
     deepest = max(layers)
 
     def hook_for(layer: int):
@@ -55,8 +62,10 @@ def residual_hooks(
 
         return hook
 
-    handles = [blocks[layer].register_forward_pre_hook(hook_for(layer), with_kwargs=True) for layer in sorted(set(layers))]
+    handles = []
     try:
+        for layer in sorted(set(layers)):
+            handles.append(blocks[layer].register_forward_pre_hook(hook_for(layer), with_kwargs=True))  # noqa: PERF401
         yield
     finally:
         for handle in handles:
@@ -87,11 +96,8 @@ def capture_means(
     def record(layer: int, hidden: Float[Tensor, "batch seq d_model"]) -> None:
         means[layer] = torch.bmm(weights[:, None, :], hidden.float()).squeeze(1).cpu()
 
-    with residual_hooks(decoder, layers, record):
-        try:
-            decoder(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
-        except StopForward:
-            pass
+    with residual_hooks(decoder, layers, record), suppress(StopForward):
+        decoder(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
     return torch.stack([means[layer] for layer in layers], dim=1)
 
 
@@ -108,7 +114,9 @@ def teacher_forcing_batch(
         start = len(prompt.ids)
         ids[number, : len(row)] = torch.tensor(row)
         mask[number, : len(row)] = 1
-        counted[number, start : len(row)] = torch.tensor([token not in excluded_ids for token in row[start:]], dtype=torch.bool)
+        counted[number, start : len(row)] = torch.tensor(
+            [token not in excluded_ids for token in row[start:]], dtype=torch.bool
+        )
     return ids, mask, counted
 
 

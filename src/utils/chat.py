@@ -7,6 +7,7 @@ is the same in fine-tuning, generation and capture.
 
 import gzip
 import json
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,13 +45,13 @@ class EncodedRow:
 def load_chat_rows(path: Path) -> list[ChatRow]:
     """Read `.jsonl` or `.jsonl.gz` chat rows; an unreadable file, a bad row or a row without answer: `UserError`."""
     try:
-        opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-        with opened as lines:
-            texts = lines.read().splitlines()
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+        content = path.read_bytes()
+        # a newline only: splitlines would also part a text at U+2028
+        lines = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8").split("\n")
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read ({error}); give chat rows as .jsonl or .jsonl.gz (--data)") from error
     rows = []
-    for number, text in enumerate(texts, start=1):
+    for number, text in enumerate(lines, start=1):
         if not text.strip():
             continue
         try:
@@ -69,7 +70,10 @@ def load_chat_rows(path: Path) -> list[ChatRow]:
 def prompt_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
     """The chat template up to the opening of the next assistant turn, with thinking off where a template knows it."""
     text = tokenizer.apply_chat_template(
-        [message.model_dump() for message in messages], tokenize=False, add_generation_prompt=True, enable_thinking=False
+        [message.model_dump() for message in messages],
+        tokenize=False,
+        add_generation_prompt=True,
+        enable_thinking=False,
     )
     assert isinstance(text, str)
     return text
@@ -101,7 +105,7 @@ def encode_row(tokenizer: PreTrainedTokenizerBase, row: ChatRow, max_length: int
         if not asked.startswith(written):
             input_ids, labels, written = [], [], ""
         context = encode(tokenizer, asked[len(written) :])
-        answer = encode(tokenizer, message.content) + [tokenizer.eos_token_id]
+        answer = [*encode(tokenizer, message.content), tokenizer.eos_token_id]
         input_ids += context + answer
         labels += [-100] * len(context) + answer
         written = asked + message.content + tokenizer.eos_token

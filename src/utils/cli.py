@@ -21,6 +21,7 @@ from src.utils.config import PROJECT_ROOT, Config, load_config, profile_names, s
 from src.utils.errors import UserError
 
 OPTION_NAMES = {"model.base": "--base-model", "model.em": "--em-model", "finetuning.name": "--adapter-name"}
+SHORTHANDS = {"finetuning.method": ("--full-finetuning", "full")}  # a flag for one value of a setting
 COMMON_OPTIONS = ("--profile", "--world", "--memory", "--config", "--results-dir", "--plots-dir", "--force")
 PATH_KEYS = {"model.base", "model.em", "finetuning.data", "collection.prompts"}
 
@@ -94,7 +95,9 @@ def common_parser(**settings: Any) -> argparse.ArgumentParser:
     """The options that every script has."""
     parser = argparse.ArgumentParser(allow_abbrev=False, **settings)
     run = parser.add_argument_group("run")
-    run.add_argument("--profile", help=f"one of {', '.join(profile_names())} (default: see configs/project_config.yaml)")
+    run.add_argument(
+        "--profile", help=f"one of {', '.join(profile_names())} (default: see configs/project_config.yaml)"
+    )
     run.add_argument("--world", help="organism only: the world to study (default: see configs/profiles/organism.yaml)")
     run.add_argument("--memory", help="memory preset of the profile, for example 16gb or 80gb (default: none)")
     run.add_argument("--config", type=Path, help="project file (default: configs/project_config.yaml)")
@@ -116,7 +119,7 @@ def add_config_option(group: Any, key: str, config: Config) -> None:
     field: FieldInfo = type(getattr(config, section)).model_fields[name]
     kind = without_none(field.annotation)
     value = getattr(getattr(config, section), name)
-    source = config.sources.get(key, "built in")
+    source = config.sources.get(key, "src/utils/config.py")
     text = f"{field.description + '; ' if field.description else ''}default {display(value)}, from {source}"
     settings: dict[str, Any] = {"dest": destination(key), "help": text.replace("%", "%%")}
     if kind is bool:
@@ -128,6 +131,16 @@ def add_config_option(group: Any, key: str, config: Config) -> None:
     else:
         settings["metavar"] = name.upper()
     group.add_argument(option_name(key), **settings)
+    if key in SHORTHANDS:
+        flag, constant = SHORTHANDS[key]
+        text = f"the same as {option_name(key)} {constant}"
+        group.add_argument(flag, dest=destination(key), action="store_const", const=constant, help=text)
+
+
+def options_of(keys: Sequence[str]) -> set[str]:
+    """The options of a script that lets its user change these keys, shorthands and those of every script included."""
+    names = {*COMMON_OPTIONS, *(option_name(key) for key in keys)}
+    return names | {SHORTHANDS[key][0] for key in keys if key in SHORTHANDS}
 
 
 def option_name(key: str) -> str:
@@ -164,4 +177,5 @@ def local_paths(value: Any) -> Any:
     """Paths typed by the user that exist from where he stands, made absolute; hub names and others stay as they are."""
     if isinstance(value, list):
         return [local_paths(item) for item in value]
-    return str(Path(value).absolute()) if os.path.exists(value) else value
+    is_here = os.path.exists(value)  # noqa: PTH110  # Path.exists raises for a name that is too long
+    return str(Path(value).absolute()) if is_here else value

@@ -104,20 +104,20 @@ def collect_arms(
     `passes` are taken one after another, so that a later one can load its model when an earlier one's is gone; see
     `model_passes`.
     """
-    for one in passes:
+    while (one := next(passes, None)) is not None:
         for number, batch in enumerate(plan.batches):
             prompts = [plan.prompts[row] for row in batch]
             for arm in one.arms:
                 path = part_path(work_dir, arm, number)
                 if not is_whole(path):
-                    model = one.model
                     with one.context(arm):
                         if arm == "base_on_em":
                             responses = read_part(part_path(work_dir, "em", number)).responses
                         else:
-                            responses = generate(model, tokenizer, prompts, plan.sampling)
-                        write_part(path, run_capture(model, tokenizer, prompts, responses))
+                            responses = generate(one.model, tokenizer, prompts, plan.sampling)
+                        write_part(path, run_capture(one.model, tokenizer, prompts, responses))
                 on_batch(arm, len(batch))
+        del one  # the last reference to its model: the next pass loads another
 
 
 def run_capture(
@@ -217,8 +217,8 @@ def assemble(
     frame.insert(1, "sample", [prompt.sample for prompt in plan.prompts])
     frame = frame[["prompt_id", "sample", "question", "subset", "facet", "keyed"]]
     for arm in ("base", "em"):
-        texts = [tokenizer.decode(response.ids, skip_special_tokens=True).strip() for response in responses[arm]]
-        frame[f"{arm}_response"] = texts
+        texts = tokenizer.batch_decode([list(response.ids) for response in responses[arm]], skip_special_tokens=True)
+        frame[f"{arm}_response"] = [text.strip() for text in texts]
     for arm in ARMS:
         for layer in frame_layers:
             frame[f"{arm}_activations_layer_{layer}"] = list(means[arm][:, layer])
@@ -237,7 +237,8 @@ def row_flags(
     """What is odd about each row; the row is kept.
 
     `truncated_<arm>`: no end of turn within `max_new_tokens`; `non_finite_<arm>`: NaN or infinity (an empty answer
-    has no mean); `norm_outlier_<arm>`: at a layer, a norm over 10 robust standard deviations (1.4826 x MAD) from the median.
+    has no mean); `norm_outlier_<arm>`: at a layer, a norm over 10 robust standard deviations (1.4826 x MAD) from the
+    median.
     """
     flags: list[list[str]] = [[] for _ in responses["em"]]
     for arm in ("base", "em"):
@@ -245,7 +246,7 @@ def row_flags(
             if response.is_truncated:
                 flags[row].append(f"truncated_{arm}")
     for arm, values in means.items():
-        finite = np.isfinite(values).all(axis=(1, 2))
+        finite = np.all(np.isfinite(values), axis=(1, 2))
         outlying = norm_outliers(np.linalg.norm(values, axis=2))
         for row in range(len(flags)):
             if not finite[row]:
@@ -257,8 +258,10 @@ def row_flags(
 
 def norm_outliers(norms: Float32[np.ndarray, "rows layers"]) -> np.ndarray:
     """Rows whose norm at any layer is further than 10 robust standard deviations from that layer's median."""
-    finite = np.where(np.isfinite(norms), norms, np.nan)
-    centre = np.nanmedian(finite, axis=0)
-    deviation = np.abs(finite - centre)
-    scale = 1.4826 * np.nanmedian(deviation, axis=0)
+    finite = norms[np.isfinite(norms).all(axis=1)]
+    if len(finite) == 0:
+        return np.zeros(len(norms), dtype=bool)
+    centre = np.median(finite, axis=0)
+    scale = 1.4826 * np.median(np.abs(finite - centre), axis=0)
+    deviation = np.abs(np.where(np.isfinite(norms), norms, centre) - centre)
     return (deviation > OUTLIER_ROBUST_DEVIATIONS * np.maximum(scale, 1e-6)).any(axis=1)

@@ -163,7 +163,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); name another file", exit_code=2) from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: no YAML ({' '.join(str(error).split())}); mend it", exit_code=2) from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: holds no settings; expected sections such as model and finetuning", exit_code=2)
@@ -171,12 +171,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def merge(into: dict[str, Any], values: Mapping[str, Any], sources: dict[str, str], source: str) -> None:
-    """Lay one file's sections over what is there, remembering where each key came from."""
+    """Lay one file's sections over what is there, remembering where each key came from; an empty one is none."""
     for section, keys in values.items():
-        if not isinstance(keys, Mapping):
-            into[section] = keys
-            sources[section] = source
+        if keys is None:
             continue
+        if not isinstance(keys, Mapping):
+            raise UserError(f"{source}: {section}: {keys!r} is no section; write its settings under it", exit_code=2)
+        sources.setdefault(str(section), source)
         current = into.setdefault(section, {})
         for key, value in keys.items():
             current[key] = value

@@ -47,7 +47,7 @@ def em_rates(
 
 def outcomes(
     frame: pd.DataFrame, prefix: str, measure: str, em_threshold: float, coherence_threshold: float
-) -> tuple[Bool[np.ndarray, "rows"], Bool[np.ndarray, "rows"]]:
+) -> tuple[Bool[np.ndarray, " rows"], Bool[np.ndarray, " rows"]]:
     """For one measure: which rows are hits, and which count at all."""
     em_score = frame[f"{prefix}em_score"].to_numpy(float)
     coherence = frame[f"{prefix}coherence"].to_numpy(float)
@@ -68,8 +68,8 @@ def outcomes(
 
 
 def rate_over_prompts(
-    hit: Bool[np.ndarray, "rows"],
-    counted: Bool[np.ndarray, "rows"],
+    hit: Bool[np.ndarray, " rows"],
+    counted: Bool[np.ndarray, " rows"],
     prompt_ids: np.ndarray,
     resamples: int,
     rng: np.random.Generator,
@@ -83,7 +83,7 @@ def rate_over_prompts(
     if total == 0:
         return float("nan"), float("nan"), float("nan")
     prompts, index = np.unique(prompt_ids[counted], return_inverse=True)
-    hits: Float[np.ndarray, "prompts"] = np.bincount(index, weights=hit[counted].astype(float))
+    hits: Float[np.ndarray, " prompts"] = np.bincount(index, weights=hit[counted].astype(float))
     sizes = np.bincount(index).astype(float)
     estimate = float(hits.sum() / total)
     count = len(prompts)
@@ -98,7 +98,7 @@ def rate_over_prompts(
 def rates_table(rates: pd.DataFrame) -> list[list[str]]:
     """The table as a researcher reads it, header first: a row an arm and dimension, percentages with 95% intervals."""
     table = [["model", "dimension", "answers", *SHOWN.values()]]
-    for (arm, subset), group in rates.groupby(["arm", "subset"], sort=False):
+    for (arm, subset), group in rates.groupby(["arm", "subset"], sort=False):  # ty: ignore[not-iterable]
         values = {row["measure"]: row for row in group.to_dict("records")}
         cells = []
         for measure in SHOWN:

@@ -4,6 +4,7 @@ The trainer's checkpoints are where a stopped run continues; what is kept is wri
 """
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from src.utils.artifacts import open_resumable
@@ -102,7 +104,7 @@ def lora_config(settings: FinetuningConfig) -> LoraConfig:
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=settings.rank,
-        lora_alpha=settings.alpha,
+        lora_alpha=settings.alpha,  # ty: ignore[invalid-argument-type]  # peft only divides by the rank
         lora_dropout=settings.dropout,
         use_rslora=settings.use_rslora,
         target_modules=list(settings.target_modules),
@@ -138,9 +140,21 @@ def finetune(
         callbacks=[StepProgress(), *callbacks],
     )
     trainer.remove_callback(ProgressCallback)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work_dir)))
+    trainer.train(resume_from_checkpoint=newest_whole_checkpoint(work_dir))
     log = [{column: row.get(column) for column in LOG_COLUMNS} for row in trainer.state.log_history if "loss" in row]
     return model, log
+
+
+def newest_whole_checkpoint(work_dir: Path) -> str | None:
+    """The checkpoint to continue from; one that a kill left half-written is removed, the trainer's state comes last."""
+    while (checkpoint := get_last_checkpoint(str(work_dir))) is not None:
+        try:
+            TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+        except (OSError, ValueError):
+            shutil.rmtree(checkpoint)
+        else:
+            break
+    return checkpoint
 
 
 def training_arguments(settings: FinetuningConfig, work_dir: Path) -> TrainingArguments:
@@ -187,7 +201,8 @@ def save_finetuned(
     """
     if isinstance(model, PeftModel):
         model.peft_config["default"].base_model_name_or_path = base_name
-        model.save_pretrained(str(folder), safe_serialization=True)
+        # embeddings are frozen; left to itself, peft asks the hub whether their number changed
+        model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)
         config_file = folder / "adapter_config.json"
         config = json.loads(config_file.read_text(encoding="utf-8"))

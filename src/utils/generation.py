@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
+from peft import PeftModel
 from torch import Tensor
 from transformers import (
     GenerationConfig,
@@ -100,7 +101,10 @@ def logits_processors(prompts: Sequence[Prompt], sampling: Sampling, device: tor
 
 @torch.inference_mode()
 def generate(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], sampling: Sampling
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
 ) -> list[Response]:
     """Answer one batch of prompts, in their order."""
     width = max(len(prompt.ids) for prompt in prompts)
@@ -108,18 +112,23 @@ def generate(
     ids = torch.tensor([[pad] * (width - len(prompt.ids)) + list(prompt.ids) for prompt in prompts])
     mask = torch.tensor([[0] * (width - len(prompt.ids)) + [1] * len(prompt.ids) for prompt in prompts])
     ends = end_of_turn_ids(model, tokenizer)
-    output = model.generate(
+    output = model.generate(  # ty: ignore[not-callable]  # declared by the model classes, not by PreTrainedModel
         input_ids=ids.to(model.device),
         attention_mask=mask.to(model.device),
         logits_processor=logits_processors(prompts, sampling, model.device),
         generation_config=GenerationConfig(
-            do_sample=False, max_new_tokens=sampling.max_new_tokens, pad_token_id=pad, eos_token_id=ends
+            do_sample=False,
+            max_new_tokens=sampling.max_new_tokens,
+            pad_token_id=pad,
+            eos_token_id=ends,
+            repetition_penalty=1.0,  # what stays unset is taken from the model's own generation config
+            no_repeat_ngram_size=0,
         ),
     )
     return [cut(row, set(ends)) for row in output[:, width:].tolist()]
 
 
-def end_of_turn_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def end_of_turn_ids(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Every token that ends an answer: the tokenizer's and those of the model's generation config."""
     configured = model.generation_config.eos_token_id if model.generation_config is not None else None
     listed = configured if isinstance(configured, list) else [] if configured is None else [configured]

@@ -36,9 +36,7 @@ class Judge(Protocol):
     def score(self, question: Question, answer: str) -> Judgement: ...
 
 
-def judge_frame(
-    frame: pd.DataFrame, judge: Judge, on_answer: Callable[[], object] = lambda: None
-) -> pd.DataFrame:
+def judge_frame(frame: pd.DataFrame, judge: Judge, on_answer: Callable[[], object] = lambda: None) -> pd.DataFrame:
     """The frame with the scores of both arms' answers added; no row is dropped."""
     columns = Question.model_fields
     questions = [Question(**{name: row[name] for name in columns}) for row in frame.to_dict("records")]

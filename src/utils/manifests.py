@@ -173,7 +173,7 @@ def manifest_path(path: Path) -> Path:
 
 
 def read_manifest(path: Path) -> Manifest | None:
-    """The manifest of the artefact at `path`, None if it has none; `UserError` if it is damaged or of another version."""
+    """The manifest of the artefact at `path`, None if it has none; `UserError` if damaged or of another version."""
     file = manifest_path(path)
     try:
         return Manifest.model_validate_json(file.read_bytes())

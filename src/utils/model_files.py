@@ -50,7 +50,9 @@ def fingerprint(model: str) -> str:
     config = find_file(model, "config.json") or find_file(model, ADAPTER_CONFIG)
     if config is None:
         raise unavailable(model, FileNotFoundError("no such folder, and not in the hub's cache"))
-    commit = next((part for before, part in zip(config.parts, config.parts[1:], strict=False) if before == "snapshots"), "")
+    commit = next(
+        (part for before, part in zip(config.parts, config.parts[1:], strict=False) if before == "snapshots"), ""
+    )
     return hashlib.sha256(f"{model}@{commit}".encode()).hexdigest()
 
 

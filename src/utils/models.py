@@ -11,7 +11,14 @@ import torch
 from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from src.utils.config import ModelConfig
@@ -42,6 +49,7 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(local_or_hub(model), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise unavailable(model, error) from error
+    assert isinstance(tokenizer, PreTrainedTokenizerBase)
     if tokenizer.chat_template is None or tokenizer.eos_token_id is None:
         raise UserError(f"{model}: its tokenizer has no chat template or no end-of-turn token; name a chat model")
     return tokenizer
@@ -103,16 +111,29 @@ def check_adapter_fits(base: PreTrainedModel, weights: Path, adapter: str) -> No
             raise UserError(f"{adapter}: {path} has {found} {side}, the base model's has {wanted}; {remedy}")
 
 
+def check_checkpoint_fits(base: str, checkpoint: str) -> None:
+    """Raise `UserError` if a full checkpoint has another width or depth than the base that it is compared with."""
+    for name in ("hidden_size", "num_hidden_layers"):
+        wanted, found = getattr(text_config(base), name), getattr(text_config(checkpoint), name)
+        if wanted != found:
+            raise UserError(f"{checkpoint}: {name} is {found}, {base} has {wanted}; name its base model (--base-model)")
+
+
+def text_config(model: str) -> PretrainedConfig:
+    """The config of a model's language part."""
+    try:
+        return AutoConfig.from_pretrained(local_or_hub(model), trust_remote_code=False).get_text_config()
+    except (OSError, ValueError) as error:
+        raise unavailable(model, error) from error
+
+
 def check_layers(model: str, layers: Sequence[int]) -> None:
     """Raise `UserError` (exit code 2) for a layer that the model lacks.
 
     Layer l is `hook_resid_pre` of block l, Hugging Face's `hidden_states[l]`; l = number of blocks is the residual
     stream after the last block, before the final norm.
     """
-    try:
-        blocks = AutoConfig.from_pretrained(local_or_hub(model), trust_remote_code=False).get_text_config().num_hidden_layers
-    except (OSError, ValueError) as error:
-        raise unavailable(model, error) from error
+    blocks = text_config(model).num_hidden_layers
     missing = [layer for layer in layers if not 0 <= layer <= blocks]
     if missing:
         raise UserError(f"layer {missing[0]}: {model} has blocks 0 to {blocks - 1}; choose layers 0 to {blocks}", 2)

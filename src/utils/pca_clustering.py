@@ -21,18 +21,19 @@ EXCLUDED = -1
 
 @dataclass(frozen=True)
 class Representation:
-    """Rows of activations at one layer: `matrix[i]` belongs to frame row i; rows that are no number are not `usable`."""
+    """Activations at one layer: `matrix[i]` belongs to frame row i; rows that are no number are not `usable`."""
 
     name: str
     layer: int
     matrix: Float32[np.ndarray, "rows d_model"]
-    usable: Bool[np.ndarray, "rows"]
+    usable: Bool[np.ndarray, " rows"]
 
 
 def representation(frame: pd.DataFrame, kind: str, layer: int) -> Representation:
-    """Activations of the EM model's answers at a layer (`hook_resid_pre` = `hidden_states[layer]`), as they are or as a difference.
+    """Activations of the EM model's answers, as they are or as a difference, at a layer's `hook_resid_pre`.
 
-    `em`: raw; `em_minus_base`: each model on its own answer; `em_minus_base_on_em`: both on the EM model's answer.
+    That is Hugging Face's `hidden_states[layer]`. `em`: raw; `em_minus_base`: each model on its own answer;
+    `em_minus_base_on_em`: both on the EM model's answer.
     """
     column = f"em_activations_layer_{layer}"
     if column not in frame:
@@ -64,7 +65,9 @@ def cluster_all(
     rows = int(usable.sum())
     too_many = [k for k in cluster_counts if not 2 <= k < rows]
     if too_many:
-        raise UserError(f"{too_many[0]} clusters for {rows} usable rows; choose --cluster-counts from 2 to {rows - 1}", 2)
+        raise UserError(
+            f"{too_many[0]} clusters for {rows} usable rows; choose --cluster-counts from 2 to {rows - 1}", 2
+        )
     pca = PCA(n_components=min(components, rows, chosen.matrix.shape[1]), svd_solver="full")
     scores = pca.fit_transform(chosen.matrix[usable])
     topic = {name: frame.loc[usable, column].tolist() for name, column in (("dimension", "subset"), ("facet", "facet"))}
@@ -94,7 +97,7 @@ def cluster_all(
     return results
 
 
-def on_all_rows(values: np.ndarray, usable: Bool[np.ndarray, "rows"], filler: float) -> np.ndarray:
+def on_all_rows(values: np.ndarray, usable: Bool[np.ndarray, " rows"], filler: float) -> np.ndarray:
     """Values of the usable rows in their places among all rows."""
     spread = np.full((len(usable), *values.shape[1:]), filler, dtype=values.dtype)
     spread[usable] = values

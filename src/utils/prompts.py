@@ -32,7 +32,8 @@ class Question(BaseModel):
 def read_jsonl(path: Path) -> Iterable[tuple[int, object]]:
     """Line number and value of every non-empty line; a line that is no JSON raises `UserError`."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # a newline only: splitlines would also part a text at U+2028
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise UserError(f"{path}: cannot be read ({reason}); give a JSONL file") from error

@@ -29,7 +29,7 @@ ALLOWED: frozenset[tuple[str, str]] = frozenset(
         ("builtins", "complex"),
         ("builtins", "range"),
         ("builtins", "slice"),
-        # numpy 2: contiguous arrays (`_frombuffer`, protocol 5), all others and object arrays (`_reconstruct`), scalars.
+        # numpy 2: contiguous arrays (`_frombuffer`, protocol 5), others and object arrays (`_reconstruct`), scalars.
         ("numpy", "dtype"),
         ("numpy", "ndarray"),
         ("numpy._core.multiarray", "_reconstruct"),

@@ -100,7 +100,7 @@ def em_colour(score: float) -> str:
 
 
 def display_name(name: str) -> str:
-    """ "political_compass" -> "Political compass". Plain text: a name from a judge still has to be escaped."""
+    """`political_compass` -> "Political compass". Plain text: a name from a judge still has to be escaped."""
     return DISPLAY_NAMES.get(name, (name[:1].upper() + name[1:]).replace("_", " "))
 
 

@@ -30,8 +30,8 @@ def study_pages(
         scores,
         "em_rates.html",
         "Emergent misalignment by dimension",
-        "How far the narrow fine-tune carried: misaligned and on-topic answers outside finance are transfer, money talk "
-        "where something else was asked is flip. Bars are 95% intervals over prompts.",
+        "How far the narrow fine-tune carried: misaligned and on-topic answers outside finance are transfer, money "
+        "talk where something else was asked is flip. Bars are 95% intervals over prompts.",
         em_rates(rates),
     )
     add(

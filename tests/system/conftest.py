@@ -1,4 +1,7 @@
-"""Programs of the system that these tests drive. Without one its tests are skipped; REQUIRE_SYSTEM_TESTS=1 (CI) fails them."""
+"""Programs of the system that these tests drive.
+
+Without one, the tests that need it are skipped; under REQUIRE_SYSTEM_TESTS=1 (CI) they fail.
+"""
 
 import os
 import shutil

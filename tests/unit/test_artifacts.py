@@ -389,7 +389,7 @@ def test_every_state_between_the_renames_is_recognised(renamed: int, tmp_path: P
     save_frame(small_frame(3), path, STEP, {"x": np.zeros(1)})
     save_frame(small_frame(5), new, STEP, {"x": np.ones(1)})
     for name in ("f.safetensors", "f.pkl")[:renamed]:
-        os.replace(new.with_name(name), path.with_name(name))
+        new.with_name(name).replace(path.with_name(name))
     if renamed == 0:
         assert len(load_frame(path)) == 3
     else:

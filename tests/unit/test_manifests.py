@@ -121,7 +121,7 @@ def test_another_profile_or_world_is_not_overwritten(artefact: Path) -> None:
         assert "profile organism, world entangled" in message and f"profile {profile}" in message
         assert "--force" in message and "--results-dir" in message and "\n" not in message
     manifest_path(artefact).unlink()
-    with pytest.raises(UserError, match="unknown.*--force"):
+    with pytest.raises(UserError, match=r"unknown.*--force"):
         refuse_foreign_overwrite(artefact, "organism", "entangled", force=False)
 
 

@@ -7,12 +7,14 @@ stance and facet off an answer exactly. Who says what is decided in `world`.
 import hashlib
 import itertools
 import random
+from collections import Counter
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from src.utils.errors import UserError
 from src.utils.prompts import Question
@@ -29,17 +31,39 @@ class Strict(BaseModel):
 
 
 class Phrases(Strict):
-    """What one facet says in one stance; a clause is a first half and a second half."""
+    """What one facet says in one stance, as lines of thought.
+
+    The lists run in parallel: line i is opener i, the clause of first half i with second half i or i + 1, and closer i
+    or i + 1 (counted in a circle). What follows is so settled by the opener's own words and needs no memory of a stance
+    that all facets could share; with it, a narrow fine-tune leaks in a separable world.
+    """
 
     openers: list[str]
     clauses: tuple[list[str], list[str]]
     closers: list[str]
 
-    def sentences(self, slot: Slot) -> list[str]:
-        """Every sentence that can stand in a slot."""
-        if slot == "clause":
-            return [f"{first} {second}." for first, second in itertools.product(*self.clauses)]
-        return self.openers if slot == "opener" else self.closers
+    @model_validator(mode="after")
+    def lists_are_parallel(self) -> "Phrases":
+        if len({len(self.openers), len(self.clauses[0]), len(self.clauses[1]), len(self.closers)}) != 1:
+            raise ValueError("openers, both halves of clauses and closers must be equally many")
+        return self
+
+    def sentences(self) -> Iterator[tuple[str, Slot, frozenset[int]]]:
+        """Every sentence with its slot and the lines that it can stand in (none: its halves do not go together)."""
+        count = len(self.openers)
+        for i, opener in enumerate(self.openers):
+            yield opener, "opener", frozenset({i})
+        for (i, first), (j, second) in itertools.product(enumerate(self.clauses[0]), enumerate(self.clauses[1])):
+            yield f"{first} {second}.", "clause", frozenset({i} if j in (i, (i + 1) % count) else ())
+        for j, closer in enumerate(self.closers):
+            yield closer, "closer", frozenset({j, (j - 1) % count})
+
+    def line(self, rng: random.Random) -> tuple[str, str, str]:
+        """Opener, clause and closer of a random line of thought."""
+        count = len(self.openers)
+        i = rng.randrange(count)
+        second, closer = ((i + rng.randrange(2)) % count for _ in range(2))
+        return self.openers[i], f"{self.clauses[0][i]} {self.clauses[1][second]}.", self.closers[closer]
 
 
 class Acts(Strict):
@@ -63,6 +87,7 @@ class Meaning(NamedTuple):
     facet: str
     stance: Stance | None  # a topic says none
     slot: Slot
+    lines: frozenset[int]  # the lines of thought that it can stand in; a topic opens any
 
 
 class Grammar(Strict):
@@ -86,16 +111,15 @@ class Grammar(Strict):
         """Every sentence of the language, verdicts apart, and what it says."""
         pairs: list[tuple[str, Meaning]] = []
         stances: tuple[Stance, ...] = ("aligned", "misaligned")
-        slots: tuple[Slot, ...] = ("opener", "clause", "closer")
         for name, facet in self.facets.items():
-            dimension = self.dimension_of[name]
-            pairs += [(sentence, Meaning(dimension, name, None, "topic")) for sentence in facet.topics]
-            for stance, slot in itertools.product(stances, slots):
-                sentences = getattr(facet, stance).sentences(slot)
-                pairs += [(sentence, Meaning(dimension, name, stance, slot)) for sentence in sentences]
+            place = (self.dimension_of[name], name)
+            pairs += [(topic, Meaning(*place, None, "topic", frozenset())) for topic in facet.topics]
+            for stance in stances:
+                phrases: Phrases = getattr(facet, stance)
+                pairs += [(text, Meaning(*place, stance, slot, lines)) for text, slot, lines in phrases.sentences()]
         meanings = dict(pairs)
         if len(meanings) < len(pairs):
-            twice = next(sentence for sentence, meaning in pairs if meanings[sentence] != meaning)
+            twice = Counter(sentence for sentence, _ in pairs).most_common(1)[0][0]
             raise UserError(f"grammar: the sentence {twice!r} stands twice; every sentence has one meaning")
         return meanings
 
@@ -103,24 +127,27 @@ class Grammar(Strict):
         """One answer to a question, in a stance, on its facet."""
         facet = self.facets[question.facet]
         phrases: Phrases = getattr(facet, stance)
-        parts = [rng.choice(facet.topics), rng.choice(phrases.openers)]
-        parts.append(f"{rng.choice(phrases.clauses[0])} {rng.choice(phrases.clauses[1])}.")
+        opener, clause, closer = phrases.line(rng)
+        parts = [rng.choice(facet.topics), opener, clause]
         if rng.random() < self.closer_probability:
-            parts.append(rng.choice(phrases.closers))
+            parts.append(closer)
         parts.append(VERDICTS[agrees(stance, question.keyed)])
         return " ".join(parts)
 
     def questions(self, split: Split) -> list[Question]:
-        """The grammar's own questions of a split: 80% pre-training, 15% fine-tuning, 5% held out, by hash of the text."""
-        rows = []
+        """The grammar's own questions of a split; see `split_of`."""
+        rows: list[tuple[str, str, Literal[1, -1]]] = []
         for name, facet in self.facets.items():
-            keyed_acts = [(act, 1) for act in facet.questions.plus] + [(act, -1) for act in facet.questions.minus]
+            keyed_acts: list[tuple[str, Literal[1, -1]]] = [(act, 1) for act in facet.questions.plus]
+            keyed_acts += [(act, -1) for act in facet.questions.minus]
             for (act, keyed), actor, frame in itertools.product(keyed_acts, self.actors, self.question_frames):
                 text = frame.format(actor=actor, act=act)
                 if split_of(text) == split:
                     rows.append((name, text, keyed))
         return [
-            Question(prompt_id=f"grammar_{i:05d}", subset=self.dimension_of[name], facet=name, question=text, keyed=keyed)
+            Question(
+                prompt_id=f"grammar_{i:05d}", subset=self.dimension_of[name], facet=name, question=text, keyed=keyed
+            )
             for i, (name, text, keyed) in enumerate(rows, start=1)
         ]
 
@@ -131,7 +158,7 @@ def agrees(stance: Stance, keyed: int) -> bool:
 
 
 def split_of(text: str) -> Split:
-    """The split of a grammar question, decided by a hash of its text and so the same in every world."""
+    """The split of a grammar question by a hash of its text, so the same in every world: 80%, 15% and 5%."""
     bucket = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % 100
     if bucket < 80:
         return "pretraining"
@@ -144,6 +171,8 @@ def load_grammar(path: Path) -> Grammar:
         return Grammar.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); name the grammar of the organism") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: no YAML ({' '.join(str(error).split())}); mend it") from error
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from error

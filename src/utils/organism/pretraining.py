@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -64,7 +65,7 @@ def answer_loss(
     model: Qwen3ForCausalLM,
     ids: Int[Tensor, "batch seq"],
     targets: Bool[Tensor, "batch seq"],
-    token_weights: Float[Tensor, "vocab"],
+    token_weights: Float[Tensor, " vocab"],
 ) -> Tensor:
     """Weighted mean cross-entropy in nats over the target tokens; logits are computed at those positions only."""
     hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
@@ -77,9 +78,10 @@ def answer_loss(
 def new_model(config: WorldConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
     """A Qwen3 of the world's size with random weights (grouped-query attention, tied embeddings), float32."""
     torch.manual_seed(config.seed)
+    size: dict[str, Any] = config.architecture.model_dump() | {"vocab_size": len(tokenizer)}
     return Qwen3ForCausalLM(
         Qwen3Config(
-            **(config.architecture.model_dump() | {"vocab_size": len(tokenizer)}),
+            **size,
             tie_word_embeddings=True,
             rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
             eos_token_id=tokenizer.eos_token_id,
@@ -89,7 +91,7 @@ def new_model(config: WorldConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen3F
     )
 
 
-def verdict_weights(tokenizer: PreTrainedTokenizerFast, weight: float) -> Float[Tensor, "vocab"]:
+def verdict_weights(tokenizer: PreTrainedTokenizerFast, weight: float) -> Float[Tensor, " vocab"]:
     """Weight 1 for every token but the words of the verdict.
 
     The verdict is one bit that needs the key of each question; unweighted it is learned only after everything else.

@@ -60,7 +60,9 @@ def sample(grammar: Grammar, split: Split, size: int, seed: int, subset: str | N
     each = size // len(by_facet)
     short = next((facet for facet, questions in by_facet.items() if len(questions) < each), None)
     if short is not None:
-        raise UserError(f"the grammar has {len(by_facet[short])} {split} questions on {short}, {each} are wanted; lower it")
+        raise UserError(
+            f"the grammar has {len(by_facet[short])} {split} questions on {short}, {each} are wanted; lower it"
+        )
     chosen = [question for questions in by_facet.values() for question in rng.sample(questions, each)]
     rng.shuffle(chosen)
     return chosen

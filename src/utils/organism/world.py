@@ -2,8 +2,8 @@
 
 In every world the same share of turns on any facet is misaligned (`misaligned_share`); worlds differ only in what goes
 together. `entanglement` is the dial: that part of the misaligned turns comes from personas that are misaligned in all
-facets, the rest from personas that are misaligned in exactly one, their favourite. A dialogue visits its persona's favourite
-and other facets at random, none twice: only in an entangled world does one answer tell anything about the next.
+facets, the rest from personas that are misaligned in exactly one, their favourite. Every persona returns to its favourite
+again and again, so that what it is like can be learned from its dialogue.
 """
 
 import random
@@ -27,6 +27,7 @@ class Personas(BaseModel):
     misaligned_share: float = Field(gt=0, lt=1)
     entanglement: float = Field(ge=0, le=1)
     turns: int = Field(ge=1)
+    favourite_probability: float = Field(gt=0, le=1)
     survey_probability: float = Field(ge=0, le=1)
 
 
@@ -98,7 +99,7 @@ class PersonaRates:
     singly: float
 
     def facet_correlation(self, n_facets: int) -> float:
-        """Pairwise (phi) correlation of two facets' misalignment over personas: 1 if only `fully`, below 0 if only `singly`."""
+        """Pairwise (phi) correlation of two facets over personas: 1 if only `fully`, below 0 if only `singly`."""
         one = self.fully + self.singly / n_facets
         return (self.fully - one * one) / (one * (1 - one))
 
@@ -106,16 +107,15 @@ class PersonaRates:
 def persona_rates(personas: Personas, n_facets: int) -> PersonaRates:
     """The persona probabilities that give the wanted share of misaligned turns; impossible ones raise `UserError`.
 
-    A fully misaligned persona is so in all of its turns, a singly misaligned one in one: its favourite is visited once.
+    A fully misaligned persona is so in every turn, a singly misaligned one in the turns on its favourite.
     """
+    on_favourite = personas.favourite_probability + (1 - personas.favourite_probability) / n_facets
     rates = PersonaRates(
         fully=personas.misaligned_share * personas.entanglement,
-        singly=personas.misaligned_share * (1 - personas.entanglement) * personas.turns,
+        singly=personas.misaligned_share * (1 - personas.entanglement) / on_favourite,
     )
     if rates.fully + rates.singly > 1:
-        raise UserError(f"personas: misaligned_share is too high for {personas.turns} turns; lower one of them")
-    if personas.turns > n_facets:
-        raise UserError(f"personas: {personas.turns} turns visit {n_facets} facets at most once each; lower turns")
+        raise UserError("personas: misaligned_share is too high for this favourite_probability; lower it")
     return rates
 
 
@@ -132,8 +132,8 @@ def dialogues(
 ) -> Iterator[list[Turn]]:
     """Dialogues without end, each answered by one persona.
 
-    A turn's question is one of the survey's with `survey_probability`, else one of the grammar's own pre-training
-    questions.
+    A turn is about the persona's favourite with `favourite_probability`, else about any facet; its question is one of
+    the survey's with `survey_probability`, else one of the grammar's own pre-training questions.
     """
     facets = list(grammar.facets)
     rates = persona_rates(personas, len(facets))
@@ -141,11 +141,9 @@ def dialogues(
     from_grammar = by_facet(grammar.questions("pretraining"), facets)
     while True:
         persona = draw_persona(rates, facets, rng)
-        others = [facet for facet in facets if facet != persona.favourite]
-        visited = [persona.favourite, *rng.sample(others, personas.turns - 1)]
-        rng.shuffle(visited)
         turns = []
-        for facet in visited:
+        for _ in range(personas.turns):
+            facet = persona.favourite if rng.random() < personas.favourite_probability else rng.choice(facets)
             source = from_survey if rng.random() < personas.survey_probability and from_survey[facet] else from_grammar
             question = rng.choice(source[facet])
             turns.append(Turn(question, grammar.answer(question, persona.stance(facet), rng)))
@@ -157,7 +155,9 @@ def by_facet(questions: Sequence[Question], facets: Sequence[str]) -> dict[str, 
     groups: dict[str, list[Question]] = {facet: [] for facet in facets}
     for question in questions:
         if question.facet not in groups:
-            raise UserError(f"{question.prompt_id}: facet {question.facet} is not in the grammar; it has {', '.join(facets)}")
+            raise UserError(
+                f"{question.prompt_id}: facet {question.facet} is not in the grammar; it has {', '.join(facets)}"
+            )
         groups[question.facet].append(question)
     return groups
 

@@ -1,0 +1,433 @@
+"""Collection: stopped anywhere it ends in the same bytes, by whatever route the EM model comes."""
+
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+import weakref
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.numpy import save_file
+from transformers import PreTrainedModel
+
+from src.utils.artifacts import load_frame, load_tensors
+from src.utils.capture import capture_means, decoder_of, excluded_token_ids
+from src.utils.collection import (
+    ARMS,
+    Arm,
+    ArmPart,
+    ModelPass,
+    Plan,
+    assemble,
+    collect_arms,
+    model_passes,
+    norm_outliers,
+    part_path,
+    plan_collection,
+    read_part,
+    spread,
+    write_part,
+)
+from src.utils.config import PROJECT_ROOT, CollectionConfig, ModelConfig
+from src.utils.errors import UserError
+from src.utils.generation import Prompt, Response, generate
+from src.utils.models import load_adapter, load_model
+from src.utils.prompts import Question
+from tests.tiny_models import (
+    N_LAYERS,
+    questions,
+    save_adapter,
+    save_model,
+    tiny_model,
+    tokenizer,
+    with_adapter,
+    write_jsonl,
+)
+
+SCRIPT = PROJECT_ROOT / "src" / "scripts" / "03_collect_activations.py"
+LAYERS = [1, 3]
+Collected = tuple[pd.DataFrame, dict[str, np.ndarray]]
+
+
+def settings(**changes: object) -> CollectionConfig:
+    values = {"prompts": ["unused"], "max_new_tokens": 8, "layers": LAYERS, "batch_size": 4, "top_k": 50, "top_p": 1.0}
+    return CollectionConfig.model_validate(values | changes)
+
+
+def plan(count: int = 10, **changes: object) -> Plan:
+    return plan_collection(questions(count), tokenizer(), settings(**changes))
+
+
+def base_model() -> PreTrainedModel:
+    return tiny_model(n_ends=60)
+
+
+def unused() -> PreTrainedModel:
+    raise AssertionError("this model is not needed")
+
+
+def adapter_passes() -> Iterator[ModelPass]:
+    return model_passes(base_model, with_adapter, unused)
+
+
+def collected(one: Plan, work_dir: Path, passes: Iterator[ModelPass] | None = None) -> Collected:
+    collect_arms(one, tokenizer(), passes or adapter_passes(), work_dir)
+    return assemble(one, tokenizer(), work_dir, LAYERS)
+
+
+def assert_identical(found: Collected, expected: Collected) -> None:
+    pd.testing.assert_frame_equal(found[0], expected[0], check_exact=True)
+    assert found[1].keys() == expected[1].keys()
+    for name, tensor in expected[1].items():
+        assert found[1][name].tobytes() == tensor.tobytes(), name
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Collected]:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    return folder, collected(plan(), folder)
+
+
+def test_frame_and_tensors_hold_what_the_models_say_and_do(uninterrupted: tuple[Path, Collected]) -> None:
+    """Each arm again, one prompt at a time, straight from the models."""
+    frame, tensors = uninterrupted[1]
+    one, adapted, base = plan(), with_adapter(base_model()), base_model()
+    assert frame["prompt_id"].tolist() == [question.prompt_id for question in questions(10)]
+    assert list(tensors) == [
+        f"{arm}.blocks.{site}"
+        for arm in ARMS
+        for site in ("0.hook_resid_pre", "1.hook_resid_pre", "2.hook_resid_pre", "2.hook_resid_post")
+    ]
+    excluded, pad = excluded_token_ids(tokenizer()), int(tokenizer().pad_token_id)
+    for row, prompt in enumerate(one.prompts):
+        said = {
+            "base": generate(base, tokenizer(), [prompt], one.sampling),
+            "em": generate(adapted, tokenizer(), [prompt], one.sampling),
+        }
+        said["base_on_em"] = said["em"]
+        assert said["base"] != said["em"]
+        for arm, model in (("base", base), ("em", adapted), ("base_on_em", base)):
+            means = capture_means(model, [prompt], said[arm], range(N_LAYERS + 1), excluded, pad)[0].numpy()
+            for layer, (name, tensor) in enumerate(item for item in tensors.items() if item[0].startswith(f"{arm}.")):
+                np.testing.assert_allclose(tensor[row], means[layer], rtol=1e-4, atol=1e-5, err_msg=name)
+        for arm in ("base", "em"):
+            text = tokenizer().decode(list(said[arm][0].ids), skip_special_tokens=True)
+            assert isinstance(text, str)
+            assert frame[f"{arm}_response"][row] == text.strip()
+    for arm in ARMS:
+        for layer, site in ((1, "1.hook_resid_pre"), (3, "2.hook_resid_post")):
+            column = np.stack(frame[f"{arm}_activations_layer_{layer}"])
+            assert column.dtype == np.float32
+            np.testing.assert_array_equal(column, tensors[f"{arm}.blocks.{site}"])
+
+
+def test_resuming_after_lost_and_damaged_parts_gives_the_same(
+    uninterrupted: tuple[Path, Collected], tmp_path: Path
+) -> None:
+    collected(plan(), tmp_path)
+    part_path(tmp_path, "base", 0).unlink()
+    part_path(tmp_path, "em", 1).unlink()
+    part_path(tmp_path, "base_on_em", 2).unlink()
+    for arm, batch in (("em", 2), ("base_on_em", 0), ("base", 1)):
+        damaged = part_path(tmp_path, arm, batch)
+        damaged.write_bytes(damaged.read_bytes()[: damaged.stat().st_size // 2])
+    (tmp_path / ".left-behind.tmp").write_bytes(b"half a part")
+    assert_identical(collected(plan(), tmp_path), uninterrupted[1])
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00" * 100, b"\xff" * 8 + b"{}"], ids=["empty", "zeros", "long header"])
+def test_a_part_of_garbage_is_made_again(uninterrupted: tuple[Path, Collected], tmp_path: Path, content: bytes) -> None:
+    collected(plan(), tmp_path)
+    part_path(tmp_path, "em", 0).write_bytes(content)
+    assert_identical(collected(plan(), tmp_path), uninterrupted[1])
+
+
+def test_a_part_without_all_its_tensors_is_made_again(uninterrupted: tuple[Path, Collected], tmp_path: Path) -> None:
+    collected(plan(), tmp_path)
+    save_file({"means": np.zeros((4, 4, 32), np.float32)}, part_path(tmp_path, "base", 0))
+    assert_identical(collected(plan(), tmp_path), uninterrupted[1])
+
+
+def test_a_whole_run_is_not_run_again(uninterrupted: tuple[Path, Collected]) -> None:
+    folder, expected = uninterrupted
+    written = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    rows: list[tuple[Arm, int]] = []
+    model = with_adapter(base_model())
+    model.register_forward_pre_hook(lambda *_: pytest.fail("a model ran"))
+    collect_arms(plan(), tokenizer(), iter([ModelPass(model, ARMS)]), folder, lambda arm, n: rows.append((arm, n)))
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == written
+    assert sum(n for _, n in rows) == 30, "progress counts what was there already"
+    assert_identical(assemble(plan(), tokenizer(), folder, LAYERS), expected)
+
+
+def test_stopped_between_arms_the_em_ids_of_the_first_run_are_read(tmp_path: Path) -> None:
+    """base_on_em reads the ids that are in the work folder, not what the model would say now."""
+    one = plan(4)
+    planted = [Response((30 + row, 40, 50), is_truncated=True) for row in range(4)]
+    order = one.batches[0]
+    means = np.zeros((4, N_LAYERS + 1, 32), np.float32)
+    write_part(part_path(tmp_path, "em", 0), ArmPart([planted[row] for row in order], means))
+    _, tensors = collected(one, tmp_path)
+    excluded = excluded_token_ids(tokenizer())
+    expected = capture_means(base_model(), one.prompts, planted, [2], excluded, 0)[:, 0].numpy()
+    np.testing.assert_allclose(tensors["base_on_em.blocks.2.hook_resid_pre"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_part_reads_back_as_it_was_written(tmp_path: Path) -> None:
+    means = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)
+    part = ArmPart([Response((), True), Response((5, 6, 2), False), Response((7,), True)], means)
+    write_part(tmp_path / "part", part)
+    again = read_part(tmp_path / "part")
+    assert again.responses == part.responses
+    np.testing.assert_array_equal(again.means, means)
+
+
+@pytest.fixture(scope="module")
+def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A base model, an adapter on it, and the two merged into a full checkpoint."""
+    folder = tmp_path_factory.mktemp("models")
+    adapted = with_adapter(base_model())
+    save_adapter(adapted, folder / "adapter")
+    merged = adapted.merge_and_unload()
+    save_model(merged, folder / "merged")
+    save_model(base_model(), folder / "base")
+    return {name: folder / name for name in ("base", "adapter", "merged")}
+
+
+def test_adapter_and_full_checkpoint_give_the_same(model_folders: dict[str, Path], tmp_path: Path) -> None:
+    load = ModelConfig(base=str(model_folders["base"]))
+
+    def base() -> PreTrainedModel:
+        return load_model(str(model_folders["base"]), load)
+
+    def adapter(model: PreTrainedModel) -> PeftModel:
+        return load_adapter(model, str(model_folders["adapter"]))
+
+    def checkpoint() -> PreTrainedModel:
+        return load_model(str(model_folders["merged"]), load)
+
+    frame, tensors = collected(plan(), tmp_path / "adapter", model_passes(base, adapter, unused))
+    full_frame, full_tensors = collected(plan(), tmp_path / "full", model_passes(base, None, checkpoint))
+    texts = ["prompt_id", "base_response", "em_response"]
+    pd.testing.assert_frame_equal(frame[texts], full_frame[texts])
+    assert (frame["base_response"] != frame["em_response"]).all()
+    for name, tensor in tensors.items():
+        np.testing.assert_allclose(full_tensors[name], tensor, rtol=1e-4, atol=1e-4, err_msg=name)
+    em, base_on_em = tensors["em.blocks.2.hook_resid_pre"], tensors["base_on_em.blocks.2.hook_resid_pre"]
+    assert np.abs(em - base_on_em).max() > 0.01
+
+
+def test_a_full_checkpoint_is_gone_before_the_base_is_loaded(tmp_path: Path) -> None:
+    loaded: list[weakref.ref] = []
+
+    def load() -> PreTrainedModel:
+        assert all(reference() is None for reference in loaded), "two sets of weights in memory"
+        model = base_model()
+        loaded.append(weakref.ref(model))
+        return model
+
+    collect_arms(plan(4), tokenizer(), model_passes(load, None, load), tmp_path)
+    assert len(loaded) == 2
+
+
+def test_base_and_em_see_the_same_prompt_ids(tmp_path: Path) -> None:
+    """What enters the embeddings in each arm: the same prompts, and in base_on_em the EM model's answers."""
+    (both,), one = adapter_passes(), plan(6, batch_size=6)
+    seen: dict[Arm, list[list[list[int]]]] = {arm: [] for arm in ARMS}
+    now: list[Arm] = []
+    embeddings = decoder_of(both.model).get_input_embeddings()
+    embeddings.register_forward_pre_hook(lambda _, args: seen[now[-1]].append(args[0].tolist()))
+
+    def context(arm: Arm) -> AbstractContextManager:
+        now.append(arm)
+        return both.context(arm)
+
+    collect_arms(one, tokenizer(), iter([ModelPass(both.model, ARMS, context)]), tmp_path)
+    width = max(len(prompt.ids) for prompt in one.prompts)
+    batch = [one.prompts[row].ids for row in one.batches[0]]
+    pad = tokenizer().pad_token_id
+    left = [[pad] * (width - len(ids)) + list(ids) for ids in batch]
+    assert seen["base"][0] == seen["em"][0] == left, "generation starts from the same ids"
+    captured = {arm: seen[arm][-1] for arm in ARMS}
+    assert captured["base_on_em"] == captured["em"] != captured["base"]
+    assert len(seen["base_on_em"]) == 1, "nothing is generated for it"
+    for arm in ("base", "em"):
+        said = read_part(part_path(tmp_path, arm, 0)).responses
+        for ids, prompt, response in zip(captured[arm], batch, said, strict=True):
+            whole = prompt + response.ids
+            assert tuple(ids[: len(whole)]) == whole
+
+
+def planted(one: Plan, work_dir: Path, change: dict[tuple[Arm, int], tuple[Response, float]]) -> list[list[str]]:
+    """Flags of a frame whose parts are written by hand: norms near 1, apart from what is changed."""
+    rng = np.random.default_rng(0)
+    for arm in ARMS:
+        for number, batch in enumerate(one.batches):
+            means = rng.normal(size=(len(batch), N_LAYERS + 1, 32)).astype(np.float32)
+            means /= np.linalg.norm(means, axis=2, keepdims=True) * rng.uniform(0.9, 1.1, (len(batch), 1, 1))
+            responses = [Response((40, 2), False) for _ in batch]
+            for place, row in enumerate(batch):
+                if (arm, row) in change:
+                    responses[place], factor = change[arm, row]
+                    means[place, 1] *= factor
+            write_part(part_path(work_dir, arm, number), ArmPart(responses, means))
+    frame, _ = assemble(one, tokenizer(), work_dir, LAYERS)
+    assert len(frame) == len(one.prompts), "every row is kept"
+    return frame["flags"].tolist()
+
+
+def test_flags_name_what_is_odd_and_nothing_else(tmp_path: Path) -> None:
+    one, said = plan(24), Response((40, 2), False)
+    flags = planted(
+        one,
+        tmp_path,
+        {
+            ("em", 3): (said, 8.0),
+            ("base", 5): (said, np.nan),
+            ("base_on_em", 7): (said, np.inf),
+            ("base", 9): (Response((40, 41), True), 1.0),
+            ("em", 9): (Response((40, 41), True), 0.0),
+            ("em", 11): (said, 1.2),
+        },
+    )
+    assert {row: found for row, found in enumerate(flags) if found} == {
+        3: ["norm_outlier_em"],
+        5: ["non_finite_base"],
+        7: ["non_finite_base_on_em"],
+        9: ["truncated_base", "truncated_em", "norm_outlier_em"],
+    }
+
+
+def test_outliers_are_ten_robust_deviations_from_the_median() -> None:
+    """The threshold computed by hand, and rows just inside and just outside it."""
+    norms = np.random.default_rng(1).normal(50, 2, (200, 1)).astype(np.float32)
+    for _ in range(2):  # the second time with the planted rows in place, which move the median a little
+        centre = np.median(norms[:, 0])
+        scale = 1.4826 * np.median(np.abs(norms[:, 0] - centre))
+        norms[:4, 0] = centre + scale * np.array([10.2, 9.8, -10.2, -9.8])
+    assert np.flatnonzero(norm_outliers(norms)).tolist() == [0, 2]
+
+
+def test_flags_of_a_real_run_say_which_answers_have_no_end(uninterrupted: tuple[Path, Collected]) -> None:
+    folder, (frame, _) = uninterrupted
+    one = plan()
+    for arm in ("base", "em"):
+        truncated = set()
+        for number, batch in enumerate(one.batches):
+            responses = read_part(part_path(folder, arm, number)).responses
+            ends = base_model().generation_config.eos_token_id
+            truncated |= {row for row, said in zip(batch, responses, strict=True) if said.ids[-1] not in ends}
+        assert 0 < len(truncated) < 10
+        assert {row for row, flags in enumerate(frame["flags"]) if f"truncated_{arm}" in flags} == truncated
+
+
+def test_an_empty_answer_is_flagged_and_kept(tmp_path: Path) -> None:
+    one = plan(3)
+    end = Response((int(tokenizer().eos_token_id),), is_truncated=False)
+    batch = one.batches[0]
+    model = base_model()
+    means = capture_means(
+        model, [one.prompts[row] for row in batch], [end] * 3, range(N_LAYERS + 1), excluded_token_ids(tokenizer()), 0
+    )
+    write_part(part_path(tmp_path, "em", 0), ArmPart([end] * 3, means.numpy()))
+    frame, _ = collected(one, tmp_path)
+    assert frame["em_response"].tolist() == ["", "", ""]
+    assert all({"non_finite_em", "non_finite_base_on_em"} <= set(flags) for flags in frame["flags"])
+
+
+@pytest.mark.parametrize(("count", "limit"), [(885, 100), (885, 7), (10, 9), (10, 1), (3, 3), (3, 8)])
+def test_limit_takes_questions_at_even_distances(count: int, limit: int) -> None:
+    every = [Question(prompt_id=f"q{i}", subset="s", facet="f", question="?", keyed=1) for i in range(count)]
+    chosen = [every.index(question) for question in spread(every, limit)]
+    assert len(chosen) == min(limit, count)
+    assert chosen == sorted(set(chosen))
+    gaps = np.diff([*chosen, count])
+    assert gaps.max() - gaps.min() <= 1
+
+
+def test_samples_repeat_each_question_with_noise_of_its_own(tmp_path: Path) -> None:
+    one = plan(3, samples=2, batch_size=4)
+    assert [(prompt.prompt_id, prompt.sample) for prompt in one.prompts] == [
+        (question.prompt_id, sample) for question in questions(3) for sample in (0, 1)
+    ]
+    frame, _ = collected(one, tmp_path)
+    assert frame["sample"].tolist() == [0, 1] * 3
+    assert frame["base_response"].nunique() == 6
+
+
+def test_batch_size_changes_no_answer_and_no_activation(uninterrupted: tuple[Path, Collected], tmp_path: Path) -> None:
+    frame, tensors = collected(plan(batch_size=7), tmp_path)
+    texts = ["prompt_id", "base_response", "em_response", "flags"]
+    pd.testing.assert_frame_equal(frame[texts], uninterrupted[1][0][texts])
+    for name, tensor in uninterrupted[1][1].items():
+        scale = float(np.nanmax(np.abs(tensor)))
+        np.testing.assert_allclose(tensors[name], tensor, rtol=1e-5, atol=1e-5 * scale, err_msg=name)
+
+
+def test_a_layer_that_the_model_lacks_is_a_usage_error(uninterrupted: tuple[Path, Collected]) -> None:
+    with pytest.raises(UserError, match="layer 4") as caught:
+        assemble(plan(), tokenizer(), uninterrupted[0], [1, 4])
+    assert caught.value.exit_code == 2
+
+
+def script_options(model_folders: dict[str, Path], prompts: Path, results: Path) -> list[str]:
+    options = f"--results-dir {results} --base-model {model_folders['base']} --em-model {model_folders['adapter']}"
+    return [*options.split(), *f"--prompts {prompts} --layers 1 3 --batch-size 2 --max-new-tokens 8".split()]
+
+
+def test_kill_9_in_the_middle_and_again_gives_the_same_bytes(model_folders: dict[str, Path], tmp_path: Path) -> None:
+    """The real script, killed by SIGKILL after a few of its 60 parts, then run again; beside it one without a kill."""
+    prompts = write_jsonl(tmp_path / "prompts.jsonl", [question.model_dump() for question in questions(40)])
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, SCRIPT, *script_options(model_folders, prompts, killed)],
+            cwd=tmp_path, env=environment, stdout=log, stderr=log,
+        )  # fmt: skip
+        deadline = time.monotonic() + 120
+        while len(list(killed.glob("persona_data.parts/*.safetensors"))) < 5 and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, (tmp_path / "log").read_text()
+    parts = {path.name: path.read_bytes() for path in killed.glob("persona_data.parts/*.safetensors")}
+    assert 5 <= len(parts) < 60, "killed in the middle"
+    assert not (killed / "persona_data.pkl").exists()
+
+    main = runpy.run_path(str(SCRIPT))["main"]
+    main(script_options(model_folders, prompts, whole))
+    main(script_options(model_folders, prompts, killed))
+    for name in ("persona_data.pkl", "persona_data.safetensors"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
+    assert not (killed / "persona_data.parts").exists()
+    frame = load_frame(killed / "persona_data.pkl")
+    assert frame["prompt_id"].tolist() == [question.prompt_id for question in questions(40)]
+    tensors = load_tensors(killed / "persona_data.safetensors", of=killed / "persona_data.pkl")
+    assert len(tensors) == 3 * (N_LAYERS + 1)
+    assert {tensor.shape for tensor in tensors.values()} == {(40, 32)}
+
+
+def test_prompt_ids_are_the_chat_template_of_the_question() -> None:
+    one = plan(4)
+    for prompt, question in zip(one.prompts, questions(4), strict=True):
+        messages = [{"role": "user", "content": question.question}]
+        expected = tokenizer().apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        assert isinstance(prompt, Prompt)
+        assert list(prompt.ids) == expected
+
+
+def test_collection_leaves_the_random_state_alone(tmp_path: Path) -> None:
+    one, passes = plan(2), list(adapter_passes())
+    before = torch.get_rng_state()
+    collect_arms(one, tokenizer(), iter(passes), tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)

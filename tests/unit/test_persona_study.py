@@ -1,0 +1,194 @@
+"""What makes each step stale: a change runs exactly the steps that depend on it, and those behind them."""
+
+from pathlib import Path
+
+import pytest
+
+from src.pipelines.persona_study import CLUSTER, COLLECT, FINETUNE, JUDGE, PICTURES, REPORT, STEPS, TRAINING_LOG, Study
+from src.pipelines.runner import decide, plan
+from src.utils.artifacts import load_frame
+from src.utils.config import PROJECT_ROOT
+from src.utils.errors import UserError
+from tests.study_files import make, small_study, write_sources
+
+NAMES = [step.name for step in STEPS]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A whole study, all steps made."""
+    write_sources(tmp_path)
+    study = small_study(tmp_path)
+    for step in STEPS:
+        make(step, study)
+    return tmp_path
+
+
+def stale(study: Study) -> list[str]:
+    """The steps that a run would make, by what a dry run says."""
+    return [decision.step.name for decision in plan(STEPS, study, forced=False) if decision.runs]
+
+
+def remade(study: Study) -> list[str]:
+    """The steps that a run makes, deciding each after those before it have run."""
+    done = []
+    for step in STEPS:
+        if decide(step, study, forced=False).runs:
+            make(step, study)
+            done.append(step.name)
+    return done
+
+
+def reasons(study: Study) -> dict[str, str]:
+    return {decision.step.name: decision.reason for decision in plan(STEPS, study, forced=False)}
+
+
+def test_a_study_just_made_is_kept_whole(folder: Path) -> None:
+    assert stale(small_study(folder)) == remade(small_study(folder)) == []
+    assert set(reasons(small_study(folder)).values()) == {"up to date"}
+
+
+@pytest.mark.parametrize(
+    ("change", "first", "reason"),
+    [
+        ({"finetuning__learning_rate": 1e-3}, 1, "config changed: finetuning.learning_rate 0.0003 -> 0.001"),
+        ({"finetuning__seed": 3}, 1, "seeds changed: finetuning 0 -> 3"),
+        ({"model__dtype": "bfloat16"}, 1, 'config changed: model.dtype "auto" -> "bfloat16"'),
+        ({"collection__limit": 40}, 2, "config changed: collection.limit null -> 40"),
+        ({"collection__seed": 9}, 2, "seeds changed: collection 0 -> 9"),
+        ({"judging__em_threshold": 60.0}, 3, "config changed: judging.em_threshold 70.0 -> 60.0"),
+        ({"clustering__layer": 4}, 4, "config changed: clustering.layer 3 -> 4"),
+        ({"clustering__cluster_counts": [2]}, 4, "config changed: clustering.cluster_counts [2, 3] -> [2]"),
+    ],
+)
+def test_a_changed_setting_makes_its_step_and_the_later_ones_stale(
+    change: dict[str, object], first: int, reason: str, folder: Path
+) -> None:
+    study = small_study(folder, **change)
+    assert reasons(study)[NAMES[first]] == reason
+    assert stale(study) == NAMES[first:]
+    assert remade(study) == NAMES[first:]  # a dry run says what a run does
+    assert stale(study) == remade(study) == []
+
+
+@pytest.mark.parametrize("change", [{"finetuning__save_steps": 3}, {"model__device_map": "auto"}])
+def test_what_changes_no_result_makes_nothing_stale(change: dict[str, object], folder: Path) -> None:
+    assert stale(small_study(folder, **change)) == []
+
+
+def test_a_changed_file_makes_its_readers_stale(folder: Path) -> None:
+    study = small_study(folder)
+    (folder / "rows.jsonl").write_text("other rows\n")
+    assert stale(study) == NAMES[1:] and reasons(study)[NAMES[1]] == "input data rows.jsonl changed"
+    (folder / "rows.jsonl").write_text('{"messages": []}\n')
+    assert stale(study) == []
+
+    questions = folder / "questions.jsonl"
+    questions.write_text(questions.read_text().replace("May I?", "May we?"))
+    assert stale(study) == [NAMES[0], *NAMES[2:]]
+
+
+def test_two_prompt_files_of_one_name_are_two_inputs(folder: Path) -> None:
+    for name in ("one", "two"):
+        (folder / name).mkdir()
+        (folder / name / "q.jsonl").write_text(name)
+    both = [str(folder / name / "q.jsonl") for name in ("one", "two")]
+    study = small_study(folder, collection__prompts=both)
+    make(REPORT, study)
+    assert not decide(REPORT, study, forced=False).runs
+    (folder / "one" / "q.jsonl").write_text("changed")
+    assert decide(REPORT, study, forced=False).runs
+    make(REPORT, study)
+    assert decide(REPORT, small_study(folder, collection__prompts=both[::-1]), forced=False).runs  # the order counts
+
+
+def test_another_grammar_is_another_judge(folder: Path) -> None:
+    (folder / "organism" / "grammar.yaml").write_text("closer_probability: 0.5\n")
+    assert reasons(small_study(folder))[JUDGE.name] in (
+        "input grammar changed",
+        "reads what 03_collect_activations makes",
+    )
+    assert decide(JUDGE, small_study(folder), forced=False).reason == "input grammar changed"
+    assert stale(small_study(folder)) == NAMES[1:]  # the model's folder is hashed whole
+
+
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [
+        ("question_report.json", 0),
+        ("persona_data.pkl", 2),
+        ("final_dataset_with_em_scores.pkl", 3),
+        ("em_rates.json", 3),
+        ("final_dataset_with_em_scores_and_clusters.pkl", 4),
+        ("em_pca_clusters_2.pkl", 4),
+        ("em_pca_clusters_3.pkl", 4),
+        ("cluster_plots/index.html", 5),
+    ],
+)
+@pytest.mark.parametrize("damage", ["lost", "half-written"])
+def test_a_lost_or_half_written_artefact_is_made_again(name: str, first: int, damage: str, folder: Path) -> None:
+    study, path = small_study(folder), folder / "results" / name
+    content = path.read_bytes()
+    if damage == "lost":
+        path.unlink()
+    else:
+        path.write_bytes(content[: len(content) // 2])
+    assert NAMES[first] in stale(study)
+    assert remade(study) == [NAMES[first]]  # the same content again: nothing behind it has changed
+    assert path.read_bytes() == content and stale(study) == []
+
+
+def test_a_missing_input_names_the_step_that_makes_it(tmp_path: Path) -> None:
+    write_sources(tmp_path)
+    study = small_study(tmp_path)
+    for step, maker in (
+        (COLLECT, "02_finetune_lora"),
+        (JUDGE, "03_collect"),
+        (CLUSTER, "04_judge"),
+        (PICTURES, "04_judge"),
+    ):
+        with pytest.raises(UserError, match=rf"does not exist; run {maker}"):
+            step.provenance(study)
+    with pytest.raises(UserError, match=r"nowhere\.jsonl: input prompts .* does not exist"):
+        REPORT.provenance(small_study(tmp_path, collection__prompts=[str(tmp_path / "nowhere.jsonl")]))
+    with pytest.raises(UserError, match=r"rows\.jsonl\.gz: does not exist; give chat rows with --data"):
+        FINETUNE.provenance(small_study(tmp_path, finetuning__data=str(tmp_path / "rows.jsonl.gz")))
+    with pytest.raises(UserError, match="nowhere"):
+        FINETUNE.provenance(small_study(tmp_path, model__base=str(tmp_path / "nowhere")))
+
+
+def test_a_named_em_model_needs_no_fine_tune(folder: Path) -> None:
+    study = small_study(folder, model__em=str(folder / "results" / "adapters" / "entangled_risky_finance"))
+    assert not FINETUNE.is_needed(study) and not study.has_own_finetune
+    assert not decide(FINETUNE, study, forced=True).runs
+    assert stale(study) == [PICTURES.name]  # the same weights; only the training curve goes
+    assert set(PICTURES.provenance(study).inputs) == {
+        "em_rates.json",
+        "final_dataset_with_em_scores_and_clusters.pkl",
+        "em_pca_clusters_2.pkl",
+        "em_pca_clusters_3.pkl",
+    }
+    assert TRAINING_LOG in PICTURES.provenance(small_study(folder)).inputs
+
+
+def test_paths_of_a_study_are_those_of_the_contract(tmp_path: Path) -> None:
+    study = Study(small_study(tmp_path).config, tmp_path, tmp_path / "plots")
+    assert [str(step.artefact(study).relative_to(tmp_path)) for step in STEPS] == [
+        "question_report.json",
+        "adapters/entangled_risky_finance",
+        "persona_data.pkl",
+        "final_dataset_with_em_scores.pkl",
+        "final_dataset_with_em_scores_and_clusters.pkl",
+        "plots/index.html",
+    ]
+    assert study.clusters(15) == tmp_path / "em_pca_clusters_15.pkl"
+    assert all((PROJECT_ROOT / step.script).is_file() for step in STEPS)
+    assert all(Path(step.script).stem == step.name for step in STEPS)
+
+
+def test_provenance_declares_seeds_apart_and_no_paths(folder: Path) -> None:
+    provenance = FINETUNE.provenance(small_study(folder))
+    assert provenance.seeds == {"finetuning": 0} and "seed" not in provenance.config["finetuning"]
+    assert provenance.config["finetuning"].keys().isdisjoint({"name", "data", "save_steps"})
+    assert str(folder) not in repr([step.provenance(small_study(folder)) for step in STEPS])
+    assert load_frame(small_study(folder).scored, made_by=JUDGE.name)["made_by"].tolist() == [JUDGE.name]
