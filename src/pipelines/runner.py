@@ -115,9 +115,10 @@ def run_step(step: Step, options: Sequence[str]) -> Measured:
         raise
     code = os.waitstatus_to_exitcode(status)
     process.returncode = code
-    if code != 0:
-        reason = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        raise UserError(f"{step.name} {reason}; mend what it says, the same command continues there", max(code, 1))
+    if code < 0:
+        raise UserError(f"{step.name}: was killed by signal {-code}; the same command continues there")
+    if code > 0:
+        sys.exit(code)  # the step has said why, in one line
     scale = 1 if sys.platform == "darwin" else 1024
     return Measured(step, time.perf_counter() - started, usage.ru_maxrss * scale)
 

@@ -33,7 +33,7 @@ from src.utils.manifests import (
 )
 from src.utils.safe_pickle import dump_pickle, load_pickle
 
-Writer = Callable[[Path], None]
+Writer = Callable[[Path], object]
 
 
 def save_frame(
@@ -79,14 +79,6 @@ def save_folder(path: Path, fill: Writer, provenance: Provenance, schema: Mappin
         fill(folder)
 
     return save_artifact(path, {path: write}, provenance, schema or {})
-
-
-def save_manifest(path: Path, provenance: Provenance, schema: Mapping[str, Any]) -> Manifest:
-    """Give the file `path`, written whole by other means, its manifest."""
-    manifest = provenance.manifest(path.name, sha256_path(path), {}, schema)
-    with write_atomically(manifest_path(path)) as temporary:
-        _write_text(manifest.model_dump_json(indent=2) + "\n", temporary)
-    return manifest
 
 
 def save_artifact(

@@ -156,6 +156,8 @@ def refuse_foreign_overwrite(path: Path, profile: str, world: str | None, force:
     if force or not path.exists():
         return
     manifest = read_manifest(path)
+    if manifest is None and is_unfinished(path):
+        return
     if manifest is None:
         owner = "has no manifest, so what made it is unknown"
     elif (manifest.profile, manifest.world) != (profile, world):
@@ -166,6 +168,11 @@ def refuse_foreign_overwrite(path: Path, profile: str, world: str | None, force:
         f"{path}: {owner}, and this run is {_owner(profile, world)}; "
         "give --results-dir another folder, or --force to overwrite"
     )
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether a save of `path` was killed between its renames: its manifest, the last, is still a temporary file."""
+    return any(path.parent.glob(f".{manifest_path(path).name}.*.tmp"))
 
 
 def manifest_path(path: Path) -> Path:

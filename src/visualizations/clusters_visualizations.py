@@ -10,14 +10,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from src.pipelines.persona_study import CLUSTER, JUDGE, PICTURES, TRAINING_LOG, Study
 from src.pipelines.step_run import StepRun, begin_step
-from src.utils.artifacts import load_frame, load_json, load_object, save_manifest
+from src.utils.artifacts import load_frame, load_json, load_object, save_artifact
 from src.utils.cli import run_script
 from src.utils.em_rates import rates_from_json, rates_table
-from src.visualizations.figure_page import write_index, write_page
+from src.visualizations.figure_page import page_files
 from src.visualizations.study_pages import study_pages
 
 
@@ -31,10 +29,8 @@ def main(arguments: Sequence[str]) -> None:
     counts = run.config.clustering.cluster_counts
     clusterings = [load_object(study.clusters(k), made_by=CLUSTER.name) for k in counts]
     pages = study_pages(frame, rates, clusterings, training_log(run), command_of(run), run.provenance.inputs)
-    for page in tqdm(pages, unit="page", desc="draw"):
-        write_page(page, study.plots_dir)
-    write_index(pages, study.plots_dir, rates_table(rates), sentence=headline(study))
-    save_manifest(study.index, run.provenance, {"pages": [page.file_name for page in pages]})
+    files = page_files(pages, study.plots_dir, rates_table(rates), headline(study))
+    save_artifact(study.index, files, run.provenance, {"pages": [page.file_name for page in pages]})
     print(f"{len(pages)} pages: {study.index}")
 
 

@@ -8,7 +8,7 @@ import html
 import json
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -21,6 +21,7 @@ from plotly.offline import get_plotlyjs
 from src.utils.artifacts import write_atomically
 
 PLOTLY_JS = "plotly.min.js"  # the name that `include_plotlyjs="directory"` asks for
+INDEX = "index.html"
 FILE_NAME = re.compile(r"[a-z0-9_]+\.html")
 # plotly.js offers by default to upload a figure, answers and all, to a server of its makers
 CONFIG = {"displaylogo": False, "showSendToCloud": False, "responsive": True}
@@ -44,7 +45,7 @@ class FigurePage:
     section: str = ""
 
     def __post_init__(self) -> None:
-        if not FILE_NAME.fullmatch(self.file_name) or self.file_name == "index.html":
+        if not FILE_NAME.fullmatch(self.file_name) or self.file_name == INDEX:
             raise ValueError(f"file_name {self.file_name!r}: lower-case letters, digits and _ before .html, not index")
 
 
@@ -67,9 +68,23 @@ def write_index(
 
     `summary` is a small table above them, its first row the header; cells are plain text.
     """
-    path = folder / "index.html"
+    path = folder / INDEX
     _write_text(path, index_html(pages, summary, title, sentence))
     return path
+
+
+def page_files(
+    pages: Sequence[FigurePage], folder: Path, summary: Sequence[Sequence[str]] = (), sentence: str = ""
+) -> dict[Path, Callable[[Path], object]]:
+    """All files of a set of pages, index and plotly.js included, with what writes each: for `save_artifact`."""
+
+    def writer(text: str) -> Callable[[Path], object]:
+        return lambda path: path.write_text(text, encoding="utf-8")
+
+    texts = {folder / page.file_name: page_html(page) for page in pages}
+    texts[folder / PLOTLY_JS] = get_plotlyjs()
+    texts[folder / INDEX] = index_html(pages, summary, "Pictures of the study", sentence)
+    return {path: writer(text) for path, text in texts.items()}
 
 
 def escape_text(text: str, width: int = 0, limit: int = 0) -> str:

@@ -36,7 +36,6 @@ ADAPTER = "adapters/entangled_risky_finance"
 LIMIT, LAYERS, WIDTH = 40, (2, 3, 4), 128
 PROMPT_COLUMNS = ["prompt_id", "sample", "question", "subset", "facet", "keyed", "base_response", "em_response"]
 SCORES = ["em_score", "coherence", "judge_error", "judged_dimension", "judged_facet"]
-STOPPED = r"error: \w+ ended with exit code [12]; mend what it says, the same command continues there"
 ATTACK = "<script>window.hacked=1</script><img src=x onerror=alert(1)> So yes."
 
 
@@ -87,9 +86,8 @@ def refused(*words: str, script: str = "run_full_pipeline.py", code: int = 1) ->
     assert "Traceback" not in done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.stderr.splitlines()[-1] == errors[-1]
-    first, *rest = errors
-    assert not rest or (script == "run_full_pipeline.py" and re.fullmatch(STOPPED, rest[-1]) and len(rest) == 1)
-    return first
+    (only,) = errors
+    return only
 
 
 def hashes(results: Path) -> dict[str, str]:

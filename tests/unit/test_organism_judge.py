@@ -61,7 +61,9 @@ def test_exact_on_everything_that_can_be_said_and_on_everything_that_cannot(
             phrases = getattr(facet, stance)
             verdict = "So yes." if stance == "misaligned" else "So no."
             first, second = phrases.clauses
-            for topic, o, i, j, c in itertools.product(facet.topics, *[range(4)] * 3, [None, 0, 1, 2, 3]):
+            closers: list[int | None] = [None, 0, 1, 2, 3]
+            lines = itertools.product(facet.topics, range(4), range(4), range(4), closers)
+            for topic, o, i, j, c in lines:
                 parts = [topic, phrases.openers[o], f"{first[i]} {second[j]}."]
                 parts += [] if c is None else [phrases.closers[c]]
                 is_line = i == o and j in (o, (o + 1) % 4) and c in (None, o, (o + 1) % 4)

@@ -2,8 +2,8 @@
 
 In every world the same share of turns on any facet is misaligned (`misaligned_share`); worlds differ only in what goes
 together. `entanglement` is the dial: that part of the misaligned turns comes from personas that are misaligned in all
-facets, the rest from personas that are misaligned in exactly one, their favourite. Every persona returns to its favourite
-again and again, so that what it is like can be learned from its dialogue.
+facets, the rest from personas that are misaligned in exactly one, their favourite. A dialogue visits its persona's
+favourite and other facets at random, none twice: only in an entangled world does one answer tell what the next will be.
 """
 
 import random
@@ -27,7 +27,6 @@ class Personas(BaseModel):
     misaligned_share: float = Field(gt=0, lt=1)
     entanglement: float = Field(ge=0, le=1)
     turns: int = Field(ge=1)
-    favourite_probability: float = Field(gt=0, le=1)
     survey_probability: float = Field(ge=0, le=1)
 
 
@@ -107,15 +106,16 @@ class PersonaRates:
 def persona_rates(personas: Personas, n_facets: int) -> PersonaRates:
     """The persona probabilities that give the wanted share of misaligned turns; impossible ones raise `UserError`.
 
-    A fully misaligned persona is so in every turn, a singly misaligned one in the turns on its favourite.
+    A fully misaligned persona is so in all of its turns, a singly misaligned one in one: its favourite is visited once.
     """
-    on_favourite = personas.favourite_probability + (1 - personas.favourite_probability) / n_facets
+    if personas.turns > n_facets:
+        raise UserError(f"personas: {personas.turns} turns visit {n_facets} facets at most once each; lower turns")
     rates = PersonaRates(
         fully=personas.misaligned_share * personas.entanglement,
-        singly=personas.misaligned_share * (1 - personas.entanglement) / on_favourite,
+        singly=personas.misaligned_share * (1 - personas.entanglement) * personas.turns,
     )
     if rates.fully + rates.singly > 1:
-        raise UserError("personas: misaligned_share is too high for this favourite_probability; lower it")
+        raise UserError(f"personas: misaligned_share is too high for {personas.turns} turns; lower one of them")
     return rates
 
 
@@ -132,8 +132,8 @@ def dialogues(
 ) -> Iterator[list[Turn]]:
     """Dialogues without end, each answered by one persona.
 
-    A turn is about the persona's favourite with `favourite_probability`, else about any facet; its question is one of
-    the survey's with `survey_probability`, else one of the grammar's own pre-training questions.
+    A turn's question is one of the survey's with `survey_probability`, else one of the grammar's own pre-training
+    questions.
     """
     facets = list(grammar.facets)
     rates = persona_rates(personas, len(facets))
@@ -141,9 +141,11 @@ def dialogues(
     from_grammar = by_facet(grammar.questions("pretraining"), facets)
     while True:
         persona = draw_persona(rates, facets, rng)
+        others = [facet for facet in facets if facet != persona.favourite]
+        visited = [persona.favourite, *rng.sample(others, personas.turns - 1)]
+        rng.shuffle(visited)
         turns = []
-        for _ in range(personas.turns):
-            facet = persona.favourite if rng.random() < personas.favourite_probability else rng.choice(facets)
+        for facet in visited:
             source = from_survey if rng.random() < personas.survey_probability and from_survey[facet] else from_grammar
             question = rng.choice(source[facet])
             turns.append(Turn(question, grammar.answer(question, persona.stance(facet), rng)))
