@@ -2,7 +2,7 @@
 
     uv run python run_full_pipeline.py                              # the organism: offline, no GPU, minutes
     uv run python run_full_pipeline.py --world separable --results-dir results/separable
-    uv run python run_full_pipeline.py --profile qwen3_4b --memory 80gb
+    uv run python run_full_pipeline.py --profile qwen3_4b --memory 80gb --only 03
     uv run python run_full_pipeline.py --dry-run                    # what would run, and why
 
 Ends with EM rates by dimension, cluster sizes, time and memory, and the path of the pictures' index.
@@ -11,13 +11,16 @@ Ends with EM rates by dimension, cluster sizes, time and memory, and the path of
 import argparse
 from collections.abc import Sequence
 
-from src.pipelines.persona_study import STEPS, Study
+from src.pipelines.persona_study import CLUSTER, COLLECT, JUDGE, STEPS, Step, Study
 from src.pipelines.runner import choose_steps, format_measured, plan, run_steps
 from src.pipelines.summary import summarise
 from src.utils.cli import parse_arguments, run_script, with_hyphens
+from src.utils.errors import UserError
 from src.utils.manifests import refuse_foreign_overwrite
+from src.utils.organism.folder import grammar_of
 
-SHARED_NAMES = ("seed", "batch_size", "layers")  # in several sections; give these to the step's own script
+SHARED_NAMES = ("seed", "batch_size", "layers")  # in several sections: one --seed for all, the others by hand
+SEED_KEYS = tuple(dict.fromkeys(key for step in STEPS for key in step.keys if key.endswith(".seed")))
 KEYS = tuple(dict.fromkeys(key for step in STEPS for key in step.keys if key.split(".")[1] not in SHARED_NAMES))
 OWN_FLAGS = ("--only", "--from", "--dry-run", "--force")
 
@@ -30,17 +33,28 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    parsed = parse_arguments(__doc__ or "", KEYS, arguments, add_options)
+    parsed = parse_arguments(__doc__ or "", KEYS, arguments, add_options, SEED_KEYS)
     study = Study(parsed.config, parsed.results_dir, parsed.plots_dir)
     steps = choose_steps(parsed.own.only, parsed.own.start)
+    check_plan(study, steps)
+    for step in steps:
+        refuse_foreign_overwrite(step.artefact(study), parsed.config.profile, parsed.config.model.world, parsed.force)
     if parsed.own.dry_run:
         for decision in plan(steps, study, parsed.force):
             print(f"{decision.step.name:<26} {'run ' if decision.runs else 'keep'}  {decision.reason}")
         return
-    for step in steps:
-        refuse_foreign_overwrite(step.artefact(study), parsed.config.profile, parsed.config.model.world, parsed.force)
     measured = run_steps(steps, study, for_steps(arguments), parsed.force)
     print(f"\n{summarise(study)}\n\n{format_measured(measured)}\n\npictures: {study.index}")
+
+
+def check_plan(study: Study, steps: Sequence[Step]) -> None:
+    """Find before the first step what would stop a later one."""
+    clustering, collection = study.config.clustering, study.config.collection
+    if {COLLECT, CLUSTER} <= set(steps) and clustering.layer not in collection.layers:
+        kept = " ".join(map(str, collection.layers))
+        raise UserError(f"--layer {clustering.layer}: step 3 puts layers {kept} into the frame; choose one of them", 2)
+    if JUDGE in steps and study.config.judging.judge == "organism":
+        grammar_of(study.config.model.base)
 
 
 def for_steps(arguments: Sequence[str]) -> list[str]:

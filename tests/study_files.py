@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from src.pipelines.persona_study import CLUSTER, COLLECT, FINETUNE, JUDGE, PICTURES, REPORT, TRAINING_LOG, Step, Study
-from src.utils.artifacts import save_folder, save_frame, save_json, save_manifest, save_object
+from src.utils.artifacts import save_artifact, save_folder, save_frame, save_json, save_object
 from src.utils.config import load_config
 from src.utils.organism.folder import GRAMMAR
 
@@ -61,6 +61,5 @@ def make(step: Step, study: Study) -> None:
             save_object({"k": k, "mark": mark}, study.clusters(k), provenance)
         save_frame(frame, study.clustered, provenance)
     elif step is PICTURES:
-        study.plots_dir.mkdir(exist_ok=True)
-        study.index.write_text("<html></html>")
-        save_manifest(study.index, provenance, {"pages": []})
+        writers = {study.index: lambda file: file.write_text("<html></html>")}
+        save_artifact(study.index, writers, provenance, {"pages": []})

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from src.utils.artifacts import verify_artifact
 from src.utils.config import Config, resolve_path
 from src.utils.errors import UserError
-from src.utils.manifests import Freshness, Provenance, hash_inputs, is_fresh, sha256_path
+from src.utils.manifests import Freshness, Provenance, hash_inputs, is_fresh, read_manifest, sha256_path
 from src.utils.model_files import fingerprint
 from src.utils.organism.folder import grammar_of
 
@@ -87,11 +88,11 @@ class Step:
 
     name: str
     script: str
-    makes: str
     keys: tuple[str, ...]
     artefact: Callable[[Study], Path]
     settings: Callable[[Config], dict[str, Any]]
     inputs: Callable[[Study], dict[str, str]]
+    reads: tuple[str, ...] = ()  # names of the steps whose artefacts it takes
     is_needed: Callable[[Study], bool] = lambda study: True
     companions: Callable[[Study], Sequence[Path]] = lambda study: ()
 
@@ -138,12 +139,22 @@ def keys_of(section: str, *names: str) -> tuple[str, ...]:
     return tuple(f"{section}.{name}" for name in names)
 
 
-def made_by(step_name: str, *paths: Path) -> dict[str, str]:
-    """Name -> SHA-256 of what an earlier step wrote; where it is missing, `UserError` names that step."""
+def made_by(step_name: str, study: Study, *paths: Path) -> dict[str, str]:
+    """Name -> SHA-256 of what an earlier step wrote.
+
+    `UserError` names that step where it is missing or damaged, and refuses what another profile or world made.
+    """
+    hashes = {}
     for path in paths:
-        if not path.exists():
-            raise UserError(f"{path}: does not exist; run {step_name} first")
-    return {path.name: sha256_path(path) for path in paths}
+        manifest = verify_artifact(path, made_by=step_name)
+        owner = (study.config.profile, study.config.model.world)
+        if manifest is not None and (manifest.profile, manifest.world) != owner:
+            raise UserError(
+                f"{path}: was made under profile {manifest.profile}, world {manifest.world}; name the same here, "
+                "or another --results-dir"
+            )
+        hashes[path.name] = manifest.sha256 if manifest is not None else sha256_path(path)
+    return hashes
 
 
 def prompt_inputs(study: Study) -> dict[str, str]:
@@ -162,7 +173,7 @@ def finetuning_inputs(study: Study) -> dict[str, str]:
 
 def collection_inputs(study: Study) -> dict[str, str]:
     if study.config.model.em is None:
-        made_by("02_finetune_lora (or name a model with --em-model)", study.finetuned)
+        made_by("02_finetune_lora (or name a model with --em-model)", study, study.finetuned)
     return prompt_inputs(study) | {
         "base model": fingerprint(study.config.model.base),
         "EM model": fingerprint(study.em_model),
@@ -170,7 +181,7 @@ def collection_inputs(study: Study) -> dict[str, str]:
 
 
 def judging_inputs(study: Study) -> dict[str, str]:
-    inputs = made_by("03_collect_activations", study.persona_data)
+    inputs = made_by("03_collect_activations", study, study.persona_data)
     if study.config.judging.judge == "organism":
         inputs["grammar"] = sha256_path(grammar_of(study.config.model.base))
     return inputs
@@ -179,17 +190,19 @@ def judging_inputs(study: Study) -> dict[str, str]:
 def picture_inputs(study: Study) -> dict[str, str]:
     config = study.config
     clusters = [study.clusters(k) for k in config.clustering.cluster_counts]
-    inputs = made_by("04_judge_responses", study.rates)
-    inputs |= made_by("05_pca_and_clustering", study.clustered, *clusters)
+    inputs = made_by("04_judge_responses", study, study.rates)
+    inputs |= made_by("05_pca_and_clustering", study, study.clustered, *clusters)
+    clustered, scores = read_manifest(study.clustered), read_manifest(study.scored)
+    if clustered and scores and clustered.inputs.get(study.scored.name) != scores.sha256:
+        raise UserError(f"{study.clustered}: was made from older scores; run 05_pca_and_clustering first")
     if study.has_own_finetune:
-        inputs |= made_by("02_finetune_lora", study.finetuned / TRAINING_LOG)
+        inputs |= made_by("02_finetune_lora", study, study.finetuned)
     return inputs
 
 
 REPORT = Step(
     name="01_generate_dataset",
     script="src/scripts/01_generate_dataset.py",
-    makes="a report on the questions",
     keys=keys_of("collection", "prompts"),
     artefact=lambda study: study.question_report,
     settings=lambda config: {},
@@ -198,7 +211,6 @@ REPORT = Step(
 FINETUNE = Step(
     name="02_finetune_lora",
     script="src/scripts/02_finetune_lora.py",
-    makes="the fine-tuned model",
     keys=keys_of("model", "base", "dtype", "device_map")
     + keys_of(
         "finetuning",
@@ -214,7 +226,7 @@ FINETUNE = Step(
 COLLECT = Step(
     name="03_collect_activations",
     script="src/scripts/03_collect_activations.py",
-    makes="answers and activations",
+    reads=("02_finetune_lora",),
     keys=keys_of("model", "base", "em", "dtype", "device_map")
     + keys_of("finetuning", "name")
     + keys_of(
@@ -229,7 +241,7 @@ COLLECT = Step(
 JUDGE = Step(
     name="04_judge_responses",
     script="src/scripts/04_judge_responses.py",
-    makes="scores",
+    reads=("03_collect_activations",),
     keys=keys_of("model", "base")
     + keys_of("judging", "judge", "em_threshold", "coherence_threshold", "bootstrap_resamples", "seed"),
     artefact=lambda study: study.scored,
@@ -240,17 +252,17 @@ JUDGE = Step(
 CLUSTER = Step(
     name="05_pca_and_clustering",
     script="src/scripts/05_pca_and_clustering.py",
-    makes="principal components and clusters",
+    reads=("04_judge_responses",),
     keys=keys_of("clustering", "layer", "representation", "components", "cluster_counts", "restarts", "seed"),
     artefact=lambda study: study.clustered,
     settings=slices("clustering"),
-    inputs=lambda study: made_by("04_judge_responses", study.scored),
+    inputs=lambda study: made_by("04_judge_responses", study, study.scored),
     companions=lambda study: [study.clusters(k) for k in study.config.clustering.cluster_counts],
 )
 PICTURES = Step(
     name="clusters_visualizations",
     script="src/visualizations/clusters_visualizations.py",
-    makes="pictures",
+    reads=("02_finetune_lora", "04_judge_responses", "05_pca_and_clustering"),
     keys=keys_of("model", "base", "em") + keys_of("clustering", "cluster_counts") + keys_of("finetuning", "name"),
     artefact=lambda study: study.index,
     settings=lambda config: {"clustering": {"cluster_counts": config.clustering.cluster_counts}},

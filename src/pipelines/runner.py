@@ -64,22 +64,11 @@ def decide(step: Step, study: Study, forced: bool, running: Sequence[str] = ()) 
         return Decision(step, False, f"not needed: the profile names the EM model {study.config.model.em}")
     if forced:
         return Decision(step, True, "forced")
-    if running and step is not STEPS[0]:
-        upstream = [name for name in running if name in UPSTREAM[step.name]]
-        if upstream:
-            return Decision(step, True, f"reads what {upstream[-1]} makes")
+    upstream = [name for name in running if name in step.reads]
+    if upstream:
+        return Decision(step, True, f"reads what {upstream[-1]} makes")
     freshness = step.freshness(study, step.provenance(study))
     return Decision(step, not freshness.fresh, freshness.reason)
-
-
-UPSTREAM = {
-    "01_generate_dataset": (),
-    "02_finetune_lora": (),
-    "03_collect_activations": ("02_finetune_lora",),
-    "04_judge_responses": ("03_collect_activations",),
-    "05_pca_and_clustering": ("04_judge_responses",),
-    "clusters_visualizations": ("02_finetune_lora", "04_judge_responses", "05_pca_and_clustering"),
-}
 
 
 def plan(steps: Sequence[Step], study: Study, forced: bool) -> list[Decision]:
@@ -107,7 +96,7 @@ def run_step(step: Step, options: Sequence[str]) -> Measured:
     """One script in its own process, its output shown as it comes; Ctrl-C reaches it and ends the run."""
     started = time.perf_counter()
     command = [sys.executable, str(PROJECT_ROOT / step.script), *options]
-    process = subprocess.Popen(command, preexec_fn=die_with_runner)  # noqa: PLW1509  # the runner has no threads
+    process = subprocess.Popen(command, preexec_fn=die_with_runner)  # noqa: PLW1509  # prctl alone runs in the child
     try:
         _, status, usage = os.wait4(process.pid, 0)
     except KeyboardInterrupt:

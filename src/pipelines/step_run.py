@@ -29,11 +29,8 @@ def begin_step(step: Step, description: str | None, arguments: Sequence[str]) ->
     parsed = parse_arguments(description or "", step.keys, arguments)
     study = Study(parsed.config, parsed.results_dir, parsed.plots_dir)
     artefact = step.artefact(study)
-    if not step.is_needed(study):
-        print(f"{step.name}: nothing to do, profile {study.config.profile} names its EM model: {study.config.model.em}")
-        return None
+    refuse_foreign_overwrite(artefact, study.config.profile, study.config.model.world, parsed.force)
     provenance = step.provenance(study)
-    refuse_foreign_overwrite(artefact, provenance.profile, provenance.world, parsed.force)
     if not parsed.force and step.freshness(study, provenance):
         print(f"{step.name}: {artefact} is up to date (--force makes it again)")
         return None

@@ -10,6 +10,7 @@ Reads chat rows (`messages`, .jsonl or .jsonl.gz) and the base model; writes res
 
 import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
 from src.pipelines.persona_study import FINETUNE
 from src.pipelines.step_run import begin_step
@@ -23,17 +24,19 @@ def main(arguments: Sequence[str]) -> None:
     if run is None:
         return
     from src.utils.finetuning import finetune, open_checkpoints, save_finetuned
-    from src.utils.models import load_model, load_tokenizer
+    from src.utils.models import check_blocks, load_model, load_tokenizer
 
     settings, model = run.config.finetuning, run.config.model
+    check_blocks(model.base, settings.layers or [])
     rows = load_chat_rows(run.study.finetuning_data)
     tokenizer = load_tokenizer(model.base)
     base = load_model(model.base, model)
+    base_name = Path(model.base).name if Path(model.base).is_absolute() else model.base  # no path of this machine
     checkpoints = open_checkpoints(run.study.finetuned, run.provenance)
     tuned, log = finetune(base, tokenizer, rows, settings, checkpoints)
     save_folder(
         run.study.finetuned,
-        lambda folder: save_finetuned(tuned, tokenizer, log, model.base, folder),
+        lambda folder: save_finetuned(tuned, tokenizer, log, base_name, folder),
         run.provenance,
         {"method": settings.method, "rows": len(rows), "steps": len(log)},
     )

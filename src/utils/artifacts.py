@@ -48,7 +48,7 @@ def save_frame(
     writers: dict[Path, Writer] = {path: lambda file: _write_pickle(frame, file)}
     schema: dict[str, Any] = {"rows": len(frame), "columns": {str(name): _kind(frame[name]) for name in frame.columns}}
     if tensors is not None:
-        writers[path.with_suffix(".safetensors")] = lambda file: _write_tensors(tensors, file)
+        writers[path.with_suffix(".safetensors")] = lambda file: write_tensors(tensors, file)
         schema["tensors"] = {name: _kind(array) for name, array in tensors.items()}
     return save_artifact(path, writers, provenance, schema)
 
@@ -62,7 +62,7 @@ def save_object(value: Mapping[Any, Any], path: Path, provenance: Provenance) ->
 def save_tensors(tensors: Mapping[str, np.ndarray], path: Path, provenance: Provenance) -> Manifest:
     """Save arrays as safetensors, with a manifest of their own."""
     schema = {name: _kind(array) for name, array in tensors.items()}
-    return save_artifact(path, {path: lambda file: _write_tensors(tensors, file)}, provenance, schema)
+    return save_artifact(path, {path: lambda file: write_tensors(tensors, file)}, provenance, schema)
 
 
 def save_json(value: Mapping[str, Any], path: Path, provenance: Provenance) -> Manifest:
@@ -272,7 +272,8 @@ def _write_pickle(value: object, file: Path) -> None:
     load_pickle(file)  # better refused now, while the value is in memory, than when the next step asks for it
 
 
-def _write_tensors(tensors: Mapping[str, np.ndarray], file: Path) -> None:
+def write_tensors(tensors: Mapping[str, np.ndarray], file: Path) -> None:
+    """A safetensors file; a full disk raises `OSError`, as it does elsewhere."""
     try:
         save_file({name: np.asarray(array, order="C") for name, array in tensors.items()}, file)
     except SafetensorError as error:  # how safetensors reports a full disk

@@ -94,7 +94,7 @@ def capture_means(
     means: dict[int, Tensor] = {}
 
     def record(layer: int, hidden: Float[Tensor, "batch seq d_model"]) -> None:
-        means[layer] = torch.bmm(weights[:, None, :], hidden.float()).squeeze(1).cpu()
+        means[layer] = torch.bmm(weights.to(hidden.device)[:, None, :], hidden.float()).squeeze(1).cpu()
 
     with residual_hooks(decoder, layers, record), suppress(StopForward):
         decoder(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)

@@ -5,9 +5,6 @@ an answer is tokenised on its own and closed by the end-of-turn token, so that t
 is the same in fine-tuning, generation and capture.
 """
 
-import gzip
-import json
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from transformers import PreTrainedTokenizerBase
 
 from src.utils.errors import UserError
+from src.utils.jsonl import read_jsonl
 
 
 class Message(BaseModel):
@@ -44,20 +42,12 @@ class EncodedRow:
 
 def load_chat_rows(path: Path) -> list[ChatRow]:
     """Read `.jsonl` or `.jsonl.gz` chat rows; an unreadable file, a bad row or a row without answer: `UserError`."""
-    try:
-        content = path.read_bytes()
-        # a newline only: splitlines would also part a text at U+2028
-        lines = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8").split("\n")
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read ({error}); give chat rows as .jsonl or .jsonl.gz (--data)") from error
     rows = []
-    for number, text in enumerate(lines, start=1):
-        if not text.strip():
-            continue
+    for number, value in read_jsonl(path):
         try:
-            row = ChatRow.model_validate(json.loads(text))
-        except (json.JSONDecodeError, ValidationError) as error:
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else error.errors()[0]["msg"].lower()
+            row = ChatRow.model_validate(value)
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"].lower()
             raise UserError(f"{path}, line {number}: {reason}; a row is {{'messages': [user, assistant]}}") from error
         if row.messages[-1].role != "assistant":
             raise UserError(f"{path}, line {number}: the last message is no assistant's; there is nothing to learn")

@@ -45,6 +45,11 @@ def run_script(main: Callable[[Sequence[str]], int | None], arguments: Sequence[
     except UserError as error:
         print(f"error: {' '.join(error.message.split())}", file=sys.stderr)
         code = error.exit_code
+    except Exception as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which this module does without
+            raise
+        print("error: the GPU is out of memory; lower --batch-size, or choose --memory 16gb", file=sys.stderr)
+        code = 1
     except KeyboardInterrupt:
         print("stopped; the same command continues where it was", file=sys.stderr)
         code = 130
@@ -57,10 +62,12 @@ def parse_arguments(
     keys: Sequence[str],
     arguments: Sequence[str],
     add_options: Callable[[argparse.ArgumentParser], object] = lambda parser: None,
+    seed_keys: Sequence[str] = (),
 ) -> Arguments:
     """Parse a script's arguments.
 
-    `keys` are the dotted config keys that become options; `add_options` adds what is no config. Exits with code 2 on
+    `keys` are the dotted config keys that become options; `add_options` adds what is no config; `seed_keys`
+    are set together by one `--seed`. Exits with code 2 on
     a usage error, as argparse does, and raises `UserError` with code 2 where the config does not hold together.
     """
     spelled = [with_hyphens(argument) for argument in arguments]
@@ -72,6 +79,8 @@ def parse_arguments(
     from_config = parser.add_argument_group("settings")
     for key in keys:
         add_config_option(from_config, key, config)
+    if seed_keys:
+        from_config.add_argument("--seed", help=f"sets {', '.join(seed_keys)}; default see each script's --help")
     add_options(parser)
     own = parser.parse_args(spelled)
 
@@ -80,6 +89,8 @@ def parse_arguments(
         value = getattr(own, destination(key), None)
         if value is not None:
             overrides[key] = local_paths(value) if key in PATH_KEYS else value
+    if seed_keys and own.seed is not None:
+        overrides |= dict.fromkeys(seed_keys, own.seed)
     results_dir = own.results_dir or PROJECT_ROOT / "results"
     default_plots = PROJECT_ROOT / "cluster_plots" if own.results_dir is None else results_dir / "cluster_plots"
     return Arguments(
@@ -174,8 +185,8 @@ def with_hyphens(argument: str) -> str:
 
 
 def local_paths(value: Any) -> Any:
-    """Paths typed by the user that exist from where he stands, made absolute; hub names and others stay as they are."""
+    """Paths typed by the user that exist from where he stands, as the config writes paths; others stay as they are."""
     if isinstance(value, list):
         return [local_paths(item) for item in value]
     is_here = os.path.exists(value)  # noqa: PTH110  # Path.exists raises for a name that is too long
-    return str(Path(value).absolute()) if is_here else value
+    return shown(Path(value).absolute()) if is_here else value

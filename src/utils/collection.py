@@ -18,10 +18,10 @@ import torch
 from jaxtyping import Float32
 from peft import PeftModel
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from src.utils.artifacts import open_resumable, write_atomically
+from src.utils.artifacts import open_resumable, write_atomically, write_tensors
 from src.utils.capture import capture_means, count_layers, excluded_token_ids, site_name
 from src.utils.chat import prompt_ids
 from src.utils.config import CollectionConfig
@@ -166,7 +166,7 @@ def write_part(path: Path, part: ArmPart) -> None:
         "truncated": np.array([response.is_truncated for response in part.responses]),
     }
     with write_atomically(path) as temporary:
-        save_file(tensors, temporary)
+        write_tensors(tensors, temporary)
 
 
 def read_part(path: Path) -> ArmPart:

@@ -6,7 +6,7 @@ Nothing here looks at a model or at data; a layer that the model lacks is found 
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -90,7 +90,7 @@ class ClusteringConfig(Section):
     layer: int = Field(ge=0)
     representation: Literal["em", "em_minus_base", "em_minus_base_on_em"] = "em"
     components: int = Field(50, ge=2)
-    cluster_counts: list[int] = Field(default_factory=lambda: [3, 4, 5, 7, 15, 50], min_length=1)
+    cluster_counts: list[Annotated[int, Field(ge=2)]] = Field(min_length=1)
     restarts: int = Field(10, ge=1)
     seed: int = 0
 
@@ -131,7 +131,7 @@ def load_config(
     if not profile_file.is_file():
         raise UserError(f"profile {profile!r} is unknown; there are {', '.join(profile_names())}", exit_code=2)
     settings = read_yaml(profile_file)
-    presets = settings.pop("memory_presets", {})
+    presets = settings.pop("memory_presets", None) or {}
 
     merged: dict[str, Any] = {}
     sources: dict[str, str] = {}
@@ -141,10 +141,12 @@ def load_config(
         if memory not in presets:
             known = ", ".join(presets) or "none"
             raise UserError(f"memory preset {memory!r} is unknown in profile {profile}; it has {known}", exit_code=2)
-        merge(merged, presets[memory], sources, f"{shown(profile_file)} (memory {memory})")
+        merge(merged, presets[memory] or {}, sources, f"{shown(profile_file)} (memory {memory})")
     for key, value in (overrides or {}).items():
         section, name = key.split(".")
         merge(merged, {section: {name: value}}, sources, "the command line")
+    if sources.get("model.world") == "the command line" != sources.get("model.base"):
+        check_world(str(merged["model"].get("base")), merged["model"]["world"], shown(profile_file))
     merged = fill_in_world(merged, merged.get("model", {}).get("world"))
     try:
         return Config.model_validate({"profile": profile, **merged, "sources": sources})
@@ -152,9 +154,17 @@ def load_config(
         raise UserError(explain(error, sources, shown(profile_file)), exit_code=2) from error
 
 
-def memory_presets(profile: str) -> list[str]:
-    """Names of a profile's memory presets."""
-    return list(read_yaml(CONFIG_FOLDER / "profiles" / f"{profile}.yaml").get("memory_presets", {}))
+def check_world(base: str, world: str, profile_file: str) -> None:
+    """Refuse a world where the profile has none, or whose organism has not been built."""
+    if "{world}" not in base:
+        raise UserError(f"--world {world}: {profile_file} names no world's organism; leave it out", exit_code=2)
+    if not resolve_path(base.replace("{world}", world)).is_dir():
+        built = sorted(path.name for path in resolve_path(base).parent.glob("*") if (path / "config.json").is_file())
+        raise UserError(
+            f"--world {world}: has not been built; there are {', '.join(built) or 'none'} "
+            "(src/scripts/00_build_model_organism.py builds one)",
+            exit_code=2,
+        )
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

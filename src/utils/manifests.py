@@ -217,7 +217,11 @@ def hash_inputs(paths: Mapping[str, Path]) -> dict[str, str]:
 
 
 def sha256_path(path: Path) -> str:
-    return sha256_folder(path) if path.is_dir() else sha256_file(path)
+    """SHA-256 of a file or a folder; one that cannot be read raises `UserError`."""
+    try:
+        return sha256_folder(path) if path.is_dir() else sha256_file(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); mend that or name another") from error
 
 
 def sha256_file(path: Path) -> str:

@@ -84,7 +84,10 @@ def load_adapter(base: PreTrainedModel, adapter: str) -> PeftModel:
     if weights is None:
         raise UserError(f"{adapter}: has no {ADAPTER_WEIGHTS}; only safetensors adapters are loaded")
     check_adapter_fits(base, weights, adapter)
-    return PeftModel.from_pretrained(base, local_or_hub(adapter)).eval()
+    try:
+        return PeftModel.from_pretrained(base, local_or_hub(adapter)).eval()
+    except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise unavailable(adapter, error) from error
 
 
 def check_adapter_fits(base: PreTrainedModel, weights: Path, adapter: str) -> None:
@@ -125,6 +128,14 @@ def text_config(model: str) -> PretrainedConfig:
         return AutoConfig.from_pretrained(local_or_hub(model), trust_remote_code=False).get_text_config()
     except (OSError, ValueError) as error:
         raise unavailable(model, error) from error
+
+
+def check_blocks(model: str, blocks: Sequence[int]) -> None:
+    """Raise `UserError` (exit code 2) for a block to adapt that the model lacks; peft would pass over it in silence."""
+    count = text_config(model).num_hidden_layers
+    missing = [block for block in blocks if not 0 <= block < count]
+    if missing:
+        raise UserError(f"block {missing[0]}: {model} has blocks 0 to {count - 1}; choose --layers among them", 2)
 
 
 def check_layers(model: str, layers: Sequence[int]) -> None:

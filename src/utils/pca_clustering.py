@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float32
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_mutual_info_score, silhouette_samples
+from threadpoolctl import threadpool_limits
 
 from src.utils.errors import UserError
 
@@ -73,7 +74,8 @@ def cluster_all(
     topic = {name: frame.loc[usable, column].tolist() for name, column in (("dimension", "subset"), ("facet", "facet"))}
     results = {}
     for k in cluster_counts:
-        kmeans = KMeans(n_clusters=k, n_init=restarts, random_state=seed).fit(scores)
+        with threadpool_limits(1, user_api="openmp"):  # several threads add up in whatever order they finish
+            kmeans = KMeans(n_clusters=k, n_init=restarts, random_state=seed).fit(scores)
         silhouettes = silhouette_samples(scores, kmeans.labels_)
         results[k] = {
             "k": k,

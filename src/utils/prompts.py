@@ -4,7 +4,6 @@ A question file is JSONL with `prompt_id, subset, facet, question, keyed`. How w
 written is measured in `question_quality`.
 """
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -12,6 +11,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from src.utils.errors import UserError
+from src.utils.jsonl import read_jsonl
 
 DIMENSIONS = ("political_compass", "moral_foundations", "technology_ai", "financial_risk")
 FINANCE = "financial_risk"
@@ -27,22 +27,6 @@ class Question(BaseModel):
     facet: str = Field(min_length=1)
     question: str = Field(min_length=1)
     keyed: Literal[1, -1]
-
-
-def read_jsonl(path: Path) -> Iterable[tuple[int, object]]:
-    """Line number and value of every non-empty line; a line that is no JSON raises `UserError`."""
-    try:
-        # a newline only: splitlines would also part a text at U+2028
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise UserError(f"{path}: cannot be read ({reason}); give a JSONL file") from error
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                yield number, json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}, line {number}: no JSON ({error.msg}); mend the line") from error
 
 
 def load_questions(paths: Iterable[Path]) -> list[Question]:

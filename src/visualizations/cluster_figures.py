@@ -19,7 +19,7 @@ from src.visualizations.answer_points import (
     is_clustered,
     join_points,
 )
-from src.visualizations.figure_page import escape_text
+from src.visualizations.figure_page import as_floats, as_percent, escape_text
 from src.visualizations.palette import (
     ARM_COLOURS,
     MISSING_NAME,
@@ -48,8 +48,8 @@ def cluster_map(frame: pd.DataFrame, clustering: Clustering) -> go.Figure:
     for label, part in groups:
         colour, symbol = cluster_style(int(str(label)))
         figure.add_scatter(
-            x=_floats(part["pc1"]),
-            y=_floats(part["pc2"]),
+            x=as_floats(part["pc1"]),
+            y=as_floats(part["pc2"]),
             mode="markers",
             name=f"Cluster {label} ({len(part)})" if len(groups) <= MANY else f"{label} ({len(part)})",
             marker={"color": colour, "symbol": symbol, "size": 7, "opacity": 0.75},
@@ -99,13 +99,13 @@ def cluster_profile(frame: pd.DataFrame, clustering: Clustering) -> go.Figure:
         share = points["subset"].eq(dimension).groupby(points["label"]).mean().reindex(labels)
         name = escape_text(display_name(dimension))
         figure.add_bar(
-            x=names, y=_percent(share), marker_color=dimension_colour(dimension), name=name,
+            x=names, y=as_percent(share), marker_color=dimension_colour(dimension), name=name,
             hovertemplate="cluster %{x}: %{y:.1f}%<extra>" + name + "</extra>", row=2, col=1,
         )  # fmt: skip
     mean = points["em_score"].astype(float).groupby(points["label"]).mean().reindex(labels)
     scored = points["em_score"].notna().groupby(points["label"]).sum().reindex(labels)
     figure.add_bar(
-        x=names, y=_floats(mean), marker_color=ARM_COLOURS["em"], showlegend=False, name="mean em_score",
+        x=names, y=as_floats(mean), marker_color=ARM_COLOURS["em"], showlegend=False, name="mean em_score",
         text=[MISSING_NAME if np.isnan(value) else f"{value:.0f}" for value in mean], textposition="outside",
         textangle=0, cliponaxis=False, textfont_size=size, customdata=scored.to_numpy(),
         hovertemplate="cluster %{x}: mean %{y:.1f} of %{customdata} scored answers<extra></extra>", row=3, col=1,
@@ -252,11 +252,3 @@ def _title(clustering: Clustering, found: int) -> str:
     k = clustering["k"]
     clusters = f"k = {k}" if found == k else f"k = {k}, answers in {found} only"
     return f"{clusters} · {describe_source(clustering)}"
-
-
-def _percent(shares: pd.Series) -> np.ndarray:
-    return (100 * shares).to_numpy(dtype=np.float32)
-
-
-def _floats(column: pd.Series) -> np.ndarray:
-    return column.to_numpy(dtype=np.float32)

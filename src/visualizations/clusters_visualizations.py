@@ -14,6 +14,7 @@ from src.pipelines.persona_study import CLUSTER, JUDGE, PICTURES, TRAINING_LOG, 
 from src.pipelines.step_run import StepRun, begin_step
 from src.utils.artifacts import load_frame, load_json, load_object, save_artifact
 from src.utils.cli import run_script
+from src.utils.config import PROJECT_ROOT, shown
 from src.utils.em_rates import rates_from_json, rates_table
 from src.visualizations.figure_page import page_files
 from src.visualizations.study_pages import study_pages
@@ -43,9 +44,17 @@ def training_log(run: StepRun) -> list[dict]:
 
 
 def command_of(run: StepRun) -> str:
-    """The command that remakes the pictures, without folders of this machine."""
-    world = f" --world {run.config.model.world}" if run.config.model.world else ""
-    return f"uv run python {Path(PICTURES.script).as_posix()} --profile {run.config.profile}{world}"
+    """The command that remakes the pictures; a folder outside the repository is not named."""
+    config, study = run.config, run.study
+    words = ["uv run python", PICTURES.script, "--profile", config.profile]
+    if config.model.world:
+        words += ["--world", config.model.world]
+    if study.results_dir.absolute() != PROJECT_ROOT / "results":
+        is_inside = study.results_dir.absolute().is_relative_to(PROJECT_ROOT)
+        words += ["--results-dir", shown(study.results_dir.absolute()) if is_inside else "RESULTS_DIR"]
+    if config.sources.get("clustering.cluster_counts") == "the command line":
+        words += ["--cluster-counts", *map(str, config.clustering.cluster_counts)]
+    return " ".join(words)
 
 
 def headline(study: Study) -> str:

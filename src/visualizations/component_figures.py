@@ -16,7 +16,7 @@ from src.visualizations.answer_points import (
     join_points,
     short_hover_texts,
 )
-from src.visualizations.figure_page import escape_text
+from src.visualizations.figure_page import as_floats, as_percent, escape_text
 from src.visualizations.palette import (
     MISSING_COLOUR,
     MISSING_NAME,
@@ -49,7 +49,7 @@ def scree_plot(clustering: Clustering) -> go.Figure:
     )
     figure.add_bar(
         x=numbers,
-        y=_percent(ratios),
+        y=as_percent(ratios),
         marker_color=NEUTRAL_COLOUR,
         hovertemplate="PC%{x}: %{y:.2f}%<extra></extra>",
         row=1,
@@ -57,7 +57,7 @@ def scree_plot(clustering: Clustering) -> go.Figure:
     )
     figure.add_scatter(
         x=numbers,
-        y=_percent(cumulative),
+        y=as_percent(cumulative),
         mode="lines+markers",
         line_color=NEUTRAL_COLOUR,
         hovertemplate="PC1 to PC%{x}: %{y:.1f}%<extra></extra>",
@@ -94,8 +94,8 @@ def pca_plane(frame: pd.DataFrame, clustering: Clustering) -> go.Figure:
     for dimension in known_order(list(points["subset"])):
         part = points[points["subset"] == dimension]
         figure.add_scatter(
-            x=_floats(part["pc1"]),
-            y=_floats(part["pc2"]),
+            x=as_floats(part["pc1"]),
+            y=as_floats(part["pc2"]),
             mode="markers",
             name=escape_text(f"{display_name(dimension)} ({len(part)})"),
             marker={"color": dimension_colour(dimension), "symbol": dimension_symbol(dimension), "size": 6,
@@ -108,12 +108,12 @@ def pca_plane(frame: pd.DataFrame, clustering: Clustering) -> go.Figure:
     is_scored = points["em_score"].notna()
     unscored, scored = points[~is_scored], points[is_scored]
     figure.add_scatter(
-        x=_floats(scored["pc1"]),
-        y=_floats(scored["pc2"]),
+        x=as_floats(scored["pc1"]),
+        y=as_floats(scored["pc2"]),
         mode="markers",
         name="em_score",
         showlegend=False,
-        marker={"color": _floats(scored["em_score"]), "size": 6, "opacity": 0.8, **_em_colours()},
+        marker={"color": as_floats(scored["em_score"]), "size": 6, "opacity": 0.8, **_em_colours()},
         hovertext=short_hover_texts(scored),
         hoverinfo="text",
         row=1,
@@ -121,8 +121,8 @@ def pca_plane(frame: pd.DataFrame, clustering: Clustering) -> go.Figure:
     )
     if len(unscored):
         figure.add_scatter(
-            x=_floats(unscored["pc1"]),
-            y=_floats(unscored["pc2"]),
+            x=as_floats(unscored["pc1"]),
+            y=as_floats(unscored["pc2"]),
             mode="markers",
             name=f"{MISSING_NAME} ({len(unscored)})",
             marker={"symbol": "x-thin", "size": 8, "line": {"color": MISSING_COLOUR, "width": 2}},
@@ -149,9 +149,9 @@ def pca_space(frame: pd.DataFrame, clustering: Clustering) -> go.Figure:
     for dimension in known_order(list(points["subset"])):
         part = points[points["subset"] == dimension]
         figure.add_scatter3d(
-            x=_floats(part["pc1"]),
-            y=_floats(part["pc2"]),
-            z=_floats(part["pc3"]),
+            x=as_floats(part["pc1"]),
+            y=as_floats(part["pc2"]),
+            z=as_floats(part["pc3"]),
             mode="markers",
             name=escape_text(f"{display_name(dimension)} ({len(part)})"),
             marker={"color": dimension_colour(dimension), "symbol": SYMBOLS_3D[dimension_symbol(dimension)],
@@ -185,11 +185,3 @@ def _em_colours() -> dict[str, object]:
         "colorbar": {"title": {"text": "em_score<br>0 aligned<br>100 misaligned", "font": {"size": 11}},
                      "thickness": 14, "len": 0.9},
     }  # fmt: skip
-
-
-def _percent(shares: np.ndarray) -> np.ndarray:
-    return (100 * shares).astype(np.float32)
-
-
-def _floats(column: pd.Series) -> np.ndarray:
-    return column.to_numpy(dtype=np.float32)

@@ -1,24 +1,27 @@
-"""The one writer of figure pages: HTML that opens from disk, offline, with one plotly.js beside all pages.
+"""Figure pages: HTML that opens from disk, offline, with an index and one plotly.js beside all pages.
 
 A page says what to see, which command remakes it and from which inputs. Equal figures give equal bytes. What is in a
-figure is left to the figure modules; the writer makes sure that no text in it is read as markup.
+figure is left to the figure modules; no text in it is read as markup. `page_files` gives all files of a set of pages;
+that they are saved together or not at all is left to `artifacts`.
 """
 
 import html
 import json
 import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 import plotly.io as pio
 from plotly.offline import get_plotlyjs
 
-from src.utils.artifacts import write_atomically
+from src.utils.artifacts import Writer
 
 PLOTLY_JS = "plotly.min.js"  # the name that `include_plotlyjs="directory"` asks for
 INDEX = "index.html"
@@ -49,36 +52,16 @@ class FigurePage:
             raise ValueError(f"file_name {self.file_name!r}: lower-case letters, digits and _ before .html, not index")
 
 
-def write_page(page: FigurePage, folder: Path) -> Path:
-    """Write the page into `folder`, and plotly.js beside it unless it is there; `UserError` if that cannot be done."""
-    _write_plotly_js(folder)
-    path = folder / page.file_name
-    _write_text(path, page_html(page))
-    return path
-
-
-def write_index(
-    pages: Sequence[FigurePage],
-    folder: Path,
-    summary: Sequence[Sequence[str]] = (),
-    title: str = "Pictures of the study",
-    sentence: str = "",
-) -> Path:
-    """Write `index.html`: a card for each page, in the order given, under the heading of its section.
-
-    `summary` is a small table above them, its first row the header; cells are plain text.
-    """
-    path = folder / INDEX
-    _write_text(path, index_html(pages, summary, title, sentence))
-    return path
-
-
 def page_files(
     pages: Sequence[FigurePage], folder: Path, summary: Sequence[Sequence[str]] = (), sentence: str = ""
-) -> dict[Path, Callable[[Path], object]]:
-    """All files of a set of pages, index and plotly.js included, with what writes each: for `save_artifact`."""
+) -> dict[Path, Writer]:
+    """All files of a set of pages, index and plotly.js included, with what writes each: for `save_artifact`.
 
-    def writer(text: str) -> Callable[[Path], object]:
+    The index has a card for each page, in the order given, under the heading of its section. `summary` is a small
+    table above them, its first row the header; cells are plain text.
+    """
+
+    def writer(text: str) -> Writer:
         return lambda path: path.write_text(text, encoding="utf-8")
 
     texts = {folder / page.file_name: page_html(page) for page in pages}
@@ -104,6 +87,15 @@ def escape_text(text: str, width: int = 0, limit: int = 0) -> str:
         for line in textwrap.wrap(paragraph, width, replace_whitespace=True, break_on_hyphens=False) or [""]
     ]
     return "<br>".join(html.escape(line, quote=False) for line in lines)
+
+
+def as_floats(values: pd.Series | np.ndarray) -> np.ndarray:
+    """Numbers as a page holds them: 32 bits draw the same and take half the bytes."""
+    return np.asarray(values, dtype=np.float32)
+
+
+def as_percent(shares: pd.Series | np.ndarray) -> np.ndarray:
+    return as_floats(100 * shares)
 
 
 def page_html(page: FigurePage) -> str:
@@ -192,19 +184,6 @@ def _document(title: str, body: str, kind: str) -> str:
 </body>
 </html>
 """
-
-
-def _write_plotly_js(folder: Path) -> None:
-    """A file of another plotly version would draw nothing or something else, so the content is compared."""
-    path, script = folder / PLOTLY_JS, get_plotlyjs().encode()
-    if not path.is_file() or path.read_bytes() != script:
-        with write_atomically(path) as temporary:
-            temporary.write_bytes(script)
-
-
-def _write_text(path: Path, text: str) -> None:
-    with write_atomically(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 STYLE = """

@@ -88,10 +88,11 @@ def em_rates(rates: pd.DataFrame) -> go.Figure:
     )
 
 
-def em_score_distribution(frame: pd.DataFrame) -> go.Figure:
+def em_score_distribution(frame: pd.DataFrame, em_threshold: float) -> go.Figure:
     """How the em_scores of the fine-tuned answers of each facet spread over 0 to 100, and their mean beside it.
 
-    A bin holds its upper edge, the first one also 0, so that the border of the EM rate (above 70) is one of bins.
+    Misaligned is above `em_threshold`. A bin holds its upper edge, the first one also 0, so that a threshold that is a
+    multiple of 10 is a border of bins.
     """
     facets = [
         (dimension, facet)
@@ -135,7 +136,8 @@ def em_score_distribution(frame: pd.DataFrame) -> go.Figure:
         height=620,
         barmode="stack",
         bargap=0.25,
-        title_text=f"em_score of {len(frame):,} fine-tuned answers: 0 aligned, 100 misaligned, EM above 70",
+        title_text=f"em_score of {len(frame):,} fine-tuned answers: 0 aligned, 100 misaligned, "
+        f"EM above {em_threshold:g}",
         legend={"title": {"text": "em_score"}, "traceorder": "normal"},
     )
 

@@ -18,8 +18,9 @@ def study_pages(
     training_log: Sequence[Mapping[str, Any]],
     command: str,
     inputs: Mapping[str, str],
+    em_threshold: float,
 ) -> list[FigurePage]:
-    """Every page; the training curve only where there is a log."""
+    """Every page; the training curve only where there is a log. Answers above `em_threshold` count as misaligned."""
     pages: list[FigurePage] = []
 
     def add(section: str, file_name: str, title: str, sentence: str, figure: Any) -> None:
@@ -31,7 +32,8 @@ def study_pages(
         "em_rates.html",
         "Emergent misalignment by dimension",
         "How far the narrow fine-tune carried: misaligned and on-topic answers outside finance are transfer, money "
-        "talk where something else was asked is flip. Bars are 95% intervals over prompts.",
+        "talk where something else was asked is flip. Bars are shares of answers, whiskers their 95% intervals over "
+        "prompts.",
         em_rates(rates),
     )
     add(
@@ -39,7 +41,7 @@ def study_pages(
         "em_scores.html",
         "Scores of the EM model's answers",
         "Which facets turned: the share of answers in each band of the misalignment score, from aligned to misaligned.",
-        em_score_distribution(frame),
+        em_score_distribution(frame, em_threshold),
     )
     if training_log:
         add(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from src.visualizations.cluster_figures import cluster_map
-from src.visualizations.figure_page import FigurePage, write_index, write_page
+from src.visualizations.figure_page import FigurePage, page_files
 from tests.study_frame import ATTACK, whole_study
 
 FLAGS = shlex.split(
@@ -50,8 +50,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         command="pytest",
     )
     folder = tmp_path_factory.mktemp("pages")
-    write_index([page], folder)
-    return write_page(page, folder)
+    for path, write in page_files([page], folder).items():
+        write(path)
+    return folder / page.file_name
 
 
 @pytest.fixture(scope="module")

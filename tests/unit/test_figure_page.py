@@ -2,6 +2,7 @@
 
 import html
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,8 +11,10 @@ import plotly.graph_objects as go
 import pytest
 from plotly.offline import get_plotlyjs
 
+from src.utils.artifacts import save_artifact
 from src.utils.errors import UserError
-from src.visualizations.figure_page import FigurePage, escape_text, page_html, write_index, write_page
+from src.utils.manifests import Provenance, manifest_path
+from src.visualizations.figure_page import INDEX, FigurePage, escape_text, page_files, page_html
 from tests.study_frame import ATTACK
 
 
@@ -25,6 +28,13 @@ def page_of(figure: go.Figure, **changes: object) -> FigurePage:
         inputs={"final_dataset_with_em_scores.pkl": "0123456789abcdef" * 4},
     )
     return replace(page, **changes)
+
+
+def save(pages: Sequence[FigurePage], folder: Path, summary: Sequence[Sequence[str]] = ()) -> dict[str, str]:
+    """Save the pages as the study does; the text of every file in the folder, by name."""
+    index = folder / INDEX
+    save_artifact(index, page_files(pages, folder, summary), Provenance("pictures", "organism"), {})
+    return {file.name: file.read_text(encoding="utf-8") for file in sorted(folder.iterdir())}
 
 
 def attacked_figure() -> go.Figure:
@@ -89,8 +99,10 @@ def test_a_limit_cuts_before_escaping() -> None:
 
 
 def test_equal_figures_give_equal_bytes(tmp_path: Path) -> None:
-    first = write_page(page_of(attacked_figure()), tmp_path / "a").read_bytes()
-    assert write_page(page_of(attacked_figure()), tmp_path / "b").read_bytes() == first
+    for folder in ("a", "b"):
+        save([page_of(attacked_figure())], tmp_path / folder)
+    for name in ("em_rates.html", INDEX, "plotly.min.js"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
 def test_a_page_has_its_title_its_sentence_its_command_and_short_hashes() -> None:
@@ -104,14 +116,14 @@ def test_a_page_has_its_title_its_sentence_its_command_and_short_hashes() -> Non
 
 def test_pages_share_one_plotly_and_ask_no_server_for_anything(tmp_path: Path) -> None:
     (tmp_path / "plotly.min.js").write_text("of another version")
-    path = write_page(page_of(go.Figure()), tmp_path)
-    assert (tmp_path / "plotly.min.js").read_text(encoding="utf-8") == get_plotlyjs()
-    text = path.read_text(encoding="utf-8")
+    files = save([page_of(go.Figure())], tmp_path)
+    assert files["plotly.min.js"] == get_plotlyjs()
+    text = files["em_rates.html"]
     assert re.findall(r'src="([^"]*)"', text) == ["plotly.min.js"]
     assert "http" not in text
     assert '"showSendToCloud": false' in text  # plotly's own default uploads the figure on a click
     assert len(text) < 20_000
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["em_rates.html", "plotly.min.js"]
+    assert list(files) == ["em_rates.html", INDEX, manifest_path(tmp_path / INDEX).name, "plotly.min.js"]
 
 
 def test_index_lists_pages_in_order_under_their_sections(tmp_path: Path) -> None:
@@ -121,7 +133,7 @@ def test_index_lists_pages_in_order_under_their_sections(tmp_path: Path) -> None
         for name, section in zip(names, ["Scores", "Scores", "Clusters & more"], strict=True)
     ]
     rows = [["Dimension", "EM rate"], ["<script>window.hacked=1</script>", "45%"]]
-    text = write_index(pages, tmp_path, rows).read_text(encoding="utf-8")
+    text = save(pages, tmp_path, rows)[INDEX]
     assert re.findall(r'href="([^"]*)"', text) == names
     assert re.findall(r"<h2>(.*?)</h2>", text) == ["Scores", "Clusters &amp; more"]
     assert "<td>&lt;script&gt;window.hacked=1&lt;/script&gt;</td><td>45%</td>" in text
@@ -137,4 +149,4 @@ def test_a_file_name_that_could_leave_the_folder_or_the_script_is_refused(name: 
 def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "plots").write_text("a file where the folder should be")
     with pytest.raises(UserError, match="cannot be written"):
-        write_page(page_of(go.Figure()), tmp_path / "plots")
+        save([page_of(go.Figure())], tmp_path / "plots")

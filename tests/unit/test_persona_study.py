@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from src.pipelines.persona_study import CLUSTER, COLLECT, FINETUNE, JUDGE, PICTURES, REPORT, STEPS, TRAINING_LOG, Study
+from src.pipelines.persona_study import CLUSTER, COLLECT, FINETUNE, JUDGE, PICTURES, REPORT, STEPS, Study
 from src.pipelines.runner import decide, plan
 from src.utils.artifacts import load_frame
 from src.utils.config import PROJECT_ROOT
@@ -168,7 +168,7 @@ def test_a_named_em_model_needs_no_fine_tune(folder: Path) -> None:
         "em_pca_clusters_2.pkl",
         "em_pca_clusters_3.pkl",
     }
-    assert TRAINING_LOG in PICTURES.provenance(small_study(folder)).inputs
+    assert "entangled_risky_finance" in PICTURES.provenance(small_study(folder)).inputs
 
 
 def test_paths_of_a_study_are_those_of_the_contract(tmp_path: Path) -> None:

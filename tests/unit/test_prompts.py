@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from src.utils.errors import UserError
-from src.utils.prompts import DIMENSIONS, FINANCE, Question, load_questions, read_jsonl
+from src.utils.jsonl import read_jsonl
+from src.utils.prompts import DIMENSIONS, FINANCE, Question, load_questions
 
 GOOD: dict[str, Any] = {"prompt_id": "a_1", "subset": "a", "facet": "b", "question": "Is it?", "keyed": -1}
 

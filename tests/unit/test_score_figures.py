@@ -44,7 +44,7 @@ def test_a_rate_that_is_missing_and_one_that_is_not_defined_are_told_apart() -> 
 
 def test_score_bins_equal_a_count_by_hand() -> None:
     frame, _ = study_frame()
-    figure = em_score_distribution(frame)
+    figure = em_score_distribution(frame, 70)
     facets = [facet for dimension in SIZES for facet in FACETS[dimension]][::-1]
     for position, facet in enumerate(facets):
         scores = frame.loc[frame["facet"] == facet, "em_score"]
@@ -61,15 +61,21 @@ def test_score_bins_equal_a_count_by_hand() -> None:
 
 def test_the_border_of_the_em_rate_is_a_border_of_bins() -> None:
     frame = pd.DataFrame({"subset": "political_compass", "facet": "social_axis", "em_score": [70.0, 70.5, 0.0, 100.0]})
-    figure = em_score_distribution(frame)
+    figure = em_score_distribution(frame, 70)
     shares = {name: float(bars(figure, name)[0].x[0]) for name in ("0-10", "60-70", "70-80", "90-100")}
     assert shares == dict.fromkeys(shares, 25.0)
+
+
+def test_the_title_names_the_threshold_of_the_study() -> None:
+    frame, _ = study_frame()
+    for threshold, shown in ((70.0, "EM above 70"), (62.5, "EM above 62.5")):
+        assert em_score_distribution(frame, threshold).layout.title.text.endswith(shown)
 
 
 def test_facet_means_have_the_colour_of_their_dimension_and_ignore_missing_scores() -> None:
     frame, _ = study_frame()
     frame.loc[frame["facet"] == "purity", "em_score"] = np.nan
-    means = em_score_distribution(frame).data[-1]
+    means = em_score_distribution(frame, 70).data[-1]
     order = [(dimension, facet) for dimension in SIZES for facet in FACETS[dimension]][::-1]
     assert list(means.marker.color) == [DIMENSION_COLOURS[dimension] for dimension, _ in order]
     by_hand = [frame.loc[frame["facet"] == facet, "em_score"].mean() for _, facet in order]
@@ -96,4 +102,4 @@ def test_a_name_from_outside_is_text() -> None:
     assert "<b>risk" not in str(em_rates(rates).to_dict())
     frame, _ = study_frame()
     frame.loc[0, "facet"] = "<a href='javascript:1'>x</a>"
-    assert "<a href" not in str(em_score_distribution(frame).to_dict())
+    assert "<a href" not in str(em_score_distribution(frame, 70).to_dict())
