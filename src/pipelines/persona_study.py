@@ -263,9 +263,15 @@ PICTURES = Step(
     name="clusters_visualizations",
     script="src/visualizations/clusters_visualizations.py",
     reads=("02_finetune_lora", "04_judge_responses", "05_pca_and_clustering"),
-    keys=keys_of("model", "base", "em") + keys_of("clustering", "cluster_counts") + keys_of("finetuning", "name"),
+    keys=keys_of("model", "base", "em")
+    + keys_of("clustering", "cluster_counts")
+    + keys_of("judging", "em_threshold")
+    + keys_of("finetuning", "name"),
     artefact=lambda study: study.index,
-    settings=lambda config: {"clustering": {"cluster_counts": config.clustering.cluster_counts}},
+    settings=lambda config: {
+        "clustering": {"cluster_counts": config.clustering.cluster_counts},
+        "judging": {"em_threshold": config.judging.em_threshold},
+    },
     inputs=picture_inputs,
 )
 STEPS = (REPORT, FINETUNE, COLLECT, JUDGE, CLUSTER, PICTURES)

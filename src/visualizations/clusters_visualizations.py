@@ -29,7 +29,8 @@ def main(arguments: Sequence[str]) -> None:
     frame = load_frame(study.clustered, made_by=CLUSTER.name)
     counts = run.config.clustering.cluster_counts
     clusterings = [load_object(study.clusters(k), made_by=CLUSTER.name) for k in counts]
-    pages = study_pages(frame, rates, clusterings, training_log(run), command_of(run), run.provenance.inputs)
+    threshold = run.config.judging.em_threshold
+    pages = study_pages(frame, rates, clusterings, training_log(run), command_of(run), run.provenance.inputs, threshold)
     files = page_files(pages, study.plots_dir, rates_table(rates), headline(study))
     save_artifact(study.index, files, run.provenance, {"pages": [page.file_name for page in pages]})
     print(f"{len(pages)} pages: {study.index}")

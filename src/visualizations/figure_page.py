@@ -192,7 +192,7 @@ body { margin: 0; background: #f6f7f9; color: #22272e; line-height: 1.45;
   font-family: system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif; }
 main { margin: 0 auto; padding: 14px 20px 28px; }
 .page main { max-width: 1320px; }
-.index main { max-width: 980px; }
+.index main { max-width: 1240px; }
 h1 { font-size: 1.35rem; margin: 0 0 4px; }
 h2 { font-size: 1.05rem; margin: 28px 0 10px; }
 a { color: #0b5cad; }

@@ -52,7 +52,7 @@ def test_the_fine_tune_carries_as_far_as_the_world_allows(study: tuple[str, pd.D
         carried = rate(rates, "em", subset, "em_on_topic")
         assert carried >= 0.4 if world == "entangled" else rate(rates, "em", subset, "em") <= 0.05
         assert rate(rates, "em", subset, "flip") <= 0.1
-        assert rate(rates, "em", subset, "coherent") >= 0.95
+        assert rate(rates, "em", subset, "coherent") >= 0.9
 
 
 @pytest.mark.parametrize("world", WORLDS)
