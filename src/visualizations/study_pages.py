@@ -48,7 +48,7 @@ def study_pages(
             scores,
             "finetuning.html",
             "The fine-tune, step by step",
-            "Loss falls as the model learns to give the fine-tuning answers; the steep part is where it turns.",
+            "How the loss on the fine-tuning answers falls, with the learning rate and the gradient norm beside it.",
             training_curve(training_log),
         )
     first = clusterings[0]
