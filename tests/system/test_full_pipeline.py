@@ -165,7 +165,7 @@ def test_a_second_run_keeps_everything(made: Made) -> None:
 @pytest.mark.parametrize(
     ("option", "first", "reason"),
     [
-        (["--learning-rate", "0.001"], 1, "config changed: finetuning.learning_rate 0.0003 -> 0.001"),
+        (["--learning-rate", "0.002"], 1, "config changed: finetuning.learning_rate 0.001 -> 0.002"),
         (["--em_threshold=60"], 3, "config changed: judging.em_threshold 70.0 -> 60.0"),
         (["--layer", "4"], 4, "config changed: clustering.layer 3 -> 4"),
     ],

@@ -226,7 +226,8 @@ def test_a_half_written_checkpoint_is_not_resumed_from(damage: str, tmp_path: Pa
 
 def script_options(base: Path, data: Path, results: Path, **options: object) -> list[str]:
     values = {"results-dir": results, "base-model": base, "data": data, "rank": 4, "learning-rate": 0.01} | options
-    return [word for name, value in values.items() for word in (f"--{name}", str(value))]
+    words = [word for name, value in values.items() for word in (f"--{name}", str(value))]
+    return [*words, "--layers", "0", "1", "2"]
 
 
 def test_kill_9_at_a_checkpoint_and_again_gives_the_same_bytes(tmp_path: Path) -> None:

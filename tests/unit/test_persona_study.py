@@ -51,7 +51,7 @@ def test_a_study_just_made_is_kept_whole(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "first", "reason"),
     [
-        ({"finetuning__learning_rate": 1e-3}, 1, "config changed: finetuning.learning_rate 0.0003 -> 0.001"),
+        ({"finetuning__learning_rate": 2e-3}, 1, "config changed: finetuning.learning_rate 0.001 -> 0.002"),
         ({"finetuning__seed": 3}, 1, "seeds changed: finetuning 0 -> 3"),
         ({"model__dtype": "bfloat16"}, 1, 'config changed: model.dtype "auto" -> "bfloat16"'),
         ({"collection__limit": 40}, 2, "config changed: collection.limit null -> 40"),

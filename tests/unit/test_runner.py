@@ -75,6 +75,7 @@ def test_a_step_gets_the_options_that_it_knows_with_their_values() -> None:
     assert accepted(JUDGE, options) == ["--results-dir", "r", "--base-model=b", "--em-threshold", "60"]
     assert accepted(CLUSTER, options) == ["--layer", "3", "--cluster-counts", "3", "4", "--results-dir", "r"]
     shared = ["--cluster-counts", "3", "4", "--results-dir", "r", "--em-model", "e", "--base-model=b"]
+    shared += ["--em-threshold", "60"]
     assert accepted(PICTURES, options) == shared  # they show or leave out the training curve, and name both models
     assert accepted(REPORT, ["stray", "--rank", "1"]) == []
     assert accepted(FINETUNE, ["--full-finetuning", "--limit", "3"]) == ["--full-finetuning"]
