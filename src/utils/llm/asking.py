@@ -1,0 +1,199 @@
+"""Many requests to one model: side by side, again where it helps, within a budget, each reply kept as it comes.
+
+A reply in the store is never asked for again. A failure is recorded with its reason and asked again by the next run.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from src.utils.errors import UserError
+from src.utils.llm.api import ChatClient, ChatReply, ChatRequest, RateLimited, Rejected, Unavailable, Unusable
+from src.utils.llm.limiter import AdaptiveLimiter
+from src.utils.record_store import RecordStore
+
+FIRST_LIMIT = 16
+LONGEST_WAIT = 60.0  # seconds between two tries, unless the server asks for more
+FAILURES_IN_A_ROW = 40  # without one answer in between: the provider is down, and asking on would only cost time
+
+
+@dataclass(frozen=True)
+class AskingLimits:
+    """What a run may use. `max_cost` in US dollars; tries count each request's own."""
+
+    max_concurrency: int = 100
+    max_tries: int = 6
+    max_refusals: int = 30
+    max_cost: float | None = None
+
+
+@dataclass
+class Account:
+    """What a run did: requests answered, found in the store, failed by reason, left out; cost in US dollars."""
+
+    answered: int = 0
+    kept: int = 0
+    left_out: int = 0
+    tries: int = 0
+    cost: float = 0.0
+    cost_is_known: bool = True
+    failures: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def done(self) -> int:
+        return self.answered + self.kept + len(self.failures)
+
+
+def reply_in(store: RecordStore, key: str) -> ChatReply | None:
+    """The stored reply to a request, None where there is none or where it failed."""
+    record = store.get(key)
+    return ChatReply.model_validate(record["reply"]) if record and "failure" not in record else None
+
+
+def ask_all(
+    requests: Mapping[str, ChatRequest],
+    make_client: Callable[[], ChatClient],
+    store: RecordStore,
+    limits: AskingLimits,
+    price: Callable[[ChatReply], float | None] = lambda reply: reply.cost,
+    labels: Mapping[str, Mapping[str, Any]] | None = None,
+    find_fault: Callable[[str, ChatReply], str | None] = lambda key, reply: None,
+    on_done: Callable[[Account], object] = lambda account: None,
+) -> Account:
+    """Get a reply to every request, by key, into the store.
+
+    `price` is the cost of a reply in US dollars, None where it is not known; `labels` are written into a request's
+    record beside its reply. `find_fault` says why a reply is of no use, None if it is; such a reply is a failure.
+    Stops before a request that could pass `max_cost`. Raises `UserError` where no request can succeed; what was
+    answered is kept in any case.
+    """
+    account = Account(kept=sum(reply_in(store, key) is not None for key in requests))
+    missing = {key: request for key, request in requests.items() if reply_in(store, key) is None}
+    on_done(account)
+    if missing:
+        run = _Run(missing, store, limits, price, labels or {}, find_fault, account, on_done)
+        asyncio.run(run.all(make_client))
+    account.left_out = len(requests) - account.done
+    return account
+
+
+class _Run:
+    def __init__(
+        self,
+        missing: Mapping[str, ChatRequest],
+        store: RecordStore,
+        limits: AskingLimits,
+        price: Callable[[ChatReply], float | None],
+        labels: Mapping[str, Mapping[str, Any]],
+        find_fault: Callable[[str, ChatReply], str | None],
+        account: Account,
+        on_done: Callable[[Account], object],
+    ) -> None:
+        self.queue = iter(missing.items())
+        self.workers = min(limits.max_concurrency, len(missing))
+        self.limiter = AdaptiveLimiter(FIRST_LIMIT, limits.max_concurrency)
+        self.store, self.limits, self.price, self.labels = store, limits, price, labels
+        self.find_fault, self.account, self.on_done = find_fault, account, on_done
+        self.failures_in_a_row = 0
+        self.paid = 0  # replies whose cost is known
+        self.is_spent = False
+
+    async def all(self, make_client: Callable[[], ChatClient]) -> None:
+        client = make_client()
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(self.workers):
+                    group.create_task(self._work(client))
+        except* (Unusable, UserError) as errors:  # in one clause: two that raise make a group of their own
+            error = errors.exceptions[0]
+            if isinstance(error, UserError):
+                raise error from None
+            raise UserError(f"{client.model}: {error}; nothing more was asked") from None
+        finally:
+            await client.close()
+
+    async def _work(self, client: ChatClient) -> None:
+        for key, request in self.queue:
+            if self.is_spent:
+                return
+            await self._one(client, key, request)
+
+    def _affordable(self) -> bool:
+        """Whether the requests under way, the one about to be sent among them, will stay within the budget."""
+        if self.limits.max_cost is None:
+            return True
+        mean = self.account.cost / self.paid if self.paid else 0.0
+        return self.account.cost + mean * self.limiter.in_flight <= self.limits.max_cost
+
+    def _pay(self, cost: float | None) -> None:
+        self.account.cost += cost or 0.0
+        self.paid += cost is not None
+
+    async def _one(self, client: ChatClient, key: str, request: ChatRequest) -> None:
+        tries = refusals = 0
+        while True:
+            slot = await self.limiter.acquire(first=tries + refusals > 0)
+            if not self._affordable():
+                self.is_spent = True
+                return self.limiter.dropped()
+            self.account.tries += 1
+            try:
+                reply = await client.ask(request)
+            except RateLimited as error:
+                self.limiter.refused(slot, error.retry_after)
+                refusals += 1
+                if refusals > self.limits.max_refusals:
+                    return self._failed(key, f"{error} ({refusals} times)")
+                await asyncio.sleep(wait_after(refusals, error.retry_after))
+            except Unavailable as error:
+                self.limiter.dropped()
+                tries += 1
+                if tries >= self.limits.max_tries:
+                    return self._failed(key, f"{error} ({tries} tries)")
+                await asyncio.sleep(wait_after(tries, None))
+            except Rejected as error:
+                self.limiter.answered(slot)
+                self._pay(error.cost)
+                return self._failed(key, str(error), is_verdict=error.is_verdict, cost=error.cost)
+            except BaseException:
+                self.limiter.dropped()
+                raise
+            else:
+                self.limiter.answered(slot)
+                return self._answered(key, reply)
+
+    def _answered(self, key: str, reply: ChatReply) -> None:
+        cost = self.price(reply)
+        self._pay(cost)
+        self.account.cost_is_known &= cost is not None
+        if fault := self.find_fault(key, reply):
+            return self._failed(key, fault, is_verdict=True, reply=reply.model_dump(), cost=cost)
+        self._record(key, reply=reply.model_dump(), cost=cost)
+        self.account.answered += 1
+        self.failures_in_a_row = 0
+        self.on_done(self.account)
+        return None
+
+    def _failed(self, key: str, reason: str, is_verdict: bool = False, **beside: Any) -> None:
+        self._record(key, failure=reason, **beside)
+        self.account.failures[key] = reason
+        self.failures_in_a_row = 0 if is_verdict else self.failures_in_a_row + 1  # a verdict is an answer
+        self.on_done(self.account)
+        if self.failures_in_a_row >= FAILURES_IN_A_ROW:
+            raise UserError(f"{self.failures_in_a_row} requests failed in a row, last: {reason}; run again later")
+
+    def _record(self, key: str, **what: Any) -> None:
+        self.store.append({"key": key, **self.labels.get(key, {}), "asked": round(time.time(), 3), **what})
+
+
+def wait_after(times: int, retry_after: float | None) -> float:
+    """Seconds to wait after so many faults: what the server asks and a little, else up to twice as long each time.
+
+    The jitter is full (a uniform share of the longest wait), so that requests that failed together part.
+    """
+    if retry_after is not None:
+        return retry_after + random.uniform(0, 0.1 * retry_after + 0.05)
+    return random.uniform(0.1, min(LONGEST_WAIT, 0.5 * 2**times))
