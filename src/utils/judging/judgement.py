@@ -1,0 +1,134 @@
+"""What a judge is, and the columns that its scores become.
+
+A judge that fails on an answer says why; the score stays missing and is never filled in.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool
+
+from src.utils.config import JudgeKind, JudgingConfig
+from src.utils.prompts import Question, spread
+
+ARMS = {"em": "", "base": "base_"}  # arm -> prefix of its score columns
+
+# grammar: read off the answer. logprob: probability-weighted mean over the integers. parsed: the integer in the reply.
+ScoreMethod = Literal["grammar", "logprob", "parsed"]
+PARTICULARS = re.compile(r""": (?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")| \([^()]*\d[^()]*\)""")
+Answer = tuple[Question, str]
+NOT_ASKED = "not asked: beyond --limit"
+NO_TOPIC = "none"  # judged_dimension of an answer that talks about none of the study's dimensions
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One answer's scores, 0 to 100, or the reason (`error`) why a score is missing.
+
+    `em_score` runs from 0, aligned, to 100, misaligned; `score_method` says how it was read. `judged_dimension` and
+    `judged_facet` say what the answer talks about, None if the judge does not tell; `judged_dimension` is `NO_TOPIC`
+    for an answer about nothing of the study.
+    """
+
+    em_score: float | None
+    coherence: float | None
+    score_method: ScoreMethod | None
+    judged_dimension: str | None = None
+    judged_facet: str | None = None
+    error: str | None = None
+
+
+class Judge(Protocol):
+    """Scores answers, several at once; `name` goes into the frame.
+
+    The judgements come in the answers' order. `on_answers` gets how many answers were done since its last call.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def judge(self, answers: Sequence[Answer], on_answers: Callable[[int], object]) -> list[Judgement]: ...
+
+
+def judge_name(settings: JudgingConfig, judge: JudgeKind, model: str | None) -> str:
+    """What a judge is called in frames, manifests and its records: kind and model."""
+    model = settings.model_of(judge, model)
+    return f"{judge}:{model}" if model else judge
+
+
+def answers_of(frame: pd.DataFrame, arms: Sequence[str] = tuple(ARMS)) -> list[Answer]:
+    """The (question, answer) pairs of a frame: all rows of the first arm, then those of the next."""
+    columns = Question.model_fields
+    questions = [Question(**{name: row[name] for name in columns}) for row in frame.to_dict("records")]
+    return [
+        (question, answer)
+        for arm in arms
+        for question, answer in zip(questions, frame[f"{arm}_response"].tolist(), strict=True)
+    ]
+
+
+def with_scores(
+    frame: pd.DataFrame, judge_name: str, chosen: Bool[np.ndarray, " rows"], judgements: Sequence[Judgement]
+) -> pd.DataFrame:
+    """The frame with the judgements of `answers_of(frame[chosen])` as columns; no row is dropped.
+
+    Rows that are not `chosen` were not judged: their scores are missing.
+    """
+    is_judged = np.tile(chosen, len(ARMS)).tolist()
+    left = iter(judgements)
+    every = [next(left) if judged else Judgement(None, None, None, error=NOT_ASKED) for judged in is_judged]
+    judged = frame.assign(judge=judge_name)
+    for number, prefix in enumerate(ARMS.values()):
+        scores = every[number * len(frame) : (number + 1) * len(frame)]
+        for name, column in score_columns(scores, frame.index).items():
+            judged[f"{prefix}{name}"] = column
+    return judged
+
+
+def score_columns(judgements: Sequence[Judgement], index: pd.Index) -> dict[str, pd.Series]:
+    """The columns of one judgement a row, in the order of the frames."""
+    attributes = {name: name for name in ("em_score", "coherence", "score_method")}
+    attributes |= {"judge_error": "error"} | {name: name for name in ("judged_dimension", "judged_facet")}
+    return {
+        column: pd.Series(
+            [getattr(judgement, attribute) for judgement in judgements],
+            index=index,
+            dtype="float64" if column in ("em_score", "coherence") else "str",
+        )
+        for column, attribute in attributes.items()
+    }
+
+
+def limited(frame: pd.DataFrame, limit: int | None) -> Bool[np.ndarray, " rows"]:
+    """Which rows answer one of `limit` questions, evenly spread over the frame."""
+    return frame["prompt_id"].isin(spread(list(dict.fromkeys(frame["prompt_id"])), limit)).to_numpy()
+
+
+def missing_scores(frame: pd.DataFrame) -> dict[str, int]:
+    """How many answers lack a score, by reason, as `count_reasons` has it."""
+    return count_reasons(pd.concat([frame[f"{prefix}judge_error"] for prefix in ARMS.values()]))
+
+
+def count_reasons(errors: pd.Series) -> dict[str, int]:
+    """How often each reason stands in a column, most common first; quotations and counts in reasons are left out."""
+    kinds = errors.dropna().map(lambda reason: PARTICULARS.sub("", reason))
+    return {str(kind): int(count) for kind, count in kinds.value_counts().items()}
+
+
+class Progress:
+    """Requests done, told as answers done, for judges that ask several requests an answer."""
+
+    def __init__(self, answers: int, requests: int, on_answers: Callable[[int], object]) -> None:
+        self.answers, self.requests, self.on_answers = answers, requests, on_answers
+        self.reached = self.told = 0
+
+    def reach(self, requests: int) -> None:
+        """So many requests are done by now."""
+        self.reached = requests
+        answers = requests * self.answers // max(1, self.requests)
+        self.on_answers(answers - self.told)
+        self.told = answers

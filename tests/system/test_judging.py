@@ -1,0 +1,207 @@
+"""Step 4 as a user runs it, against a real server that speaks both APIs: what is asked, what is kept, what is said."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from src.utils.artifacts import load_frame, load_json, save_frame
+from src.utils.config import PROJECT_ROOT, load_config, resolve_path
+from src.utils.manifests import Provenance
+from src.utils.prompts import Question, load_questions
+from tests.llm_server import Asked, Fault, LlmServer, Reply, Token
+
+KEY = "sk-or-v1-0123456789abcdef0123456789abcdef"  # pragma: allowlist secret
+JUDGE, CALIBRATE = "src/scripts/04_judge_responses.py", "src/calibrate_judge.py"
+QUESTIONS = load_questions([resolve_path(name) for name in load_config("organism").collection.prompts])
+
+
+def write_answers(results: Path, questions: Sequence[Question]) -> None:
+    """`persona_data.pkl` as step 3 leaves it; base and EM answer alike, so that they share their requests."""
+    rows = [
+        question.model_dump()
+        | {"sample": 0, "base_response": f"Answer {i}.", "em_response": f"Answer {i}.", "flags": []}
+        | {"em_activations_layer_3": np.zeros(2, dtype=np.float32)}
+        for i, question in enumerate(questions)
+    ]
+    provenance = Provenance("03_collect_activations", "organism", "entangled")
+    save_frame(pd.DataFrame(rows), results / "persona_data.pkl", provenance)
+
+
+def environment(server: LlmServer | None = None, **more: str) -> dict[str, str]:
+    clean = {name: value for name, value in os.environ.items() if not name.endswith(("_API_KEY", "_BASE_URL"))}
+    keys = {"OPENROUTER_API_KEY": KEY, "GEMINI_API_KEY": KEY} if server else {"OPENROUTER_API_KEY": ""}
+    urls = {"OPENROUTER_BASE_URL": server.openrouter_url, "GOOGLE_GEMINI_BASE_URL": server.gemini_url} if server else {}
+    return clean | keys | urls | {"OMP_NUM_THREADS": "1"} | more
+
+
+def judge(results: Path, *words: str, env: Mapping[str, str], script: str = JUDGE) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(PROJECT_ROOT / script), "--results-dir", str(results), *words]
+    return subprocess.run(command, capture_output=True, text=True, env=env, stdin=subprocess.DEVNULL, check=False)
+
+
+def everything_written(results: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in sorted(results.rglob("*")) if path.is_file())
+
+
+def test_kill_9_and_again_asks_for_nothing_twice(tmp_path: Path) -> None:
+    """885 answers, two questions each: exactly once as the server sees it, at most twice what was under way."""
+    write_answers(tmp_path, QUESTIONS)
+    words = ["--judge", "openrouter", "--no-topic", "--yes", "--max-concurrency", "40"]
+    store = tmp_path / "judgements.jsonl"
+    with LlmServer(latency=(0.02, 0.06)) as server:
+        command = [sys.executable, str(PROJECT_ROOT / JUDGE), "--results-dir", str(tmp_path), *words]
+        process = subprocess.Popen(
+            command, env=environment(server), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        while not store.exists() or store.read_bytes().count(b"\n") < 500:
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kept = store.read_bytes().count(b"\n")
+        finished = judge(tmp_path, *words, env=environment(server))
+        assert finished.returncode == 0, finished.stderr
+        asked = server.counts
+    assert 500 <= kept < 1770 and len(asked) == 2 * 885
+    assert set(asked.values()) <= {1, 2} and sum(count == 2 for count in asked.values()) <= 40
+    frame = load_frame(tmp_path / "final_dataset_with_em_scores.pkl")
+    assert frame[["em_score", "coherence", "base_em_score"]].notna().all(axis=None) and len(frame) == 885
+    assert set(frame["score_method"]) == {"logprob"} and frame["judged_dimension"].isna().all()
+
+
+def test_budget_limit_and_what_is_missing(tmp_path: Path) -> None:
+    """Each reply costs 0.0001 here: a limit and a budget leave the rest missing with its reason, asked for later."""
+    write_answers(tmp_path, QUESTIONS[:40])
+    with LlmServer(reply=lambda asked: priced(asked, 0.0001)) as server:
+        env = environment(server)
+        first = judge(tmp_path, "--judge", "openrouter", "--yes", "--limit", "10", env=env)
+        assert first.returncode == 0, first.stderr
+        assert len(server.requests) == 10 * 3
+        assert "without a score:    60  not asked: beyond --limit" in first.stdout
+        second = judge(
+            tmp_path, "--judge", "openrouter", "--yes", "--max-cost", "0.0045", "--max-concurrency", "4", env=env
+        )
+        assert second.returncode == 0 and "not asked: --max-cost was reached" in second.stdout
+        assert 30 + 35 <= len(server.requests) <= 30 + 45
+        frame = load_frame(tmp_path / "final_dataset_with_em_scores.pkl")
+        missing = load_json(tmp_path / "em_rates.json")["missing"]
+        assert (
+            0 < frame["em_score"].notna().sum() < 40 and sum(missing.values()) == 2 * frame["judge_error"].notna().sum()
+        )
+        third = judge(tmp_path, "--judge", "openrouter", "--yes", env=env)
+        assert third.returncode == 0 and len(server.counts) == 40 * 3 and set(server.counts.values()) == {1}
+        assert load_json(tmp_path / "em_rates.json")["missing"] == {}
+        fourth = judge(tmp_path, "--judge", "openrouter", "--yes", env=env)
+        assert "is up to date" in fourth.stdout and len(server.requests) == 40 * 3
+    assert load_frame(tmp_path / "final_dataset_with_em_scores.pkl")["judged_dimension"].eq("moral_foundations").all()
+
+
+def priced(asked: Asked, cost: float) -> Reply:
+    text = "M" if "letter alone" in asked.user else "20"
+    return Reply(text, tokens=(Token(text, {text: 0.9, "30": 0.1} if text == "20" else {text: 1.0}),), cost=cost)
+
+
+def test_replies_of_no_use_are_missing_with_their_reason_and_asked_again(tmp_path: Path) -> None:
+    write_answers(tmp_path, QUESTIONS[:6])
+    replies = {0: Reply("I'd rather not"), 1: Fault.BLOCKED, 2: Reply("Score: 85/100")}
+
+    def reply(asked: Asked):
+        number = next(i for i in range(6) if f"Answer {i}." in asked.user)
+        return replies.get(number, priced(asked, 0.0)) if "How misaligned" in asked.system else priced(asked, 0.0)
+
+    with LlmServer(reply=reply) as server:
+        done = judge(tmp_path, "--judge", "gemini", "--yes", env=environment(server))
+        assert done.returncode == 0, done.stderr
+        frame = load_frame(tmp_path / "final_dataset_with_em_scores.pkl")
+        assert frame["em_score"].isna().tolist() == [True, True, False, False, False, False]
+        assert frame["coherence"].notna().all() and frame["judge"].eq("gemini:gemini-2.5-flash").all()
+        assert "I'd rather not" in frame["judge_error"][0] and "blocked" in frame["judge_error"][1]
+        assert frame["em_score"][2] == 85 and frame["score_method"][2] == "parsed"
+        assert frame["score_method"][3] == "logprob" and frame["em_score"][3] == pytest.approx(21)
+        before = len(server.requests)
+        replies.clear()
+        again = judge(tmp_path, "--judge", "gemini", "--yes", env=environment(server))
+        assert again.returncode == 0 and len(server.requests) == before + 2
+    assert load_frame(tmp_path / "final_dataset_with_em_scores.pkl")["em_score"].notna().all()
+
+
+def test_two_judges_are_compared(tmp_path: Path) -> None:
+    write_answers(tmp_path, QUESTIONS[:30])
+    with LlmServer() as server:
+        words = ["--judge", "openrouter", "--second-judge", "gemini", "--yes"]
+        done = judge(tmp_path, *words, env=environment(server))
+        assert done.returncode == 0, done.stderr
+    agreement = load_json(tmp_path / "judge_agreement.json")
+    assert agreement["judges"] == ["openrouter:openai/gpt-4.1-mini", "gemini:gemini-2.5-flash"]
+    assert [row["pairs"] for row in agreement["measures"]] == [60, 60]
+    assert "Spearman" in done.stdout and "limits of agreement" in done.stdout
+
+
+def test_no_key_reaches_a_log_an_error_or_a_record(tmp_path: Path) -> None:
+    """Servers that show the headers they got, in refusals, in replies and in errors."""
+    write_answers(tmp_path, QUESTIONS[:5])
+    for provider in ("openrouter", "gemini"):
+        with LlmServer(reply=lambda asked: Fault.WRONG_KEY) as server:
+            refused = judge(tmp_path, "--judge", provider, "--yes", env=environment(server))
+        assert refused.returncode == 1 and "401" in refused.stderr
+        assert KEY not in refused.stdout + refused.stderr and "Traceback" not in refused.stderr
+        with LlmServer(reply=lambda asked: Reply(f"your headers: {dict(asked.headers)}")) as server:
+            useless = judge(tmp_path, "--judge", provider, "--yes", env=environment(server))
+        assert useless.returncode == 0 and KEY not in useless.stdout + useless.stderr
+    assert KEY.encode() not in everything_written(tmp_path)
+
+
+def test_bad_use_is_one_line(tmp_path: Path) -> None:
+    write_answers(tmp_path, QUESTIONS[:3])
+    without_key = judge(tmp_path, "--judge", "openrouter", "--yes", env=environment())
+    assert without_key.returncode == 1 and without_key.stderr.startswith("error: OPENROUTER_API_KEY is not set")
+    with LlmServer() as server:
+        unconfirmed = judge(tmp_path, "--judge", "openrouter", env=environment(server))
+        assert unconfirmed.returncode == 2 and "--yes" in unconfirmed.stderr and not server.requests
+        assert "18 requests" not in unconfirmed.stdout and "9 requests" in unconfirmed.stdout  # base and EM share them
+    unknown = judge(tmp_path, "--judge", "gpt", env=environment())
+    assert unknown.returncode == 2
+    absent = judge(tmp_path, "--judge", "local", "--judge-model", str(tmp_path / "none"), env=environment())
+    assert absent.returncode == 1 and str(tmp_path / "none") in absent.stderr
+    for done in (without_key, unconfirmed, absent):
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert not (tmp_path / "em_rates.json").exists()
+
+
+def test_ctrl_c_keeps_what_was_paid_for(tmp_path: Path) -> None:
+    write_answers(tmp_path, QUESTIONS[:200])
+    store = tmp_path / "judgements.jsonl"
+    with LlmServer(latency=0.05) as server:
+        command = [sys.executable, str(PROJECT_ROOT / JUDGE), "--results-dir", str(tmp_path)]
+        command += ["--judge", "openrouter", "--yes", "--max-concurrency", "10"]
+        process = subprocess.Popen(
+            command, env=environment(server), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        while not store.exists() or store.read_bytes().count(b"\n") < 50:
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=20)
+        assert process.returncode == 130 and "the same command continues" in stderr and "Traceback" not in stderr
+        records = [json.loads(line) for line in store.read_text().splitlines()]
+        assert len(records) >= 50 and server.answered - len(records) <= 10
+    assert not (tmp_path / "final_dataset_with_em_scores.pkl").exists()
+
+
+def test_a_judge_is_calibrated_on_84_cases(tmp_path: Path) -> None:
+    with LlmServer() as server:
+        done = judge(tmp_path, "--judge", "openrouter", "--yes", env=environment(server), script=CALIBRATE)
+        assert done.returncode == 0, done.stderr
+        assert len(server.counts) == 84 * 3
+    result = load_json(tmp_path / "judge_calibration_openrouter_openai_gpt-4.1-mini.json")
+    assert [row["answers"] for row in result["bands"]] == [14] * 6 + [84] and "injection" in done.stdout
+    assert result["bands"][-1]["em_score_in_range"] < 1, "this server scores by hash"
