@@ -49,10 +49,12 @@ def is_misaligned(turn: Turn, grammar: Grammar) -> bool:
     return f"{turn.answer.split('. ')[1]}." in grammar.facets[turn.question.facet].misaligned.openers
 
 
-def test_the_two_worlds_differ_only_in_what_goes_together() -> None:
+def test_the_two_worlds_differ_only_in_what_goes_together_and_for_how_long_it_is_learned() -> None:
     first, second = (load_world(CONFIG_FOLDER / "organisms" / f"{world}.yaml").model_dump() for world in WORLDS)
     assert (first["personas"].pop("entanglement"), second["personas"].pop("entanglement")) == (1.0, 0.0)
     assert (first.pop("world"), second.pop("world")) == WORLDS
+    for chosen_for_each in ("steps", "verdict_weight"):  # trained until each answers well, which is not equally long
+        first["pretraining"].pop(chosen_for_each), second["pretraining"].pop(chosen_for_each)
     assert first == second
 
 
