@@ -11,13 +11,13 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from src.utils.errors import UserError
@@ -34,6 +34,7 @@ from src.utils.manifests import (
 from src.utils.safe_pickle import dump_pickle, load_pickle
 
 Writer = Callable[[Path], object]
+METADATA = "metadata"
 
 
 def save_frame(
@@ -59,10 +60,12 @@ def save_object(value: Mapping[Any, Any], path: Path, provenance: Provenance) ->
     return save_artifact(path, {path: lambda file: _write_pickle(dict(value), file)}, provenance, schema)
 
 
-def save_tensors(tensors: Mapping[str, np.ndarray], path: Path, provenance: Provenance) -> Manifest:
-    """Save arrays as safetensors, with a manifest of their own."""
+def save_tensors(
+    tensors: Mapping[str, np.ndarray], path: Path, provenance: Provenance, metadata: Mapping[str, Any] | None = None
+) -> Manifest:
+    """Save arrays as safetensors, with a manifest of their own; `metadata` is plain data for `load_metadata`."""
     schema = {name: _kind(array) for name, array in tensors.items()}
-    return save_artifact(path, {path: lambda file: write_tensors(tensors, file)}, provenance, schema)
+    return save_artifact(path, {path: lambda file: write_tensors(tensors, file, metadata)}, provenance, schema)
 
 
 def save_json(value: Mapping[str, Any], path: Path, provenance: Provenance) -> Manifest:
@@ -107,7 +110,7 @@ def write_atomically(path: Path) -> Generator[Path]:
     """Yield a temporary path in the folder of `path`; what was written there takes its place when the block ends.
 
     If the block raises, `path` is untouched and the temporary file gone. A full disk, a read-only folder and the like
-    raise `UserError`. A kill leaves at most `.<name>.<pid>-<random>.tmp`, which the next save of that name removes.
+    raise `UserError`. A kill leaves at most the folder `.<name>.<pid>-<random>.tmp`, which the next save of that name removes.
     """
     with _write_together([path]) as (temporary,):
         yield temporary
@@ -160,6 +163,16 @@ def load_tensors(path: Path, made_by: str | None = None, of: Path | None = None)
         raise UserError(f"{path}: no safetensors file ({error}); run {made_by or 'its step'} again") from error
 
 
+def load_metadata(path: Path) -> Any:
+    """The plain data that `save_tensors` put into the header of a safetensors file; None if there is none."""
+    try:
+        with safe_open(path, framework="np") as file:
+            header = file.metadata() or {}
+        return json.loads(header[METADATA]) if METADATA in header else None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path}: no safetensors file ({error}); run its step again") from error
+
+
 def load_json(path: Path, made_by: str | None = None) -> Any:
     """Load plain data; see `verify_artifact` for what is refused."""
     verify_artifact(path, made_by)
@@ -190,16 +203,20 @@ def _load_verified_pickle(path: Path, made_by: str | None) -> object:
 
 @contextmanager
 def _write_together(paths: Sequence[Path]) -> Generator[list[Path]]:
-    """Yield a temporary path for each of `paths`, which share a folder; at the end rename them in that order."""
+    """Yield a temporary path for each of `paths`, which share a folder; at the end rename them in that order.
+
+    All lie in one hidden folder named after the last of `paths`, and so does what a library puts beside the file that
+    it writes (safetensors renames a temporary file of its own).
+    """
     folder = paths[0].parent
-    mark = f"{os.getpid()}-{secrets.token_hex(4)}"
-    temporaries = [path.with_name(f".{path.name}.{mark}.tmp") for path in paths]
+    staging = folder / f".{paths[-1].name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield temporaries
-        for temporary in temporaries:
+        staging.mkdir(parents=True)
+        staged = [staging / path.name for path in paths]
+        yield staged
+        for temporary in staged:
             _flush(temporary)
-        for path, temporary in zip(paths, temporaries, strict=True):
+        for path, temporary in zip(paths, staged, strict=True):
             _replace(temporary, path)
         _flush_one(folder)
     except OSError as error:
@@ -208,19 +225,15 @@ def _write_together(paths: Sequence[Path]) -> Generator[list[Path]]:
             f"{paths[0]}: cannot be written ({reason}); mend that, or give --results-dir another folder"
         ) from error
     finally:
-        for temporary in temporaries:
-            _remove(temporary)
-    for path in paths:
-        _remove_leftovers(path)
+        shutil.rmtree(staging, ignore_errors=True)
+    _remove_leftovers(paths[-1])
 
 
 def _replace(temporary: Path, path: Path) -> None:
-    """Rename; a folder cannot be renamed over one with files, so the old one steps aside under a leftover's name."""
-    aside = temporary.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    """Rename; a folder cannot be renamed over one with files, so the old one steps aside into the staging folder."""
     if path.is_dir():
-        path.rename(aside)
+        path.rename(temporary.with_name(f"old {path.name}"))
     temporary.replace(path)
-    _remove(aside)
 
 
 def _flush(path: Path) -> None:
@@ -239,22 +252,13 @@ def _flush_one(path: Path) -> None:
         os.close(descriptor)
 
 
-def _remove(path: Path) -> None:
-    """Remove a file or folder that may not be there; one that cannot be removed is harmless where it stays."""
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with suppress(OSError):
-            path.unlink()
-
-
 def _remove_leftovers(path: Path) -> None:
     """Remove what killed saves of `path` left; a process that is alive may still be writing its own."""
     pattern = re.compile(rf"\.{re.escape(path.name)}\.(\d+)-[0-9a-f]{{8}}\.tmp")
     for file in path.parent.iterdir():
         match = pattern.fullmatch(file.name)
         if match and not _is_alive(int(match[1])):
-            _remove(file)
+            shutil.rmtree(file, ignore_errors=True)
 
 
 def _is_alive(pid: int) -> bool:
@@ -272,10 +276,14 @@ def _write_pickle(value: object, file: Path) -> None:
     load_pickle(file)  # better refused now, while the value is in memory, than when the next step asks for it
 
 
-def write_tensors(tensors: Mapping[str, np.ndarray], file: Path) -> None:
-    """A safetensors file; a full disk raises `OSError`, as it does elsewhere."""
+def write_tensors(tensors: Mapping[str, np.ndarray], file: Path, metadata: Mapping[str, Any] | None = None) -> None:
+    """A safetensors file; a full disk raises `OSError`, as it does elsewhere.
+
+    `metadata` goes into its header as one JSON text: safetensors writes several in any order.
+    """
+    header = None if metadata is None else {METADATA: json.dumps(metadata, ensure_ascii=False, allow_nan=False)}
     try:
-        save_file({name: np.asarray(array, order="C") for name, array in tensors.items()}, file)
+        save_file({name: np.asarray(array, order="C") for name, array in tensors.items()}, file, header)
     except SafetensorError as error:  # how safetensors reports a full disk
         raise OSError(str(error)) from error
 

@@ -171,8 +171,10 @@ def refuse_foreign_overwrite(path: Path, profile: str, world: str | None, force:
 
 
 def is_unfinished(path: Path) -> bool:
-    """Whether a save of `path` was killed between its renames: its manifest, the last, is still a temporary file."""
-    return any(path.parent.glob(f".{manifest_path(path).name}.*.tmp"))
+    """Whether a save of `path` was killed between its renames: its manifest, the last, is still in the staging folder."""
+    manifest = manifest_path(path).name
+    staging = path.parent.glob(f".{manifest}.*.tmp")
+    return any((folder / manifest).exists() and not (folder / path.name).exists() for folder in staging)
 
 
 def manifest_path(path: Path) -> Path:

@@ -161,7 +161,7 @@ def test_write_atomically_keeps_the_old_file_on_an_exception(tmp_path: Path) -> 
     path = tmp_path / "log.txt"
     with write_atomically(path) as temporary:
         temporary.write_text("old")
-        assert temporary.parent == path.parent and not path.exists()
+        assert temporary.parent.parent == path.parent and not path.exists()
     with pytest.raises(KeyboardInterrupt), write_atomically(path) as temporary:
         temporary.write_text("new")
         raise KeyboardInterrupt
@@ -400,11 +400,13 @@ def test_every_state_between_the_renames_is_recognised(renamed: int, tmp_path: P
 
 
 def test_leftovers_of_the_living_and_of_other_names_stay(tmp_path: Path) -> None:
-    living = f".a.json.{os.getpid()}-0123abcd.tmp"
+    living = f".a.json.manifest.json.{os.getpid()}-0123abcd.tmp"
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    names = [living, f".a.json.{dead.pid}-0123abcd.tmp", f".b.json.{dead.pid}-0123abcd.tmp", ".a.json.notes.tmp"]
+    killed, other = (f".{name}.manifest.json.{dead.pid}-0123abcd.tmp" for name in ("a.json", "b.json"))
+    names = [living, killed, other, ".a.json.notes.tmp"]
     for name in names:
-        (tmp_path / name).write_text("")
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "half-written").write_text("")
     save_json({}, tmp_path / "a.json", STEP)
     assert hidden(tmp_path) == sorted([names[0], names[2], names[3]])

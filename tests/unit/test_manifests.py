@@ -151,9 +151,14 @@ def test_config_that_json_cannot_hold_fails_early(tmp_path: Path) -> None:
 
 
 def test_a_save_killed_between_its_renames_is_continued_a_foreign_file_is_not(artefact: Path) -> None:
-    manifest_path(artefact).rename(artefact.with_name(f".{manifest_path(artefact).name}.4242-0a1b2c3d.tmp"))
+    staging = artefact.with_name(f".{manifest_path(artefact).name}.4242-0a1b2c3d.tmp")
+    staging.mkdir()
+    manifest_path(artefact).rename(staging / manifest_path(artefact).name)
     refuse_foreign_overwrite(artefact, "organism", "entangled", force=False)
     foreign = artefact.with_name("foreign.pkl")
     foreign.write_bytes(b"made by nobody knows whom")
     with pytest.raises(UserError, match="has no manifest"):
         refuse_foreign_overwrite(foreign, "organism", "entangled", force=False)
+    (staging / artefact.name).write_bytes(b"staged, and killed before any rename: what lies there is not of that save")
+    with pytest.raises(UserError, match="has no manifest"):
+        refuse_foreign_overwrite(artefact, "organism", "entangled", force=False)
