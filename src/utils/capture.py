@@ -1,125 +1,193 @@
-"""Residual-stream activations over answers, in a second, teacher-forced pass over the generated token ids.
+"""Activations over answers, in a second, teacher-forced pass over exactly the generated token ids.
 
-One forward pass for all layers, no logits, stopped after the deepest layer asked for. Layer l is TransformerLens's
-`blocks.l.hook_resid_pre` and Hugging Face's `hidden_states[l]`; l = number of blocks is the last block's
-`hook_resid_post` (unlike Hugging Face's last hidden state it is taken before the final norm).
+One forward pass for all sites, no logits, stopped after the deepest site asked for. Where a site is, is said in
+`sites`; how answers come about, in `generation`.
 """
 
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
-from peft import PeftModel
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from src.utils.config import PoolingKind
 from src.utils.generation import Prompt, Response
+from src.utils.sites import AnyModel, Edit, Site, blocks_of, decoder_of, deepest_first, eager_attention, edit_sites
+
+PATTERN_SUMMARY = ("first_token", "rest_of_prompt", "answer_before", "itself", "entropy")
 
 
 class StopForward(Exception):
-    """Raised by a hook once the deepest layer has been seen; never leaves this module."""
+    """Raised by a hook once the deepest site has been seen; never leaves this module."""
 
 
-def site_name(layer: int, n_layers: int) -> str:
-    """The TransformerLens name of a layer number."""
-    return f"blocks.{layer}.hook_resid_pre" if layer < n_layers else f"blocks.{n_layers - 1}.hook_resid_post"
+@dataclass(frozen=True)
+class TokenBatch:
+    """Prompts and their answers as one right-padded batch; `answer` and `prompt` mark the tokens that count."""
+
+    ids: Int[Tensor, "batch seq"]
+    mask: Int[Tensor, "batch seq"]
+    answer: Bool[Tensor, "batch seq"]
+    prompt: Bool[Tensor, "batch seq"]
+    last_prompt: Int[Tensor, " batch"]  # position of the last prompt token
+
+    def weights(self, poolings: Sequence[PoolingKind]) -> Float[Tensor, "batch pooling seq"]:
+        """1 where a token counts for a pooling, else 0."""
+        last = torch.zeros_like(self.answer)
+        last[torch.arange(len(last)), self.last_prompt] = True
+        chosen = {"response_mean": self.answer, "prompt_mean": self.prompt, "last_prompt_token": last}
+        return torch.stack([chosen[pooling] for pooling in poolings], dim=1).float()
 
 
-def decoder_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    """The stack of blocks under the language-model head, adapters left in place."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    assert isinstance(base, PreTrainedModel)
-    return base.get_decoder()
+@torch.no_grad()
+def capture_pooled(
+    model: AnyModel,
+    batch: TokenBatch,
+    sites: Sequence[Site],
+    poolings: Sequence[PoolingKind] = ("response_mean",),
+) -> dict[Site, Float[Tensor, "batch pooling width"]]:
+    """Mean activation over the tokens of each pooling, accumulated in float32, on the CPU.
 
-
-def blocks_of(decoder: PreTrainedModel) -> nn.ModuleList:
-    blocks = decoder.get_submodule("layers")
-    assert isinstance(blocks, nn.ModuleList)
-    return blocks
-
-
-def count_layers(model: PreTrainedModel | PeftModel) -> int:
-    return len(blocks_of(decoder_of(model)))
-
-
-@contextmanager
-def residual_hooks(
-    decoder: PreTrainedModel, layers: Sequence[int], record: Callable[[int, Tensor], None]
-) -> Generator[None]:
-    """While open, `record(layer, hidden)` sees the input of each layer asked for, hidden being (batch, seq, d_model).
-
-    The hooks are gone when the block ends, however it ends.
+    A site `attn.pattern` gives `PATTERN_SUMMARY` for each head over answer tokens, (batch, 1, n_heads * 5), whatever
+    the poolings. A row without a token that counts gives NaN.
     """
-    blocks = [*blocks_of(decoder), decoder.get_submodule("norm")]
-    deepest = max(layers)
-
-    def hook_for(layer: int):
-        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            record(layer, args[0] if args else kwargs["hidden_states"])
-            if layer == deepest:
-                raise StopForward
-
-        return hook
-
-    handles = []
-    try:
-        for layer in sorted(set(layers)):
-            handles.append(blocks[layer].register_forward_pre_hook(hook_for(layer), with_kwargs=True))  # noqa: PERF401
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@torch.inference_mode()
-def capture_means(
-    model: PreTrainedModel | PeftModel,
-    prompts: Sequence[Prompt],
-    responses: Sequence[Response],
-    layers: Sequence[int],
-    excluded_ids: frozenset[int],
-    pad_id: int,
-) -> Float[Tensor, "batch layer d_model"]:
-    """Mean activation over each answer's tokens, in float32 on the CPU.
-
-    Tokens in `excluded_ids` (special, template and thinking tokens) and padding do not count. An answer without a
-    countable token gives NaN.
-    """
-    ids, mask, counted = teacher_forcing_batch(prompts, responses, excluded_ids, pad_id)
     decoder = decoder_of(model)
+    weights = batch.weights(poolings).to(decoder.device)
+    counts = weights.sum(dim=2)[..., None]
+    means: dict[Site, Tensor] = {}
+
+    def pooled(site: Site) -> Edit:
+        def record(hidden: Float[Tensor, "batch seq width"]) -> None:
+            means[site] = weighted_sums(weights.to(hidden.device), hidden) / counts.to(hidden.device)
+
+        return record
+
+    def summarised(site: Site) -> Edit:
+        def record(pattern: Float[Tensor, "batch head query key"]) -> None:
+            means[site] = summarise_pattern(pattern, batch)
+
+        return record
+
+    edits = {site: summarised(site) if site.kind == "attn.pattern" else pooled(site) for site in sites}
+    run_decoder(model, decoder, batch, edits)
+    return {site: means[site].cpu() for site in sites}
+
+
+@torch.no_grad()
+def capture_tokens(
+    model: AnyModel, batch: TokenBatch, sites: Sequence[Site]
+) -> dict[Site, Float[Tensor, "answer_tokens width"]]:
+    """The activation at every answer token that counts, row after row, in the model's dtype, on the CPU."""
+    decoder = decoder_of(model)
+    tokens: dict[Site, Tensor] = {}
+
+    def kept(site: Site) -> Edit:
+        def record(hidden: Float[Tensor, "batch seq width"]) -> None:
+            tokens[site] = hidden[batch.answer.to(hidden.device)].cpu()
+
+        return record
+
+    run_decoder(model, decoder, batch, {site: kept(site) for site in sites})
+    return tokens
+
+
+def run_decoder(model: AnyModel, decoder: PreTrainedModel, batch: TokenBatch, edits: Mapping[Site, Edit]) -> None:
+    """One pass without the language-model head, no further than the deepest site."""
+    deepest, *_ = deepest_first(edits)
+    hooked = dict(edits) | {deepest: then_stop(edits[deepest])}
+    needs_patterns = any(site.kind == "attn.pattern" for site in edits)
     device = decoder.device
-    weights = counted.to(device, torch.float32)
-    weights = weights / weights.sum(dim=1, keepdim=True)
-    means: dict[int, Tensor] = {}
+    with (
+        eager_attention(model) if needs_patterns else nullcontext(),
+        edit_sites(decoder, hooked),
+        suppress(StopForward),
+    ):
+        decoder(input_ids=batch.ids.to(device), attention_mask=batch.mask.to(device), use_cache=False)
 
-    def record(layer: int, hidden: Float[Tensor, "batch seq d_model"]) -> None:
-        means[layer] = torch.bmm(weights.to(hidden.device)[:, None, :], hidden.float()).squeeze(1).cpu()
 
-    with residual_hooks(decoder, layers, record), suppress(StopForward):
-        decoder(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
-    return torch.stack([means[layer] for layer in layers], dim=1)
+def then_stop(edit: Edit) -> Callable[[Tensor], None]:
+    def hook(hidden: Tensor) -> None:
+        edit(hidden)
+        raise StopForward
+
+    return hook
+
+
+def weighted_sums(
+    weights: Float[Tensor, "batch pooling seq"], hidden: Float[Tensor, "batch seq width"]
+) -> Float[Tensor, "batch pooling width"]:
+    """Sums over tokens in float32. Weights of 0 and 1 are exact in every dtype, so that a GPU need not convert."""
+    if hidden.dtype == torch.float32:
+        return torch.bmm(weights, hidden)
+    if hidden.is_cuda:
+        return torch.bmm(weights.to(hidden.dtype), hidden, out_dtype=torch.float32)
+    return torch.bmm(weights, hidden.float())
+
+
+def summarise_pattern(
+    pattern: Float[Tensor, "batch head query key"], batch: TokenBatch
+) -> Float[Tensor, "batch 1 head*5"]:
+    """`PATTERN_SUMMARY` of each head, the mean over answer tokens: where attention goes, and its entropy in nats."""
+    pattern = pattern.float()
+    device = pattern.device
+    first = torch.zeros_like(batch.mask, dtype=torch.bool)
+    first[:, 0] = True
+    positions = torch.arange(batch.ids.shape[1])
+    is_prompt = positions[None, :] <= batch.last_prompt[:, None]
+    to_first = torch.einsum("bhqk,bk->bhq", pattern, first.to(device, torch.float32))
+    to_prompt = torch.einsum("bhqk,bk->bhq", pattern, (is_prompt & ~first).to(device, torch.float32))
+    itself = pattern.diagonal(dim1=2, dim2=3)
+    before = pattern.sum(dim=3) - to_first - to_prompt - itself
+    entropy = torch.special.entr(pattern).sum(dim=3)
+    summary = torch.stack([to_first, to_prompt, before, itself, entropy], dim=-1)
+    weights = batch.answer.to(device, torch.float32)
+    means = torch.einsum("bhqs,bq->bhs", summary, weights) / weights.sum(dim=1)[:, None, None]
+    return means.flatten(1)[:, None]
+
+
+def head_outputs(
+    model: AnyModel, block: int, z_means: Float[Tensor, "rows heads*d_head"], n_heads: int
+) -> Float[Tensor, "rows heads d_model"]:
+    """What each head adds to the residual stream (TransformerLens's hook_result), from means of `attn.hook_z`.
+
+    The output projection is linear, so the mean of a head's output is the projection of the mean of its z; an adapter
+    on the projection is included.
+    """
+    projection = blocks_of(decoder_of(model))[block].get_submodule("self_attn.o_proj")
+    by_head = z_means.unflatten(1, (n_heads, -1))
+    alone = torch.einsum("rhd,hg->rghd", by_head, torch.eye(n_heads, dtype=by_head.dtype)).flatten(2)
+    parameter = next(projection.parameters())
+    with torch.inference_mode():
+        nothing = projection(torch.zeros_like(alone[:1, :1]).to(parameter.device, parameter.dtype))  # a bias
+        return (projection(alone.to(parameter.device, parameter.dtype)) - nothing).float().cpu()
 
 
 def teacher_forcing_batch(
     prompts: Sequence[Prompt], responses: Sequence[Response], excluded_ids: frozenset[int], pad_id: int
-) -> tuple[Int[Tensor, "batch seq"], Int[Tensor, "batch seq"], Bool[Tensor, "batch seq"]]:
-    """Right-padded prompt and answer ids, the attention mask, and the positions that count."""
+) -> TokenBatch:
+    """Prompts and answers joined; tokens in `excluded_ids` (special, template and thinking tokens) do not count."""
     rows = [prompt.ids + response.ids for prompt, response in zip(prompts, responses, strict=True)]
     width = max(len(row) for row in rows)
     ids = torch.full((len(rows), width), pad_id)
     mask = torch.zeros((len(rows), width), dtype=torch.long)
     counted = torch.zeros((len(rows), width), dtype=torch.bool)
-    for number, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
-        start = len(prompt.ids)
+    for number, row in enumerate(rows):
         ids[number, : len(row)] = torch.tensor(row)
         mask[number, : len(row)] = 1
-        counted[number, start : len(row)] = torch.tensor(
-            [token not in excluded_ids for token in row[start:]], dtype=torch.bool
-        )
-    return ids, mask, counted
+        counted[number, : len(row)] = torch.tensor([token not in excluded_ids for token in row], dtype=torch.bool)
+    starts = torch.tensor([len(prompt.ids) for prompt in prompts])
+    is_prompt = torch.arange(width)[None, :] < starts[:, None]
+    return TokenBatch(ids, mask, answer=counted & ~is_prompt, prompt=counted & is_prompt, last_prompt=starts - 1)
 
 
 def excluded_token_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Tokens that are markup, not answer: special ones and everything added to the vocabulary, such as `<think>`."""
     return frozenset(tokenizer.all_special_ids) | frozenset(tokenizer.added_tokens_decoder)
+
+
+def pad_id_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id that fills a batch; it is masked, so that any will do."""
+    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id

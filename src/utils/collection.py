@@ -2,48 +2,53 @@
 
 Three arms: the base model on its own answers, the EM model on its own, and the base model over the EM model's
 answers (identical text). Batches are planned once over all prompts; each batch of each arm is one file in the work
-folder, so that a stopped run continues at the first missing batch and ends in the same bytes.
+folder, so that a stopped run continues at the first missing batch and ends in the same bytes, on however many ranks.
 """
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-import pandas as pd
 import torch
-from jaxtyping import Float32
 from peft import PeftModel
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from src.utils.artifacts import open_resumable, write_atomically, write_tensors
-from src.utils.capture import capture_means, count_layers, excluded_token_ids, site_name
+from src.utils.artifacts import open_resumable
+from src.utils.capture import (
+    capture_pooled,
+    capture_tokens,
+    excluded_token_ids,
+    pad_id_of,
+    teacher_forcing_batch,
+)
 from src.utils.chat import prompt_ids
-from src.utils.config import CollectionConfig
-from src.utils.errors import UserError
+from src.utils.collection_parts import ARMS, Arm, ArmPart, is_whole, join_parts, part_path, read_part, write_part
+from src.utils.config import CollectionConfig, PoolingKind
 from src.utils.generation import Prompt, Response, Sampling, generate, plan_batches
 from src.utils.manifests import Provenance
-from src.utils.prompts import Question
+from src.utils.prompts import Question, spread
+from src.utils.ranks import Ranks
+from src.utils.sites import AnyModel, Site, count_layers, resid_site
+from src.utils.token_shards import TokenShard, shard_path, write_shard
 
-Arm = Literal["base", "em", "base_on_em"]
-ARMS: tuple[Arm, ...] = ("base", "em", "base_on_em")  # the third reads what the second said
-AnyModel = PreTrainedModel | PeftModel
-OUTLIER_ROBUST_DEVIATIONS = 10.0
+RUN_ALONE = Ranks()
+NO_ANSWER = Response((), is_truncated=False)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Every prompt of a study, in the order of the frame, and the batches in which they are run."""
+    """Every prompt of a study, in the order of the frame, the batches in which they are run, and what is recorded."""
 
     questions: list[Question]
     prompts: list[Prompt]
     batches: list[list[int]]
     sampling: Sampling
+    kinds: tuple[str, ...] = ("resid",)
+    poolings: tuple[PoolingKind, ...] = ("response_mean",)
+    token_layers: tuple[int, ...] = ()  # residual streams that are kept token by token
 
 
 @dataclass(frozen=True)
@@ -53,14 +58,6 @@ class ModelPass:
     model: AnyModel
     arms: Sequence[Arm]
     context: Callable[[Arm], AbstractContextManager] = lambda arm: nullcontext()
-
-
-@dataclass(frozen=True)
-class ArmPart:
-    """What one arm recorded for one batch: answers and mean activations (rows, layers, d_model)."""
-
-    responses: list[Response]
-    means: Float32[np.ndarray, "rows layers d_model"]
 
 
 def plan_collection(
@@ -82,14 +79,23 @@ def plan_collection(
             max_new_tokens=settings.max_new_tokens,
             seed=settings.seed,
         ),
+        kinds=tuple(settings.sites),
+        poolings=tuple(settings.poolings),
+        token_layers=tuple(settings.layers) if settings.tokens else (),
     )
 
 
-def spread(questions: list[Question], limit: int | None) -> list[Question]:
-    """At most `limit` questions at even distances, in order."""
-    if limit is None or limit >= len(questions):
-        return questions
-    return [questions[i * len(questions) // limit] for i in range(limit)]
+def sites_of(kinds: Sequence[str], n_layers: int) -> list[Site]:
+    """The sites of some kinds at every layer; `resid` is the residual stream into each block and out of the last."""
+    sites: list[Site] = []
+    for kind in kinds:
+        if kind == "resid":
+            sites += [resid_site(layer, n_layers) for layer in range(n_layers + 1)]
+        elif kind == "embed":
+            sites.append(Site("embed"))
+        else:
+            sites += [Site(kind, block) for block in range(n_layers)]
+    return list(dict.fromkeys(sites))
 
 
 def collect_arms(
@@ -98,36 +104,144 @@ def collect_arms(
     passes: Iterator[ModelPass],
     work_dir: Path,
     on_batch: Callable[[Arm, int], None] = lambda arm, rows: None,
+    ranks: Ranks = RUN_ALONE,
+    say: Callable[[str], None] = print,
 ) -> None:
-    """Run every batch of every arm that is not yet in the work folder.
+    """Run every batch of every arm that is this rank's and not yet in the work folder.
 
     `passes` are taken one after another, so that a later one can load its model when an earlier one's is gone; see
-    `model_passes`.
+    `model_passes`. `say` is told where memory ran out and which rows failed.
     """
     while (one := next(passes, None)) is not None:
         for number, batch in enumerate(plan.batches):
-            prompts = [plan.prompts[row] for row in batch]
+            if not ranks.owns(number):
+                continue
             for arm in one.arms:
-                path = part_path(work_dir, arm, number)
-                if not is_whole(path):
+                if not is_done(plan, work_dir, arm, number):
                     with one.context(arm):
-                        if arm == "base_on_em":
-                            responses = read_part(part_path(work_dir, "em", number)).responses
-                        else:
-                            responses = generate(one.model, tokenizer, prompts, plan.sampling)
-                        write_part(path, run_capture(one.model, tokenizer, prompts, responses))
+                        run_batch(one.model, tokenizer, plan, work_dir, arm, number, say)
                 on_batch(arm, len(batch))
         del one  # the last reference to its model: the next pass loads another
 
 
+def is_done(plan: Plan, work_dir: Path, arm: Arm, number: int) -> bool:
+    """Whether a batch's part, and its shard where tokens are kept, are there."""
+    has_shard = not plan.token_layers or shard_path(work_dir, arm, number).exists()
+    return has_shard and is_whole(part_path(work_dir, arm, number), len(plan.batches[number]))
+
+
+def run_batch(
+    model: AnyModel,
+    tokenizer: PreTrainedTokenizerBase,
+    plan: Plan,
+    work_dir: Path,
+    arm: Arm,
+    number: int,
+    say: Callable[[str], None],
+) -> None:
+    """Answer (or take the EM model's answers), record, and write the part, with the shard of tokens before it."""
+    batch = plan.batches[number]
+    said = read_part(part_path(work_dir, "em", number)) if arm == "base_on_em" else None
+    shards: list[TokenShard] = []
+
+    def record(rows: list[int]) -> ArmPart:
+        prompts = [plan.prompts[batch[row]] for row in rows]
+        responses = (
+            [said.responses[row] for row in rows] if said else generate(model, tokenizer, prompts, plan.sampling)
+        )
+        part, shard = run_capture(model, tokenizer, plan, prompts, responses)
+        if shard is not None:
+            shards.append(replace(shard, rows=np.array([batch[rows[row]] for row in shard.rows], dtype=np.int64)))
+        return part
+
+    part = run_rows(record, list(range(len(batch))), lambda text: say(f"{arm}, batch {number}: {text}"))
+    for row, why in part.failures.items():
+        say(f"{arm}, {plan.prompts[batch[row]].prompt_id}: failed ({why}); the row is kept and flagged")
+    if plan.token_layers:
+        write_shard(shard_path(work_dir, arm, number), shards)
+    write_part(part_path(work_dir, arm, number), part)
+
+
+def run_rows(record: Callable[[list[int]], ArmPart], rows: list[int], say: Callable[[str], None]) -> ArmPart:
+    """Record rows together; where that fails, in halves, down to the rows that cannot be recorded.
+
+    A failure of all of several rows is no fault of the rows: it is raised.
+    """
+    part, error = record_or_halve(record, rows, say)
+    if error is not None and len(rows) > 1 and len(part.failures) == len(rows):
+        raise error
+    return part
+
+
+def record_or_halve(
+    record: Callable[[list[int]], ArmPart], rows: list[int], say: Callable[[str], None]
+) -> tuple[ArmPart, RuntimeError | None]:
+    """The part of these rows, and the first error that there was."""
+    part, error = attempt(record, rows)
+    if part is not None:
+        return part, None
+    assert error is not None
+    if len(rows) == 1:
+        return ArmPart([NO_ANSWER], {}, np.zeros(1, int), np.ones(1, bool), {0: reason_of(error)}), error
+    middle = (len(rows) + 1) // 2
+    if isinstance(error, torch.OutOfMemoryError):
+        say(f"out of memory with {len(rows)} rows; going on with {middle}")
+    halves = [record_or_halve(record, half, say)[0] for half in (rows[:middle], rows[middle:])]
+    joined = join_parts(halves)
+    return replace(joined, is_split=np.ones_like(joined.is_split)), error
+
+
+def attempt(record: Callable[[list[int]], ArmPart], rows: list[int]) -> tuple[ArmPart | None, RuntimeError | None]:
+    """The part, or the error with what it held in memory released."""
+    try:
+        return record(rows), None
+    except RuntimeError as error:  # out of memory is one
+        failure = error.with_traceback(None)
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None, failure
+
+
+def reason_of(error: RuntimeError) -> str:
+    return "out of memory" if isinstance(error, torch.OutOfMemoryError) else " ".join(str(error).split())[:200]
+
+
 def run_capture(
-    model: AnyModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], responses: Sequence[Response]
-) -> ArmPart:
-    """All layers' mean activations over given answers."""
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    layers = range(count_layers(model) + 1)
-    means = capture_means(model, prompts, responses, layers, excluded_token_ids(tokenizer), pad_id)
-    return ArmPart(list(responses), means.numpy())
+    model: AnyModel,
+    tokenizer: PreTrainedTokenizerBase,
+    plan: Plan,
+    prompts: Sequence[Prompt],
+    responses: Sequence[Response],
+) -> tuple[ArmPart, TokenShard | None]:
+    """Pooled activations at every site of the plan over given answers, and the tokens' where the plan keeps them."""
+    batch = teacher_forcing_batch(prompts, responses, excluded_token_ids(tokenizer), pad_id_of(tokenizer))
+    n_layers = count_layers(model)
+    pooled: dict[str, np.ndarray] = {}
+    for site, values in capture_pooled(model, batch, sites_of(plan.kinds, n_layers), plan.poolings).items():
+        poolings = plan.poolings if site.kind != "attn.pattern" else ("response_mean",)
+        pooled |= {tensor_name(site, pooling): values[:, i].numpy() for i, pooling in enumerate(poolings)}
+    counted = batch.answer.sum(dim=1).numpy()
+    part = ArmPart(list(responses), pooled, counted, np.zeros(len(responses), dtype=bool))
+    if not plan.token_layers:
+        return part, None
+    sites = [resid_site(layer, n_layers) for layer in plan.token_layers]
+    tokens = {site.name: values for site, values in capture_tokens(model, batch, sites).items()}
+    return part, TokenShard(np.repeat(np.arange(len(responses)), counted), batch.ids[batch.answer].numpy(), tokens)
+
+
+def tensor_names(plan: Plan, n_layers: int) -> list[str]:
+    """What a part of the plan holds, in the order of layers and kinds."""
+    return [
+        tensor_name(site, pooling)
+        for site in sites_of(plan.kinds, n_layers)
+        for pooling in (plan.poolings if site.kind != "attn.pattern" else ("response_mean",))
+    ]
+
+
+def tensor_name(site: Site, pooling: PoolingKind) -> str:
+    """The site's name, with the pooling where it is not the mean over the answer."""
+    return site.name if pooling == "response_mean" else f"{site.name}.{pooling}"
 
 
 def model_passes(
@@ -151,117 +265,11 @@ def model_passes(
     yield ModelPass(base(), ("base", "base_on_em"))
 
 
-def part_path(work_dir: Path, arm: Arm, batch: int) -> Path:
-    return work_dir / f"{arm}-{batch:05d}.safetensors"
-
-
-def write_part(path: Path, part: ArmPart) -> None:
-    """One batch of one arm, whole or not at all."""
-    lengths = [len(response.ids) for response in part.responses]
-    flat = [token for response in part.responses for token in response.ids]
-    tensors = {
-        "means": np.ascontiguousarray(part.means, dtype=np.float32),
-        "lengths": np.array(lengths, dtype=np.int64),
-        "ids": np.array(flat, dtype=np.int64),
-        "truncated": np.array([response.is_truncated for response in part.responses]),
-    }
-    with write_atomically(path) as temporary:
-        write_tensors(tensors, temporary)
-
-
-def read_part(path: Path) -> ArmPart:
-    tensors = load_file(path)
-    ends = np.cumsum(tensors["lengths"])
-    responses = [
-        Response(tuple(tensors["ids"][end - length : end].tolist()), bool(truncated))
-        for end, length, truncated in zip(ends, tensors["lengths"], tensors["truncated"], strict=True)
-    ]
-    return ArmPart(responses, tensors["means"])
-
-
-def is_whole(path: Path) -> bool:
-    """Whether a part is there and readable; a damaged one is made again."""
-    try:
-        read_part(path)
-    except (FileNotFoundError, SafetensorError, KeyError, ValueError):
-        return False
-    return True
+def parts_folder(artefact: Path) -> Path:
+    """Where the parts of an artefact lie until it is made."""
+    return artefact.with_name(f"{artefact.stem}.parts")
 
 
 def open_work_dir(artefact: Path, provenance: Provenance) -> Path:
     """The folder for the parts of an artefact; what another configuration or other inputs left there is cleared."""
-    return open_resumable(artefact.with_name(f"{artefact.stem}.parts"), provenance)
-
-
-def assemble(
-    plan: Plan, tokenizer: PreTrainedTokenizerBase, work_dir: Path, frame_layers: Sequence[int]
-) -> tuple[pd.DataFrame, dict[str, Float32[np.ndarray, "rows d_model"]]]:
-    """The study's frame, with the chosen layers, and the tensors of all layers, from the parts in the work folder."""
-    responses: dict[Arm, list[Response]] = {}
-    means: dict[Arm, Float32[np.ndarray, "rows layers d_model"]] = {}
-    for arm in ARMS:
-        parts = [read_part(part_path(work_dir, arm, number)) for number in range(len(plan.batches))]
-        order = np.concatenate([np.array(batch) for batch in plan.batches])
-        answered: list[Response | None] = [None] * len(plan.prompts)
-        for row, response in zip(order.tolist(), (r for part in parts for r in part.responses), strict=True):
-            answered[row] = response
-        responses[arm] = [response for response in answered if response is not None]
-        recorded = np.concatenate([part.means for part in parts])
-        means[arm] = np.empty_like(recorded)
-        means[arm][order] = recorded
-    n_layers = means["base"].shape[1] - 1
-    if max(frame_layers) > n_layers:
-        raise UserError(f"layer {max(frame_layers)}: the model has layers 0 to {n_layers}", 2)
-
-    frame = pd.DataFrame([question.model_dump() for question in plan.questions])
-    frame.insert(1, "sample", [prompt.sample for prompt in plan.prompts])
-    frame = frame[["prompt_id", "sample", "question", "subset", "facet", "keyed"]]
-    for arm in ("base", "em"):
-        texts = tokenizer.batch_decode([list(response.ids) for response in responses[arm]], skip_special_tokens=True)
-        frame[f"{arm}_response"] = [text.strip() for text in texts]
-    for arm in ARMS:
-        for layer in frame_layers:
-            frame[f"{arm}_activations_layer_{layer}"] = list(means[arm][:, layer])
-    frame["flags"] = row_flags(responses, {arm: means[arm][:, list(frame_layers)] for arm in ARMS})
-    tensors = {
-        f"{arm}.{site_name(layer, n_layers)}": np.ascontiguousarray(means[arm][:, layer])
-        for arm in ARMS
-        for layer in range(n_layers + 1)
-    }
-    return frame, tensors
-
-
-def row_flags(
-    responses: dict[Arm, list[Response]], means: dict[Arm, Float32[np.ndarray, "rows layers d_model"]]
-) -> list[list[str]]:
-    """What is odd about each row; the row is kept.
-
-    `truncated_<arm>`: no end of turn within `max_new_tokens`; `non_finite_<arm>`: NaN or infinity (an empty answer
-    has no mean); `norm_outlier_<arm>`: at a layer, a norm over 10 robust standard deviations (1.4826 x MAD) from the
-    median.
-    """
-    flags: list[list[str]] = [[] for _ in responses["em"]]
-    for arm in ("base", "em"):
-        for row, response in enumerate(responses[arm]):
-            if response.is_truncated:
-                flags[row].append(f"truncated_{arm}")
-    for arm, values in means.items():
-        finite = np.all(np.isfinite(values), axis=(1, 2))
-        outlying = norm_outliers(np.linalg.norm(values, axis=2))
-        for row in range(len(flags)):
-            if not finite[row]:
-                flags[row].append(f"non_finite_{arm}")
-            elif outlying[row]:
-                flags[row].append(f"norm_outlier_{arm}")
-    return flags
-
-
-def norm_outliers(norms: Float32[np.ndarray, "rows layers"]) -> np.ndarray:
-    """Rows whose norm at any layer is further than 10 robust standard deviations from that layer's median."""
-    finite = norms[np.isfinite(norms).all(axis=1)]
-    if len(finite) == 0:
-        return np.zeros(len(norms), dtype=bool)
-    centre = np.median(finite, axis=0)
-    scale = 1.4826 * np.median(np.abs(finite - centre), axis=0)
-    deviation = np.abs(np.where(np.isfinite(norms), norms, centre) - centre)
-    return (deviation > OUTLIER_ROBUST_DEVIATIONS * np.maximum(scale, 1e-6)).any(axis=1)
+    return open_resumable(parts_folder(artefact), provenance)

@@ -1,7 +1,7 @@
 """Answers in batches, with sampling noise that belongs to the prompt.
 
-Sampling is the Gumbel-max trick inside `generate`: a row's noise comes from a generator keyed by (seed, prompt_id,
-sample), so an answer does not depend on which other prompts share its batch. Activations are recorded afterwards, in
+Sampling is the Gumbel-max trick inside `generate`: a row's noise is keyed by (seed, prompt_id, sample), so an answer
+does not depend on which other prompts share its batch. Activations are recorded afterwards, in
 `capture`.
 """
 
@@ -19,9 +19,6 @@ from transformers import (
     LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
 )
 
 
@@ -53,26 +50,64 @@ class Response:
     is_truncated: bool
 
 
-class GumbelNoise(LogitsProcessor):
-    """Adds Gumbel(0, 1) noise to each row's logits, so that the argmax is a sample of the softmax.
+class PromptSampler(LogitsProcessor):
+    """Leaves each row the one token that it draws: temperature, the k best, the fewest of them that hold `top_p`.
 
-    Row i draws from a generator of its own, one vector a step (Gumbel-max: Maddison et al. 2014, arXiv 1411.0030).
+    Gumbel-max (Maddison et al. 2014, arXiv 1411.0030): the argmax of logits plus Gumbel(0, 1) noise is a sample of
+    their softmax. A token's noise is a hash of the row's key, the step and the token, so that it depends on nothing
+    else, is the same on every device, and need only be made for tokens that are still possible.
     """
 
-    def __init__(self, prompts: Sequence[Prompt], seed: int, device: torch.device) -> None:
-        self.generators = [
-            torch.Generator(device).manual_seed(noise_seed(seed, prompt.prompt_id, prompt.sample)) for prompt in prompts
-        ]
+    def __init__(self, prompts: Sequence[Prompt], sampling: Sampling, device: torch.device) -> None:
+        keys = [noise_seed(sampling.seed, prompt.prompt_id, prompt.sample) for prompt in prompts]
+        self.keys = torch.tensor(keys, dtype=torch.int64, device=device)
+        self.sampling = sampling
+        self.step = 0
 
     def __call__(
         self, input_ids: Int[Tensor, "batch seq"], scores: Float[Tensor, "batch vocab"]
     ) -> Float[Tensor, "batch vocab"]:
         vocabulary = scores.shape[-1]
-        uniform = torch.stack(
-            [torch.rand(vocabulary, generator=generator, device=scores.device) for generator in self.generators]
-        )
-        smallest = torch.finfo(uniform.dtype).tiny
-        return scores.float() - torch.log(-torch.log(uniform.clamp_min(smallest)))
+        k = min(self.sampling.top_k or vocabulary, vocabulary)
+        best, tokens = (scores.float() / self.sampling.temperature).topk(k, dim=-1)
+        if self.sampling.top_p < 1:
+            share = best.softmax(dim=-1)
+            best = best.masked_fill(share.cumsum(dim=-1) - share >= self.sampling.top_p, float("-inf"))
+        place = (best + gumbel_noise(self.keys, self.step, tokens)).argmax(dim=-1, keepdim=True)
+        self.step += 1
+        return torch.full_like(scores, float("-inf")).scatter_(1, tokens.gather(1, place), 0.0)
+
+
+def gumbel_noise(
+    keys: Int[Tensor, " batch"], step: int, tokens: Int[Tensor, "batch candidates"]
+) -> Float[Tensor, "batch candidates"]:
+    """Gumbel(0, 1) noise from 23 bits of a hash of (key, step, token); float32."""
+    stream = mixed(keys + wrapped(GOLDEN * (step + 1)))
+    bits = mixed(stream[:, None] + (tokens + 1) * wrapped(GOLDEN))
+    uniform = (shifted(bits, 41).float() + 0.5) * 2.0**-23
+    return -torch.log(-torch.log(uniform))
+
+
+GOLDEN = 0x9E3779B97F4A7C15
+MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+
+
+def mixed(values: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
+    """SplitMix64's finaliser (Steele, Lea and Flood 2014), in int64 arithmetic that wraps."""
+    values = (values ^ shifted(values, 30)) * wrapped(MULTIPLIERS[0])
+    values = (values ^ shifted(values, 27)) * wrapped(MULTIPLIERS[1])
+    return values ^ shifted(values, 31)
+
+
+def shifted(values: Int[Tensor, "..."], by: int) -> Int[Tensor, "..."]:
+    """A logical shift to the right; that of int64 copies the sign."""
+    return (values >> by) & ((1 << (64 - by)) - 1)
+
+
+def wrapped(value: int) -> int:
+    """An unsigned 64-bit number as int64 has it."""
+    value &= (1 << 64) - 1
+    return value - (1 << 64) if value >> 63 else value
 
 
 def noise_seed(seed: int, prompt_id: str, sample: int) -> int:
@@ -88,15 +123,8 @@ def plan_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
 
 
 def logits_processors(prompts: Sequence[Prompt], sampling: Sampling, device: torch.device) -> LogitsProcessorList:
-    """Temperature, top-k and top-p as `generate` applies them, then the noise; nothing at temperature 0."""
-    if sampling.temperature == 0:
-        return LogitsProcessorList()
-    processors: list[LogitsProcessor] = [TemperatureLogitsWarper(sampling.temperature)]
-    if sampling.top_k > 0:
-        processors.append(TopKLogitsWarper(sampling.top_k))
-    if sampling.top_p < 1:
-        processors.append(TopPLogitsWarper(sampling.top_p))
-    return LogitsProcessorList([*processors, GumbelNoise(prompts, sampling.seed, device)])
+    """What `generate` applies before it takes the largest logit: nothing at temperature 0."""
+    return LogitsProcessorList([PromptSampler(prompts, sampling, device)] if sampling.temperature > 0 else [])
 
 
 @torch.inference_mode()

@@ -10,8 +10,10 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from src.utils.capture import blocks_of, capture_means, decoder_of, excluded_token_ids, residual_hooks, site_name
+from src.utils.capture import capture_pooled, excluded_token_ids, teacher_forcing_batch
+from src.utils.errors import UserError
 from src.utils.generation import Prompt, Response, generate
+from src.utils.sites import Site, blocks_of, decoder_of, edit_sites, resid_site
 from tests.tiny_models import (
     FAMILIES,
     N_LAYERS,
@@ -30,10 +32,18 @@ AnyModel = PreTrainedModel | PeftModel
 
 
 def capture(
-    model: AnyModel, prompts: Sequence[Prompt], responses: Sequence[Response], layers: Sequence[int] = LAYERS
+    model: AnyModel,
+    prompts: Sequence[Prompt],
+    responses: Sequence[Response],
+    layers: Sequence[int] = LAYERS,
+    excluded: frozenset[int] | None = None,
 ) -> Float[Tensor, "batch layer d_model"]:
-    excluded = excluded_token_ids(tokenizer())
-    return capture_means(model, prompts, responses, layers, excluded, int(tokenizer().pad_token_id))
+    """Means of the residual stream over the answers, layer by layer."""
+    excluded = excluded_token_ids(tokenizer()) if excluded is None else excluded
+    batch = teacher_forcing_batch(prompts, responses, excluded, int(tokenizer().pad_token_id))
+    sites = [resid_site(layer, N_LAYERS) for layer in layers]
+    found = capture_pooled(model, batch, sites)
+    return torch.stack([found[site][:, 0] for site in sites], dim=1)
 
 
 @torch.inference_mode()
@@ -90,7 +100,7 @@ def test_every_layer_is_transformer_lenss_resid_pre(family: str, tmp_path: Path)
         str(save_model(model, tmp_path)), device="cpu", dtype=torch.float32
     )
     excluded = excluded_token_ids(tokenizer())
-    sites = [site_name(layer, N_LAYERS) for layer in LAYERS]
+    sites = [resid_site(layer, N_LAYERS).name for layer in LAYERS]
     assert sites == [*(f"blocks.{i}.hook_resid_pre" for i in range(3)), "blocks.2.hook_resid_post"]
     for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         with torch.inference_mode():
@@ -154,7 +164,7 @@ def test_special_and_added_tokens_do_not_count_but_are_seen(tmp_path: Path) -> N
 
     model, (prompt,) = tiny_model(), random_prompts(1)
     marked = excluded | {50}
-    means = capture_means(model, [prompt], [Response((50, 60, 61, end), False)], LAYERS, marked, 0)[0]
+    means = capture(model, [prompt], [Response((50, 60, 61, end), False)], excluded=marked)[0]
     with torch.inference_mode():
         states = model(torch.tensor([(*prompt.ids, 50, 60, 61)]), output_hidden_states=True).hidden_states
     theirs = torch.stack([state[0, -2:].mean(dim=0) for state in states[:-1]])
@@ -188,18 +198,18 @@ def test_hooks_are_gone_after_an_exception() -> None:
     handle.remove()
     assert_no_hooks(model)
 
-    def record(layer: int, hidden: Tensor) -> None:
+    def edit(hidden: Tensor) -> None:
         raise ValueError("bad layer")
 
     decoder = decoder_of(model)
-    with pytest.raises(ValueError, match="bad layer"), residual_hooks(decoder, [1], record):
+    with pytest.raises(ValueError, match="bad layer"), edit_sites(decoder, {Site("resid_pre", 1): edit}):
         decoder(torch.tensor([[1]]))
     assert_no_hooks(model)
 
 
 def test_hooks_are_gone_after_an_unknown_layer() -> None:
     model = tiny_model()
-    with pytest.raises(IndexError):
+    with pytest.raises(UserError, match="blocks 0 to 2"):
         capture(model, random_prompts(1), random_responses(1), [0, 1, N_LAYERS + 1])
     assert_no_hooks(model)
 

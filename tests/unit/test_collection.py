@@ -20,28 +20,15 @@ from safetensors.numpy import save_file
 from transformers import PreTrainedModel
 
 from src.utils.artifacts import load_frame, load_tensors
-from src.utils.capture import capture_means, decoder_of, excluded_token_ids
-from src.utils.collection import (
-    ARMS,
-    Arm,
-    ArmPart,
-    ModelPass,
-    Plan,
-    assemble,
-    collect_arms,
-    model_passes,
-    norm_outliers,
-    part_path,
-    plan_collection,
-    read_part,
-    spread,
-    write_part,
-)
+from src.utils.collection import ModelPass, Plan, collect_arms, model_passes, plan_collection, run_capture
+from src.utils.collection_frame import assemble, norm_outliers
+from src.utils.collection_parts import ARMS, Arm, ArmPart, part_path, read_part, write_part
 from src.utils.config import PROJECT_ROOT, CollectionConfig, ModelConfig
 from src.utils.errors import UserError
 from src.utils.generation import Prompt, Response, generate
 from src.utils.models import load_adapter, load_model
-from src.utils.prompts import Question
+from src.utils.prompts import Question, spread
+from src.utils.sites import decoder_of, resid_site
 from tests.tiny_models import (
     N_LAYERS,
     questions,
@@ -63,6 +50,21 @@ def settings(**changes: object) -> CollectionConfig:
     return CollectionConfig.model_validate(values | changes)
 
 
+SITES = [resid_site(layer, N_LAYERS).name for layer in range(N_LAYERS + 1)]
+
+
+def means_of(model: PreTrainedModel | PeftModel, prompts: list[Prompt], said: list[Response]) -> np.ndarray:
+    """What `run_capture` records at every layer: (rows, layers, d_model)."""
+    part, _ = run_capture(model, tokenizer(), plan(1), prompts, said)
+    return np.stack([part.pooled[site] for site in SITES], axis=1)
+
+
+def part_of(responses: list[Response], means: np.ndarray) -> ArmPart:
+    counted = np.array([len(response.ids) for response in responses])
+    pooled = {site: means[:, layer] for layer, site in enumerate(SITES)}
+    return ArmPart(responses, pooled, counted, np.zeros(len(responses), dtype=bool))
+
+
 def plan(count: int = 10, **changes: object) -> Plan:
     return plan_collection(questions(count), tokenizer(), settings(**changes))
 
@@ -81,7 +83,7 @@ def adapter_passes() -> Iterator[ModelPass]:
 
 def collected(one: Plan, work_dir: Path, passes: Iterator[ModelPass] | None = None) -> Collected:
     collect_arms(one, tokenizer(), passes or adapter_passes(), work_dir)
-    return assemble(one, tokenizer(), work_dir, LAYERS)
+    return assemble(one, tokenizer(), work_dir, LAYERS, N_LAYERS)
 
 
 def assert_identical(found: Collected, expected: Collected) -> None:
@@ -107,7 +109,6 @@ def test_frame_and_tensors_hold_what_the_models_say_and_do(uninterrupted: tuple[
         for arm in ARMS
         for site in ("0.hook_resid_pre", "1.hook_resid_pre", "2.hook_resid_pre", "2.hook_resid_post")
     ]
-    excluded, pad = excluded_token_ids(tokenizer()), int(tokenizer().pad_token_id)
     for row, prompt in enumerate(one.prompts):
         said = {
             "base": generate(base, tokenizer(), [prompt], one.sampling),
@@ -116,7 +117,7 @@ def test_frame_and_tensors_hold_what_the_models_say_and_do(uninterrupted: tuple[
         said["base_on_em"] = said["em"]
         assert said["base"] != said["em"]
         for arm, model in (("base", base), ("em", adapted), ("base_on_em", base)):
-            means = capture_means(model, [prompt], said[arm], range(N_LAYERS + 1), excluded, pad)[0].numpy()
+            means = means_of(model, [prompt], said[arm])[0]
             for layer, (name, tensor) in enumerate(item for item in tensors.items() if item[0].startswith(f"{arm}.")):
                 np.testing.assert_allclose(tensor[row], means[layer], rtol=1e-4, atol=1e-5, err_msg=name)
         for arm in ("base", "em"):
@@ -166,7 +167,7 @@ def test_a_whole_run_is_not_run_again(uninterrupted: tuple[Path, Collected]) -> 
     collect_arms(plan(), tokenizer(), iter([ModelPass(model, ARMS)]), folder, lambda arm, n: rows.append((arm, n)))
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == written
     assert sum(n for _, n in rows) == 30, "progress counts what was there already"
-    assert_identical(assemble(plan(), tokenizer(), folder, LAYERS), expected)
+    assert_identical(assemble(plan(), tokenizer(), folder, LAYERS, N_LAYERS), expected)
 
 
 def test_stopped_between_arms_the_em_ids_of_the_first_run_are_read(tmp_path: Path) -> None:
@@ -175,20 +176,30 @@ def test_stopped_between_arms_the_em_ids_of_the_first_run_are_read(tmp_path: Pat
     planted = [Response((30 + row, 40, 50), is_truncated=True) for row in range(4)]
     order = one.batches[0]
     means = np.zeros((4, N_LAYERS + 1, 32), np.float32)
-    write_part(part_path(tmp_path, "em", 0), ArmPart([planted[row] for row in order], means))
+    write_part(part_path(tmp_path, "em", 0), part_of([planted[row] for row in order], means))
     _, tensors = collected(one, tmp_path)
-    excluded = excluded_token_ids(tokenizer())
-    expected = capture_means(base_model(), one.prompts, planted, [2], excluded, 0)[:, 0].numpy()
+    expected = means_of(base_model(), one.prompts, planted)[:, 2]
     np.testing.assert_allclose(tensors["base_on_em.blocks.2.hook_resid_pre"], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_part_reads_back_as_it_was_written(tmp_path: Path) -> None:
-    means = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)
-    part = ArmPart([Response((), True), Response((5, 6, 2), False), Response((7,), True)], means)
+    rng = np.random.default_rng(0)
+    pooled = {"hook_embed": rng.normal(size=(3, 5)), "blocks.0.hook_mlp_out.prompt_mean": rng.normal(size=(3, 7))}
+    part = ArmPart(
+        [Response((), True), Response((5, 6, 2), False), Response((7,), True)],
+        {name: values.astype(np.float32) for name, values in pooled.items()},
+        np.array([0, 2, 1]),
+        np.array([False, True, True]),
+        {0: "out of memory"},
+    )
     write_part(tmp_path / "part", part)
     again = read_part(tmp_path / "part")
-    assert again.responses == part.responses
-    np.testing.assert_array_equal(again.means, means)
+    assert again.responses == part.responses and again.failures == part.failures
+    assert again.pooled.keys() == part.pooled.keys()
+    for name, values in part.pooled.items():
+        np.testing.assert_array_equal(again.pooled[name], values)
+    np.testing.assert_array_equal(again.counted, part.counted)
+    np.testing.assert_array_equal(again.is_split, part.is_split)
 
 
 @pytest.fixture(scope="module")
@@ -279,8 +290,8 @@ def planted(one: Plan, work_dir: Path, change: dict[tuple[Arm, int], tuple[Respo
                 if (arm, row) in change:
                     responses[place], factor = change[arm, row]
                     means[place, 1] *= factor
-            write_part(part_path(work_dir, arm, number), ArmPart(responses, means))
-    frame, _ = assemble(one, tokenizer(), work_dir, LAYERS)
+            write_part(part_path(work_dir, arm, number), part_of(responses, means))
+    frame, _ = assemble(one, tokenizer(), work_dir, LAYERS, N_LAYERS)
     assert len(frame) == len(one.prompts), "every row is kept"
     return frame["flags"].tolist()
 
@@ -334,14 +345,12 @@ def test_an_empty_answer_is_flagged_and_kept(tmp_path: Path) -> None:
     one = plan(3)
     end = Response((int(tokenizer().eos_token_id),), is_truncated=False)
     batch = one.batches[0]
-    model = base_model()
-    means = capture_means(
-        model, [one.prompts[row] for row in batch], [end] * 3, range(N_LAYERS + 1), excluded_token_ids(tokenizer()), 0
-    )
-    write_part(part_path(tmp_path, "em", 0), ArmPart([end] * 3, means.numpy()))
+    part, _ = run_capture(base_model(), tokenizer(), one, [one.prompts[row] for row in batch], [end] * 3)
+    write_part(part_path(tmp_path, "em", 0), part)
     frame, _ = collected(one, tmp_path)
     assert frame["em_response"].tolist() == ["", "", ""]
-    assert all({"non_finite_em", "non_finite_base_on_em"} <= set(flags) for flags in frame["flags"])
+    assert all({"empty_em", "empty_base_on_em"} <= set(flags) for flags in frame["flags"])
+    assert np.isnan(np.stack(frame["em_activations_layer_1"])).all()
 
 
 @pytest.mark.parametrize(("count", "limit"), [(885, 100), (885, 7), (10, 9), (10, 1), (3, 3), (3, 8)])
@@ -375,7 +384,7 @@ def test_batch_size_changes_no_answer_and_no_activation(uninterrupted: tuple[Pat
 
 def test_a_layer_that_the_model_lacks_is_a_usage_error(uninterrupted: tuple[Path, Collected]) -> None:
     with pytest.raises(UserError, match="layer 4") as caught:
-        assemble(plan(), tokenizer(), uninterrupted[0], [1, 4])
+        assemble(plan(), tokenizer(), uninterrupted[0], [1, 4], N_LAYERS)
     assert caught.value.exit_code == 2
 
 

@@ -6,9 +6,18 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from scipy.stats import chi2_contingency, chisquare
+from scipy.stats import chi2_contingency, chisquare, gumbel_r, kstest
 
-from src.utils.generation import Prompt, Response, cut, generate, logits_processors, noise_seed, plan_batches
+from src.utils.generation import (
+    Prompt,
+    Response,
+    cut,
+    generate,
+    gumbel_noise,
+    logits_processors,
+    noise_seed,
+    plan_batches,
+)
 from tests.tiny_models import FAMILIES, VOCABULARY, random_prompts, sampling, tiny_model, tokenizer, with_adapter
 
 N_ENDS = 35  # one token in twenty ends an answer
@@ -177,3 +186,31 @@ def test_plan_covers_every_row_once_longest_first(batch_size: int) -> None:
     assert {len(batch) for batch in batches[:-1]} <= {batch_size}
     assert 0 < len(batches[-1]) <= batch_size
     assert plan_batches([], batch_size) == []
+
+
+def test_the_noise_is_splitmix64_of_key_step_and_token() -> None:
+    """Against the published algorithm in Python's own integers; and its first number for a known state."""
+
+    def finalise(z: int) -> int:
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) % 2**64
+        return z ^ (z >> 31)
+
+    assert finalise(0x9E3779B97F4A7C15) == 0xE220A8397B1DCDAF, "SplitMix64 seeded with 0 begins so"
+    keys, tokens = torch.tensor([3, 2**62 + 7]), torch.tensor([[0, 5, 151_935], [1, 2, 3]])
+    found = gumbel_noise(keys, 41, tokens)
+    for row, key in enumerate(keys.tolist()):
+        for place, token in enumerate(tokens[row].tolist()):
+            stream = finalise((key + 0x9E3779B97F4A7C15 * 42) % 2**64)
+            bits = finalise((stream + 0x9E3779B97F4A7C15 * (token + 1)) % 2**64)
+            expected = -np.log(-np.log(((bits >> 41) + 0.5) / 2**23))
+            assert found[row, place].item() == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+def test_the_noise_is_gumbel_and_finite() -> None:
+    noise = gumbel_noise(torch.arange(400), 0, torch.arange(500).expand(400, -1)).flatten().numpy()
+    assert np.isfinite(noise).all()
+    assert kstest(noise, gumbel_r.cdf).pvalue > 0.001
+    neighbours = noise.reshape(400, 500)
+    for one, other in ((neighbours[:-1], neighbours[1:]), (neighbours[:, :-1], neighbours[:, 1:])):
+        assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < 0.01

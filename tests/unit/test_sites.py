@@ -1,0 +1,204 @@
+"""Every site against TransformerLens, against modules by hand where it has none, and on a second architecture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedModel
+
+from src.utils.capture import (
+    PATTERN_SUMMARY,
+    TokenBatch,
+    capture_pooled,
+    capture_tokens,
+    excluded_token_ids,
+    head_outputs,
+    teacher_forcing_batch,
+)
+from src.utils.chat import prompt_ids
+from src.utils.collection import sites_of
+from src.utils.errors import UserError
+from src.utils.generation import Prompt, Response
+from src.utils.sites import Site, blocks_of, decoder_of, eager_attention, edit_sites, parse_site
+from tests.tiny_models import (
+    FAMILIES,
+    N_LAYERS,
+    questions,
+    random_prompts,
+    random_responses,
+    save_model,
+    tiny_model,
+    tokenizer,
+    with_adapter,
+)
+
+KINDS = ("resid", "embed", "resid_mid", "attn_out", "mlp_out", "attn.z")
+HEADS, D_HEAD = 4, 8
+
+
+def batch_of(prompts: Sequence[Prompt], responses: Sequence[Response]) -> TokenBatch:
+    return teacher_forcing_batch(prompts, responses, excluded_token_ids(tokenizer()), int(tokenizer().pad_token_id))
+
+
+def gemma() -> Gemma2ForCausalLM:
+    """Gemma 2: normalises what attention and MLP add before adding it, and caps its logits."""
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=len(tokenizer()), hidden_size=32, intermediate_size=64, num_hidden_layers=N_LAYERS,
+        num_attention_heads=HEADS, num_key_value_heads=2, head_dim=D_HEAD, max_position_embeddings=512,
+        sliding_window=512, initializer_range=0.2, pad_token_id=0, bos_token_id=None, eos_token_id=1,
+    )  # fmt: skip
+    return Gemma2ForCausalLM(config).eval()
+
+
+def counted_positions(prompt: Prompt, response: Response) -> list[int]:
+    excluded = excluded_token_ids(tokenizer())
+    return [len(prompt.ids) + i for i, token in enumerate(response.ids) if token not in excluded]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.filterwarnings("ignore")
+def test_every_site_is_transformer_lenss(family: str, tmp_path: Path) -> None:
+    bridges = pytest.importorskip("transformer_lens.model_bridge", reason="transformer_lens is not installed")
+    model, prompts, responses = tiny_model(family), random_prompts(3), random_responses(3)
+    found = capture_pooled(model, batch_of(prompts, responses), sites_of(KINDS, N_LAYERS))
+    bridge = bridges.TransformerBridge.boot_transformers(
+        str(save_model(model, tmp_path)), device="cpu", dtype=torch.float32
+    )
+    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        with torch.inference_mode():
+            _, cache = bridge.run_with_cache(torch.tensor([prompt.ids + response.ids]), prepend_bos=False)
+        for site, values in found.items():
+            theirs = cache[site.name][0, counted_positions(prompt, response)].mean(dim=0).flatten()
+            torch.testing.assert_close(values[row, 0], theirs, rtol=1e-4, atol=1e-4, msg=site.name)
+
+
+@pytest.mark.parametrize("build", [tiny_model, gemma], ids=["qwen3", "gemma2"])
+def test_the_residual_stream_is_the_sum_of_what_is_added(build) -> None:
+    """resid_pre + attn_out = resid_mid, + mlp_out = resid_post = the next block's resid_pre: means are linear."""
+    model, prompts, responses = build(), random_prompts(5), random_responses(5)
+    kinds = ("resid", "resid_mid", "attn_out", "mlp_out")
+    found = capture_pooled(model, batch_of(prompts, responses), [*sites_of(kinds, N_LAYERS), Site("resid_post", 0)])
+    for block in range(N_LAYERS):
+        middle = found[Site("resid_pre", block)] + found[Site("attn_out", block)]
+        torch.testing.assert_close(middle, found[Site("resid_mid", block)], rtol=1e-4, atol=1e-4)
+        after = middle + found[Site("mlp_out", block)]
+        following = Site("resid_pre", block + 1) if block + 1 < N_LAYERS else Site("resid_post", block)
+        torch.testing.assert_close(after, found[following], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found[Site("resid_post", 0)], found[Site("resid_pre", 1)])
+
+
+def test_gemmas_residual_stream_is_hugging_faces() -> None:
+    model, (prompt,), (response,) = gemma(), random_prompts(1), random_responses(1)
+    found = capture_pooled(model, batch_of([prompt], [response]), sites_of(("resid",), N_LAYERS))
+    with torch.inference_mode():
+        states = model(torch.tensor([prompt.ids + response.ids]), output_hidden_states=True).hidden_states
+    for layer in range(N_LAYERS):
+        theirs = states[layer][0, counted_positions(prompt, response)].mean(dim=0)
+        torch.testing.assert_close(found[Site("resid_pre", layer)][0, 0], theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_poolings_are_means_over_their_own_tokens() -> None:
+    model, responses = tiny_model(), random_responses(4)
+    prompts = [Prompt(q.prompt_id, 0, tuple(prompt_ids(tokenizer(), q.question))) for q in questions(4)]
+    poolings = ("response_mean", "prompt_mean", "last_prompt_token")
+    site = Site("resid_pre", 2)
+    found = capture_pooled(model, batch_of(prompts, responses), [site], poolings)[site]
+    excluded = excluded_token_ids(tokenizer())
+    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        with torch.inference_mode():
+            states = model(torch.tensor([prompt.ids + response.ids]), output_hidden_states=True).hidden_states[2][0]
+        asked = [i for i, token in enumerate(prompt.ids) if token not in excluded]
+        assert 0 < len(asked) < len(prompt.ids), "template tokens do not count"
+        for place, theirs in enumerate(
+            (states[counted_positions(prompt, response)].mean(0), states[asked].mean(0), states[len(prompt.ids) - 1])
+        ):
+            torch.testing.assert_close(found[row, place], theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_tokens_are_the_hidden_states_that_the_means_are_over() -> None:
+    model, prompts, responses = tiny_model(), random_prompts(4), random_responses(4)
+    batch, site = batch_of(prompts, responses), Site("resid_pre", 1)
+    tokens = capture_tokens(model, batch, [site])[site]
+    means = capture_pooled(model, batch, [site])[site][:, 0]
+    counts = batch.answer.sum(dim=1).tolist()
+    assert tokens.shape == (sum(counts), 32)
+    for row, part in enumerate(tokens.split(counts)):
+        torch.testing.assert_close(part.mean(dim=0), means[row], rtol=1e-5, atol=1e-5)
+        prompt, response = prompts[row], responses[row]
+        with torch.inference_mode():
+            states = model(torch.tensor([prompt.ids + response.ids]), output_hidden_states=True).hidden_states[1][0]
+        torch.testing.assert_close(part, states[counted_positions(prompt, response)], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("adapted", [False, True], ids=["plain", "adapter"])
+def test_head_outputs_add_up_to_what_attention_adds(adapted: bool) -> None:
+    model = with_adapter(tiny_model()) if adapted else tiny_model()
+    prompts, responses = random_prompts(4), random_responses(4)
+    sites = [Site("attn.z", 1), Site("attn_out", 1)]
+    found = capture_pooled(model, batch_of(prompts, responses), sites)
+    heads = head_outputs(model, 1, found[sites[0]][:, 0], HEADS)
+    assert heads.shape == (4, HEADS, 32)
+    torch.testing.assert_close(heads.sum(dim=1), found[sites[1]][:, 0], rtol=1e-4, atol=1e-4)
+    if not adapted:
+        weight = blocks_of(decoder_of(model))[1].get_parameter("self_attn.o_proj.weight")
+        theirs = found[sites[0]][:, 0, :D_HEAD] @ weight[:, :D_HEAD].T
+        torch.testing.assert_close(heads[:, 0], theirs, rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_pattern_summaries_are_hugging_faces_attentions() -> None:
+    model, prompts, responses = tiny_model(), random_prompts(3), random_responses(3)
+    before = model.config._attn_implementation
+    site = Site("attn.pattern", 1)
+    found = capture_pooled(model, batch_of(prompts, responses), [site])[site]
+    assert model.config._attn_implementation == before
+    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        with eager_attention(model):
+            pattern = model(torch.tensor([prompt.ids + response.ids]), output_attentions=True).attentions[1][0]
+        rows = []
+        for query in counted_positions(prompt, response):
+            here = pattern[:, query]
+            parts = [
+                here[:, 0],
+                here[:, 1 : len(prompt.ids)].sum(1),
+                here[:, len(prompt.ids) : query].sum(1),
+                here[:, query],
+            ]
+            rows.append(torch.stack([*parts, -(here * here.clamp_min(1e-30).log()).sum(1)], dim=-1))
+        expected = torch.stack(rows).mean(dim=0)
+        assert expected.shape == (HEADS, len(PATTERN_SUMMARY))
+        torch.testing.assert_close(found[row, 0].unflatten(0, (HEADS, -1)), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(expected[:, :4].sum(1), torch.ones(HEADS))
+
+
+def logits_of(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return model(ids).logits
+
+
+@pytest.mark.parametrize("build", [tiny_model, gemma], ids=["qwen3", "gemma2"])
+@pytest.mark.parametrize("kind", ["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "attn.z", "embed"])
+def test_an_edit_replaces_what_the_model_goes_on_with(build, kind: str) -> None:
+    model, ids = build(), torch.tensor([[5, 6, 7, 8]])
+    site = Site(kind, None if kind == "embed" else 1)
+    plain = logits_of(model, ids)
+    with edit_sites(decoder_of(model), {site: lambda hidden: hidden.clone()}):
+        assert torch.equal(logits_of(model, ids), plain)
+    with edit_sites(decoder_of(model), {site: lambda hidden: 2 * hidden}):
+        assert not torch.allclose(logits_of(model, ids), plain, rtol=1e-3)
+    with edit_sites(decoder_of(model), {site: lambda hidden: None}):
+        assert torch.equal(logits_of(model, ids), plain)
+    assert torch.equal(logits_of(model, ids), plain)
+
+
+def test_names_go_both_ways_and_unknown_ones_are_usage_errors() -> None:
+    for site in (*sites_of((*KINDS, "attn.pattern"), 2), Site("resid_post", 0)):
+        assert parse_site(site.name) == site
+    assert parse_site("blocks.12.attn.hook_z") == Site("attn.z", 12)
+    for name in ("blocks.1.hook_resid", "blocks.x.hook_resid_pre", "hook_pos_embed", ""):
+        with pytest.raises(UserError) as caught:
+            parse_site(name)
+        assert caught.value.exit_code == 2
