@@ -1,0 +1,373 @@
+"""How fast the study's questions are asked and recorded, against the original's way.
+
+    uv run python benchmarks/collection.py                                  # the organism, on this machine
+    uv run python benchmarks/collection.py --architecture qwen3_4b          # random weights, for a GPU
+    uv run python benchmarks/collection.py --engines                        # generate, static cache, batching, bridge
+
+The engine: batched `generate` with each prompt's own noise, then one teacher-forced pass for all layers and three arms.
+The original's way, on a slice of the same prompts with the same token budget: one prompt at a time, hooks at three
+layers during every decode step, two models. Prints tables and writes results/benchmarks/collection_<name>.json.
+"""
+
+import argparse
+import json
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
+
+from src.utils import collection
+from src.utils.capture import capture_pooled, excluded_token_ids, pad_id_of, teacher_forcing_batch
+from src.utils.collection import Plan, collect_arms, model_passes, plan_collection, sites_of
+from src.utils.collection_frame import assemble
+from src.utils.config import PROJECT_ROOT, SEVEN_PROJECTIONS, Config, ModelConfig, load_config, resolve_path
+from src.utils.generation import Prompt, Response, generate, logits_processors, plan_batches
+from src.utils.manifests import git_state, peak_memory_bytes
+from src.utils.models import load_model, load_tokenizer, pick_device
+from src.utils.prompts import load_questions
+from src.utils.run_estimate import DeviceRates, floor_seconds, measure_rates
+from src.utils.sites import Site, count_layers, decoder_of, edit_sites
+
+REPEATS = 3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--architecture", choices=("organism", "qwen3_4b"), default="organism")
+    parser.add_argument("--limit", type=int, help="questions for the engine (default: all 885)")
+    parser.add_argument("--slice", type=int, default=24, help="prompts asked in the original's way (default: 24)")
+    parser.add_argument("--batch-size", type=int, help="default: the profile's (for qwen3_4b that of --memory 80gb)")
+    parser.add_argument("--engines", action="store_true", help="compare ways to generate, too")
+    parser.add_argument("--output", type=Path, default=PROJECT_ROOT / "results" / "benchmarks")
+    options = parser.parse_args()
+
+    config = load_config(options.architecture, memory=None if options.architecture == "organism" else "80gb")
+    overrides: dict[str, Any] = {"limit": options.limit}
+    if options.batch_size:
+        overrides["batch_size"] = options.batch_size
+    settings = config.collection.model_copy(update=overrides)
+    tokenizer, model = models_of(options.architecture, config)
+    plan = plan_collection(load_questions(map(resolve_path, settings.prompts)), tokenizer, settings)
+
+    engine = run_engine(model, tokenizer, plan, settings.layers)
+    original = run_original(model, tokenizer, plan, settings.layers, options.slice)
+    report = {
+        "architecture": options.architecture,
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": git_state().commit,
+        "device": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"CPU, {torch.get_num_threads()} threads",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "prompts": len(plan.prompts),
+        "batch_size": settings.batch_size,
+        "max_new_tokens": plan.sampling.max_new_tokens,
+        "layers": count_layers(model) + 1,
+        "engine": engine,
+        "original": original,
+        "ratio": original["seconds_a_prompt"] * len(plan.prompts) / engine["seconds"],
+        "capture": capture_overhead(model, tokenizer, plan),
+    }
+    if torch.cuda.is_available():
+        report["floor"] = floors(plan, model)
+    if options.engines:
+        report["engines"] = compare_engines(model, tokenizer, plan)
+    options.output.mkdir(parents=True, exist_ok=True)
+    file = options.output / f"collection_{options.architecture}_{'gpu' if torch.cuda.is_available() else 'cpu'}.json"
+    file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print(tables(report), file, sep="\n")
+
+
+def models_of(architecture: str, config: Config) -> tuple[PreTrainedTokenizerBase, PeftModel]:
+    """Base and EM model in one: an adapter whose B is not zero. Random weights where the real ones cannot be had."""
+    organism = ModelConfig(base="data/organisms/entangled")
+    tokenizer = load_tokenizer(organism.base)
+    if architecture == "organism":
+        base: PreTrainedModel = load_model(organism.base, organism)
+        rank = config.finetuning.rank
+    else:
+        base, rank = random_qwen3_4b(), config.finetuning.rank
+    torch.manual_seed(1)
+    adapted = get_peft_model(base, LoraConfig(r=rank, lora_alpha=64, target_modules=SEVEN_PROJECTIONS))
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.01)
+    assert isinstance(adapted, PeftModel)
+    return tokenizer, adapted.eval()
+
+
+def random_qwen3_4b() -> PreTrainedModel:
+    """Qwen3-4B's shapes (its config.json) with random weights, in bfloat16; the organism's tokenizer names its ids."""
+    shape = Qwen3Config(
+        vocab_size=151_936, hidden_size=2560, intermediate_size=9728, num_hidden_layers=36, num_attention_heads=32,
+        num_key_value_heads=8, head_dim=128, tie_word_embeddings=True, max_position_embeddings=40_960,
+        rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0}, bos_token_id=None, eos_token_id=1,
+    )  # fmt: skip
+    device = pick_device()
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    torch.manual_seed(0)
+    with device:
+        model = Qwen3ForCausalLM(shape)
+    torch.set_default_dtype(before)
+    return model.eval()
+
+
+def run_engine(
+    model: PeftModel, tokenizer: PreTrainedTokenizerBase, plan: Plan, layers: Sequence[int]
+) -> dict[str, float]:
+    """The whole collection as step 3 runs it, and where its time goes."""
+    spent = {"generate": 0.0, "capture": 0.0}
+    tokens = 0
+
+    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            synchronise()
+            started = time.perf_counter()
+            result = function(*args, **kwargs)
+            synchronise()
+            spent[name] += time.perf_counter() - started
+            return result
+
+        return run
+
+    def counting(*args: Any) -> list[Response]:
+        nonlocal tokens
+        responses = timed("generate", generate)(*args)
+        tokens += sum(len(response.ids) for response in responses)
+        return responses
+
+    module: Any = collection
+    replaced = module.generate, module.run_capture
+    warm_up = Plan(plan.questions, plan.prompts, [plan.batches[-1]], plan.sampling)
+    with tempfile.TemporaryDirectory() as folder:
+        collect_arms(warm_up, tokenizer, passes(model), Path(folder))
+    module.generate, module.run_capture = counting, timed("capture", module.run_capture)
+    reset_peak()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            synchronise()
+            started = time.perf_counter()
+            collect_arms(plan, tokenizer, passes(model), Path(folder))
+            assemble(plan, tokenizer, Path(folder), layers, count_layers(model))
+            seconds = time.perf_counter() - started
+    finally:
+        module.generate, module.run_capture = replaced
+    return {
+        "seconds": seconds,
+        "generate": spent["generate"] / seconds,
+        "capture": spent["capture"] / seconds,
+        "write_and_assemble": 1 - (spent["generate"] + spent["capture"]) / seconds,
+        "generated_tokens": tokens,
+        "tokens_a_second": tokens / seconds,
+        "peak_memory_gib": peak_gib(),
+    }
+
+
+def passes(model: Any) -> Any:
+    def unused() -> PreTrainedModel:
+        raise AssertionError("an adapter needs no checkpoint")
+
+    return model_passes(lambda: model, lambda base: model, unused)
+
+
+def run_original(
+    model: PeftModel, tokenizer: PreTrainedTokenizerBase, plan: Plan, layers: Sequence[int], count: int
+) -> dict[str, float]:
+    """One prompt at a time through both models, the activations of every decode step taken by hooks."""
+    chosen = [plan.prompts[i * len(plan.prompts) // count] for i in range(min(count, len(plan.prompts)))]
+    seen: list[torch.Tensor] = []
+
+    def ask(prompt: Prompt) -> int:
+        hooks = {Site("resid_pre", layer): lambda hidden: seen.append(hidden[0].float().cpu()) for layer in layers}
+        with edit_sites(decoder_of(model), hooks):
+            (response,) = generate(model, tokenizer, [prompt], plan.sampling)
+        for start in range(len(layers)):
+            torch.cat(seen[start :: len(layers)])[len(prompt.ids) :].mean(dim=0)
+        seen.clear()
+        return len(response.ids)
+
+    def both(prompt: Prompt) -> int:
+        with model.disable_adapter():
+            said = ask(prompt)
+        return said + ask(prompt)
+
+    both(chosen[0])
+    synchronise()
+    started = time.perf_counter()
+    tokens = sum(both(prompt) for prompt in chosen)
+    synchronise()
+    seconds = time.perf_counter() - started
+    return {"prompts": len(chosen), "seconds_a_prompt": seconds / len(chosen), "tokens_a_second": tokens / seconds}
+
+
+def capture_overhead(model: PeftModel, tokenizer: PreTrainedTokenizerBase, plan: Plan) -> dict[str, float]:
+    """Capture of all layers against the same forward pass without hooks and without the language-model head."""
+    batch = plan.batches[len(plan.batches) // 2]
+    prompts = [plan.prompts[row] for row in batch]
+    responses = generate(model, tokenizer, prompts, plan.sampling)
+    tokens = teacher_forcing_batch(prompts, responses, excluded_token_ids(tokenizer), pad_id_of(tokenizer))
+    decoder = decoder_of(model)
+    sites = sites_of(("resid",), count_layers(model))
+    ids, mask = tokens.ids.to(decoder.device), tokens.mask.to(decoder.device)
+
+    def plain() -> None:
+        with torch.no_grad():
+            decoder(input_ids=ids, attention_mask=mask, use_cache=False)
+
+    times = interleaved({"plain": plain, "capture": lambda: capture_pooled(model, tokens, sites)})
+    return {
+        "plain_seconds": times["plain"],
+        "capture_seconds": times["capture"],
+        "ratio": times["capture"] / times["plain"],
+    }
+
+
+def interleaved(runs: dict[str, Callable[[], object]], repeats: int = 9) -> dict[str, float]:
+    """Median seconds of each, taken in turn so that what else the machine does falls on both."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats + 1):
+        for name, run in runs.items():
+            synchronise()
+            started = time.perf_counter()
+            run()
+            synchronise()
+            times[name].append(time.perf_counter() - started)
+    return {name: sorted(values[1:])[repeats // 2] for name, values in times.items()}
+
+
+def floors(plan: Plan, model: PeftModel) -> dict[str, float]:
+    """Measured rates of the device and the seconds below which decoding and prefill cannot go."""
+    dtype = next(model.parameters()).dtype
+    rates = measure_rates(torch.device("cuda"), dtype)
+    unlimited = DeviceRates(float("inf"), rates.flops), DeviceRates(rates.bandwidth, float("inf"))
+    config: Any = model.get_base_model().config
+    arithmetic, bandwidth = (floor_seconds(plan, config, dtype.itemsize, one) for one in unlimited)
+    return {
+        "bandwidth_gb_a_second": rates.bandwidth / 1e9,
+        "tflops": rates.flops / 1e12,
+        "decode_bandwidth_seconds": bandwidth,
+        "prefill_and_capture_arithmetic_seconds": arithmetic,
+    }
+
+
+def compare_engines(model: PeftModel, tokenizer: PreTrainedTokenizerBase, plan: Plan) -> list[dict[str, Any]]:
+    """Tokens a second of each way to generate, on the largest batch, at full length (no end of turn)."""
+    batch = plan_batches([len(prompt.ids) for prompt in plan.prompts], max(map(len, plan.batches)))[0]
+    prompts = [plan.prompts[row] for row in batch]
+    rows: list[dict[str, Any]] = []
+    for name, run in generators(model, tokenizer, prompts, plan).items():
+        try:
+            run()
+            synchronise()
+            started = time.perf_counter()
+            tokens = run()
+            synchronise()
+            rows.append({"engine": name, "tokens_a_second": tokens / (time.perf_counter() - started)})
+        except Exception as error:  # a way that does not run here is a result, too
+            rows.append({"engine": name, "failed": f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"})
+    return rows
+
+
+def generators(
+    model: PeftModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], plan: Plan
+) -> dict[str, Callable[[], int]]:
+    """Name -> a run that returns how many tokens it made."""
+    width, new = max(len(prompt.ids) for prompt in prompts), plan.sampling.max_new_tokens
+    pad = pad_id_of(tokenizer)
+    ids = torch.tensor([[pad] * (width - len(p.ids)) + list(p.ids) for p in prompts], device=model.device)
+    mask = torch.tensor([[0] * (width - len(p.ids)) + [1] * len(p.ids) for p in prompts], device=model.device)
+
+    def hugging_face(sampled: bool, **settings: Any) -> Callable[[], int]:
+        def run() -> int:
+            noise = logits_processors(prompts, plan.sampling, model.device) if sampled else None
+            with torch.no_grad():
+                output = model.generate(
+                    input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=new, min_new_tokens=new,
+                    pad_token_id=pad, logits_processor=noise, **settings,
+                )  # fmt: skip
+            return output[:, width:].numel()
+
+        return run
+
+    def batching() -> int:
+        base: Any = model.get_base_model()
+        done = base.generate_batch(
+            inputs=[list(p.ids) for p in prompts], max_new_tokens=new, progress_bar=False, do_sample=False
+        )
+        assert len(done) == len(prompts), f"{len(done)} of {len(prompts)} answers came back"
+        return sum(len(output.generated_tokens) for output in done.values())
+
+    def bridge() -> int:
+        from transformer_lens.model_bridge import TransformerBridge
+
+        bridged = TransformerBridge.boot_transformers("data/organisms/entangled", hf_model=model.get_base_model())
+        output: Any = bridged.generate(ids, max_new_tokens=new, do_sample=False, stop_at_eos=False, verbose=False)
+        return output[:, width:].numel()
+
+    return {
+        "generate, dynamic cache, each prompt's own noise (the engine)": hugging_face(sampled=True),
+        "generate, dynamic cache, greedy": hugging_face(sampled=False),
+        "generate, static cache, greedy": hugging_face(
+            sampled=False, cache_implementation="static", disable_compile=not torch.cuda.is_available()
+        ),
+        "continuous batching, greedy": batching,
+        "TransformerBridge generate, greedy": bridge,
+    }
+
+
+def synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def reset_peak() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_gib() -> float:
+    return (torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_memory_bytes()) / 2**30
+
+
+def tables(report: dict[str, Any]) -> str:
+    engine, original, capture = report["engine"], report["original"], report["capture"]
+    shares = (
+        f"generate {engine['generate']:.0%}, capture {engine['capture']:.0%}, rest {engine['write_and_assemble']:.0%}, "
+        f"peak {engine['peak_memory_gib']:.2f} GiB"
+    )
+    measured = f"measured on {original['prompts']} prompts"
+    extrapolated = original["seconds_a_prompt"] * report["prompts"]
+    lines = [
+        f"{report['architecture']}, {report['device']}, {report['prompts']} prompts, batch size {report['batch_size']}",
+        f"up to {report['max_new_tokens']} new tokens, {report['layers']} layers, three arms",
+        f"{'':<24} {'seconds':>9} {'tokens/s':>9}",
+        f"{'engine':<24} {engine['seconds']:>9.1f} {engine['tokens_a_second']:>9.0f}   {shares}",
+        f"{'original, extrapolated':<24} {extrapolated:>9.1f} {original['tokens_a_second']:>9.0f}   {measured}",
+        f"ratio {report['ratio']:.1f}",
+        f"capture of all layers: {capture['ratio']:.3f} of the same pass without hooks and head",
+    ]
+    if "floor" in report:
+        floor = report["floor"]
+        least = floor["decode_bandwidth_seconds"] + floor["prefill_and_capture_arithmetic_seconds"]
+        lines.append(
+            f"floor: decoding {floor['decode_bandwidth_seconds']:.1f} s at {floor['bandwidth_gb_a_second']:.0f} GB/s, "
+            f"prefill and capture {floor['prefill_and_capture_arithmetic_seconds']:.1f} s at {floor['tflops']:.0f} "
+            f"TFLOP/s; the engine takes {engine['seconds'] / least:.1f} times that"
+        )
+    for row in report.get("engines", ()):
+        speed = f"{row['tokens_a_second']:.0f} tokens/s" if "tokens_a_second" in row else row["failed"]
+        lines.append(f"  {row['engine']:<62} {speed}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
