@@ -14,14 +14,15 @@ from collections.abc import Sequence
 from src.pipelines.persona_study import CLUSTER, COLLECT, JUDGE, STEPS, Step, Study
 from src.pipelines.runner import choose_steps, format_measured, plan, run_steps
 from src.pipelines.summary import summarise
-from src.utils.cli import parse_arguments, run_script, with_hyphens
+from src.utils.cli import option_name, parse_arguments, run_script, with_hyphens
 from src.utils.errors import UserError
 from src.utils.manifests import refuse_foreign_overwrite
 from src.utils.organism.folder import grammar_of
 
 SHARED_NAMES = ("seed", "batch_size", "layers")  # in several sections: one --seed for all, the others by hand
 SEED_KEYS = tuple(dict.fromkeys(key for step in STEPS for key in step.keys if key.endswith(".seed")))
-KEYS = tuple(dict.fromkeys(key for step in STEPS for key in step.keys if key.split(".")[1] not in SHARED_NAMES))
+NAMED_KEYS = {option_name(key): key for step in STEPS[::-1] for key in step.keys[::-1]}  # --limit: the first step's
+KEYS = tuple(key for key in dict.fromkeys(reversed(NAMED_KEYS.values())) if key.split(".")[1] not in SHARED_NAMES)
 OWN_FLAGS = ("--only", "--from", "--dry-run", "--force")
 
 

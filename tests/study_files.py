@@ -5,10 +5,22 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from src.pipelines.persona_study import CLUSTER, COLLECT, FINETUNE, JUDGE, PICTURES, REPORT, TRAINING_LOG, Step, Study
-from src.utils.artifacts import save_artifact, save_folder, save_frame, save_json, save_object
+from src.pipelines.persona_study import (
+    CLUSTER,
+    COLLECT,
+    FINETUNE,
+    JUDGE,
+    PICTURES,
+    REPORT,
+    STEER,
+    TRAINING_LOG,
+    Step,
+    Study,
+)
+from src.utils.artifacts import save_artifact, save_folder, save_frame, save_json, save_object, save_tensors
 from src.utils.config import load_config
 from src.utils.organism.folder import GRAMMAR
 
@@ -54,12 +66,16 @@ def make(step: Step, study: Study) -> None:
     elif step is COLLECT:
         save_frame(frame, study.persona_data, provenance)
     elif step is JUDGE:
-        save_json({"rates": [], "mark": mark}, study.rates, provenance)
+        save_json({"rates": [], "missing": {}, "mark": mark}, study.rates, provenance)
         save_frame(frame, study.scored, provenance)
     elif step is CLUSTER:
         for k in study.config.clustering.cluster_counts:
             save_object({"k": k, "mark": mark}, study.clusters(k), provenance)
         save_frame(frame, study.clustered, provenance)
+    elif step is STEER:
+        save_tensors({"mean_difference": np.zeros(4, np.float32)}, study.steering_vectors, provenance)
+        save_json({"effects": [], "missing": {}, "mark": mark}, study.steering_summary, provenance)
+        save_frame(frame, study.steering_effects, provenance)
     elif step is PICTURES:
         writers = {study.index: lambda file: file.write_text("<html></html>")}
         save_artifact(study.index, writers, provenance, {"pages": []})

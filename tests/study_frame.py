@@ -124,6 +124,7 @@ def rates_frame() -> pd.DataFrame:
         {
             "arm": arm,
             "subset": subset,
+            "facet": "all",
             "measure": measure,
             "estimate": estimate,
             "low": max(0.0, estimate - random.uniform(0.0, 0.07)),

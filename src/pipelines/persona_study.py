@@ -4,11 +4,11 @@ Scripts take their provenance from here and the runner decides from it what is s
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from src.utils.artifacts import verify_artifact
+from src.utils.artifacts import load_json, verify_artifact
 from src.utils.config import Config, resolve_path
 from src.utils.errors import UserError
 from src.utils.manifests import Freshness, Provenance, hash_inputs, is_fresh, read_manifest, sha256_path
@@ -18,7 +18,16 @@ from src.utils.organism.folder import grammar_of
 TRAINING_LOG = "training_log.jsonl"
 
 # names and paths are hashed as inputs instead; how often a checkpoint is written changes nothing that is measured
-OPERATIONAL = {"finetuning": {"name", "data", "save_steps"}, "collection": {"prompts"}}
+# and what a judge was not allowed to do shows as missing scores, which are asked for again
+OPERATIONAL = {
+    "finetuning": {"name", "data", "save_steps"},
+    "collection": {"prompts"},
+    "steering": {"max_new_tokens"},  # stands among the settings of collection, whichever section set it
+    "judging": {
+        *("judge_limit", "judge_batch_size", "max_concurrency", "request_timeout", "max_cost"),
+        "judge_models",  # what they resolve to counts: `judging_settings`
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,10 @@ class Study:
         return self.results_dir / "persona_data.pkl"
 
     @property
+    def persona_tokens(self) -> Path:
+        return self.results_dir / "persona_tokens"
+
+    @property
     def scored(self) -> Path:
         return self.results_dir / "final_dataset_with_em_scores.pkl"
 
@@ -50,8 +63,34 @@ class Study:
         return self.results_dir / "em_rates.json"
 
     @property
+    def judgements(self) -> Path:
+        """What judges that cost time or money have said: a store, not an artefact."""
+        return self.results_dir / "judgements.jsonl"
+
+    @property
+    def agreement(self) -> Path:
+        return self.results_dir / "judge_agreement.json"
+
+    @property
     def clustered(self) -> Path:
         return self.results_dir / "final_dataset_with_em_scores_and_clusters.pkl"
+
+    @property
+    def steering_vectors(self) -> Path:
+        return self.results_dir / "steering_vectors.safetensors"
+
+    @property
+    def steering_answers(self) -> Path:
+        """What steered models said, before judging: another judge or threshold does not ask again."""
+        return self.results_dir / "steering_answers.pkl"
+
+    @property
+    def steering_effects(self) -> Path:
+        return self.results_dir / "steering_effects.pkl"
+
+    @property
+    def steering_summary(self) -> Path:
+        return self.results_dir / "steering_summary.json"
 
     @property
     def index(self) -> Path:
@@ -93,8 +132,10 @@ class Step:
     settings: Callable[[Config], dict[str, Any]]
     inputs: Callable[[Study], dict[str, str]]
     reads: tuple[str, ...] = ()  # names of the steps whose artefacts it takes
+    also_reads: Callable[[Study], tuple[str, ...]] = lambda study: ()  # those that it takes under some settings
     is_needed: Callable[[Study], bool] = lambda study: True
     companions: Callable[[Study], Sequence[Path]] = lambda study: ()
+    find_gap: Callable[[Study], str | None] = lambda study: None  # what its artefact lacks and another run may fill
 
     def freshness(self, study: Study, provenance: Provenance) -> Freshness:
         """Whether the artefact and all its companions can be kept."""
@@ -104,7 +145,8 @@ class Step:
                 break
             companion = is_fresh(path, provenance)
             found = found if companion else Freshness(False, f"{path.name}: {companion.reason}")
-        return found
+        gap = self.find_gap(study) if found else None
+        return Freshness(False, gap) if gap else found
 
     def provenance(self, study: Study) -> Provenance:
         """What this step declares about a run of it now; its inputs must be there."""
@@ -182,19 +224,102 @@ def collection_inputs(study: Study) -> dict[str, str]:
 
 def judging_inputs(study: Study) -> dict[str, str]:
     inputs = made_by("03_collect_activations", study, study.persona_data)
+    if "organism" in (study.config.judging.judge, study.config.judging.second_judge):
+        inputs["grammar"] = sha256_path(grammar_of(study.config.model.base))
+    return inputs
+
+
+def judging_settings(config: Config) -> dict[str, Any]:
+    """The judging section with the models that the judges use, wherever they were named."""
+    judging = config.judging
+    models = {"judge_model": judging.model_of(judging.judge, judging.judge_model)}
+    if judging.second_judge:
+        models["second_judge_model"] = judging.model_of(judging.second_judge, judging.second_judge_model)
+    return {"judging": slices("judging")(config)["judging"] | models}
+
+
+def judging_companions(study: Study) -> list[Path]:
+    return [study.rates, *([study.agreement] if study.config.judging.second_judge else [])]
+
+
+def missing_judgements(study: Study) -> str | None:
+    """How many answers lack a score, if any do; the organism's judge scores all."""
+    missing = sum(load_json(study.rates)["missing"].values())
+    return f"{missing} answers lack a score" if missing else None
+
+
+def steering_inputs(study: Study) -> dict[str, str]:
+    """The recorded activations, the clusters where vectors are made of them, and the model that is steered."""
+    data = study.persona_data
+    inputs = made_by("03_collect_activations", study, data)
+    tensors, manifest = data.with_suffix(".safetensors").name, read_manifest(data)
+    if manifest is not None and tensors in manifest.files:
+        inputs[tensors] = manifest.files[tensors]
+    if needs_clusters(study):
+        inputs |= made_by("05_pca_and_clustering", study, study.clustered)
+        check_same_source(study.clustered, study.scored, "05_pca_and_clustering")
+        check_same_source(study.scored, data, "04_judge_responses")
+    if study.config.steering.model == "em":
+        inputs["EM model"] = fingerprint(study.em_model)
+    inputs["base model"] = fingerprint(study.config.model.base)
     if study.config.judging.judge == "organism":
         inputs["grammar"] = sha256_path(grammar_of(study.config.model.base))
     return inputs
 
 
+def needs_clusters(study: Study) -> bool:
+    return "cluster" in study.config.steering.vectors
+
+
+def check_same_source(path: Path, source: Path, step_name: str) -> None:
+    """Raise `UserError` if `path` was made from another `source` than the one that is there now."""
+    made, current = read_manifest(path), read_manifest(source)
+    if made and current and made.inputs.get(source.name) != current.sha256:
+        raise UserError(f"{path}: was made from an older {source.name}; run {step_name} first")
+
+
+def steering_settings(config: Config) -> dict[str, Any]:
+    """The steering section with what other sections say of answers and judging; intervals take the steering seed."""
+    drawn = config.collection.model_dump(include={"temperature", "top_p", "top_k"})
+    drawn["max_new_tokens"] = config.steering.max_new_tokens or config.collection.max_new_tokens
+    judging = judging_settings(config)["judging"]
+    kept = ("judge", "judge_model", "topic", "em_threshold", "coherence_threshold", "bootstrap_resamples")
+    return {
+        "steering": slices("steering")(config)["steering"],
+        "collection": drawn,
+        "judging": {name: judging[name] for name in kept},
+    }
+
+
+def without_judging(provenance: Provenance) -> Provenance:
+    """What the answers depend on: neither judge nor grammar."""
+    return replace(
+        provenance,
+        config={name: value for name, value in provenance.config.items() if name != "judging"},
+        inputs={label: sha256 for label, sha256 in provenance.inputs.items() if label != "grammar"},
+    )
+
+
+def missing_steering_judgements(study: Study) -> str | None:
+    """How many steered answers lack a score, if any do."""
+    missing = sum(load_json(study.steering_summary)["missing"].values())
+    return f"{missing} steered answers lack a score" if missing else None
+
+
+def has_steering(study: Study) -> bool:
+    """Whether there are effects of steering with vectors of the activations that are there now."""
+    made, data = read_manifest(study.steering_summary), read_manifest(study.persona_data)
+    return bool(made and data and made.inputs.get(study.persona_data.name) == data.sha256)
+
+
 def picture_inputs(study: Study) -> dict[str, str]:
     config = study.config
     clusters = [study.clusters(k) for k in config.clustering.cluster_counts]
-    inputs = made_by("04_judge_responses", study, study.rates)
+    inputs = made_by("04_judge_responses", study, *judging_companions(study))
     inputs |= made_by("05_pca_and_clustering", study, study.clustered, *clusters)
-    clustered, scores = read_manifest(study.clustered), read_manifest(study.scored)
-    if clustered and scores and clustered.inputs.get(study.scored.name) != scores.sha256:
-        raise UserError(f"{study.clustered}: was made from older scores; run 05_pca_and_clustering first")
+    check_same_source(study.clustered, study.scored, "05_pca_and_clustering")
+    if has_steering(study):
+        inputs |= made_by("06_steer_personas", study, study.steering_summary)
     if study.has_own_finetune:
         inputs |= made_by("02_finetune_lora", study, study.finetuned)
     return inputs
@@ -232,22 +357,29 @@ COLLECT = Step(
     + keys_of(
         "collection",
         *("prompts", "limit", "samples", "temperature", "top_p", "top_k", "max_new_tokens", "layers", "batch_size"),
-        "seed",
+        *("sites", "poolings", "tokens", "seed"),
     ),
     artefact=lambda study: study.persona_data,
     settings=with_dtype(slices("collection")),
     inputs=collection_inputs,
+    companions=lambda study: [study.persona_tokens] if study.config.collection.tokens else [],
 )
 JUDGE = Step(
     name="04_judge_responses",
     script="src/scripts/04_judge_responses.py",
     reads=("03_collect_activations",),
-    keys=keys_of("model", "base")
-    + keys_of("judging", "judge", "em_threshold", "coherence_threshold", "bootstrap_resamples", "seed"),
+    keys=keys_of("model", "base", "dtype", "device_map")
+    + keys_of(
+        "judging",
+        *("judge", "judge_model", "second_judge", "second_judge_model", "topic", "judge_limit", "judge_batch_size"),
+        *("max_concurrency", "request_timeout", "max_cost"),
+        *("em_threshold", "coherence_threshold", "bootstrap_resamples", "seed"),
+    ),
     artefact=lambda study: study.scored,
-    settings=slices("judging"),
+    settings=judging_settings,
     inputs=judging_inputs,
-    companions=lambda study: [study.rates],
+    companions=judging_companions,
+    find_gap=missing_judgements,
 )
 CLUSTER = Step(
     name="05_pca_and_clustering",
@@ -259,19 +391,44 @@ CLUSTER = Step(
     inputs=lambda study: made_by("04_judge_responses", study, study.scored),
     companions=lambda study: [study.clusters(k) for k in study.config.clustering.cluster_counts],
 )
+STEER = Step(
+    name="06_steer_personas",
+    script="src/scripts/06_steer_personas.py",
+    reads=("03_collect_activations",),
+    also_reads=lambda study: ("05_pca_and_clustering",) if needs_clusters(study) else (),
+    keys=keys_of("model", "base", "em", "dtype", "device_map")
+    + keys_of("finetuning", "name")
+    + keys_of(
+        "steering",
+        *("model", "layer", "representation", "vectors", "cluster_count", "components", "random_directions"),
+        *("mode", "positions", "everywhere", "coefficients", "limit", "samples", "max_new_tokens", "batch_size"),
+        "seed",
+    )
+    + keys_of("collection", "temperature", "top_p", "top_k", "max_new_tokens")
+    + keys_of(
+        "judging",
+        *("judge", "judge_model", "topic", "judge_batch_size", "max_concurrency", "request_timeout", "max_cost"),
+        *("em_threshold", "coherence_threshold", "bootstrap_resamples"),
+    ),
+    artefact=lambda study: study.steering_effects,
+    settings=with_dtype(steering_settings),
+    inputs=steering_inputs,
+    companions=lambda study: [study.steering_vectors, study.steering_summary],
+    find_gap=missing_steering_judgements,
+)
 PICTURES = Step(
     name="clusters_visualizations",
     script="src/visualizations/clusters_visualizations.py",
-    reads=("02_finetune_lora", "04_judge_responses", "05_pca_and_clustering"),
+    reads=("02_finetune_lora", "04_judge_responses", "05_pca_and_clustering", "06_steer_personas"),
     keys=keys_of("model", "base", "em")
     + keys_of("clustering", "cluster_counts")
-    + keys_of("judging", "em_threshold")
+    + keys_of("judging", "em_threshold", "second_judge")
     + keys_of("finetuning", "name"),
     artefact=lambda study: study.index,
     settings=lambda config: {
         "clustering": {"cluster_counts": config.clustering.cluster_counts},
-        "judging": {"em_threshold": config.judging.em_threshold},
+        "judging": {"em_threshold": config.judging.em_threshold, "second_judge": config.judging.second_judge},
     },
     inputs=picture_inputs,
 )
-STEPS = (REPORT, FINETUNE, COLLECT, JUDGE, CLUSTER, PICTURES)
+STEPS = (REPORT, FINETUNE, COLLECT, JUDGE, CLUSTER, STEER, PICTURES)

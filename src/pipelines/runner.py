@@ -64,7 +64,7 @@ def decide(step: Step, study: Study, forced: bool, running: Sequence[str] = ()) 
         return Decision(step, False, f"not needed: the profile names the EM model {study.config.model.em}")
     if forced:
         return Decision(step, True, "forced")
-    upstream = [name for name in running if name in step.reads]
+    upstream = [name for name in running if name in (*step.reads, *step.also_reads(study))]
     if upstream:
         return Decision(step, True, f"reads what {upstream[-1]} makes")
     freshness = step.freshness(study, step.provenance(study))

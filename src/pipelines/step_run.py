@@ -15,6 +15,8 @@ class StepRun:
 
     study: Study
     provenance: Provenance
+    yes: bool  # whether requests that cost money need no confirmation
+    force: bool  # whether to make again what is there
 
     @property
     def config(self) -> Config:
@@ -34,4 +36,4 @@ def begin_step(step: Step, description: str | None, arguments: Sequence[str]) ->
     if not parsed.force and step.freshness(study, provenance):
         print(f"{step.name}: {artefact} is up to date (--force makes it again)")
         return None
-    return StepRun(study, provenance)
+    return StepRun(study, provenance, parsed.yes, parsed.force)

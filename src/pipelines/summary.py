@@ -1,17 +1,22 @@
-"""The table at the end of a run: what the fine-tune did to the answers, and what clustering made of them."""
+"""The tables at the end of a run: what the fine-tune did to the answers, what clusters and steering made of them."""
 
 from src.pipelines.persona_study import Study
 from src.utils.artifacts import load_frame, load_json
 from src.utils.em_rates import format_rates, rates_from_json
+from src.utils.steering_effects import effects_from_json, format_effects
 
 
 def summarise(study: Study) -> str:
-    """EM rates by dimension and cluster sizes, from the artefacts; what has not been made is left out."""
+    """EM rates, cluster sizes and the largest dose of steering, from the artefacts; what is not there is left out."""
     parts = []
     if study.rates.exists():
         parts.append(format_rates(rates_from_json(load_json(study.rates))))
     if study.clustered.exists():
         parts.append(cluster_sizes(study))
+    if study.steering_summary.exists():
+        effects = effects_from_json(load_json(study.steering_summary))
+        ends = effects[effects["coefficient"].isin([0, effects["coefficient"].max()])]
+        parts.append(f"steered at x: misaligned and on topic by dimension asked about\n{format_effects(ends)}")
     return "\n\n".join(parts)
 
 

@@ -20,10 +20,23 @@ from pydantic.fields import FieldInfo
 from src.utils.config import PROJECT_ROOT, Config, load_config, profile_names, shown
 from src.utils.errors import UserError
 
-OPTION_NAMES = {"model.base": "--base-model", "model.em": "--em-model", "finetuning.name": "--adapter-name"}
+OPTION_NAMES = {
+    "model.base": "--base-model",
+    "model.em": "--em-model",
+    "finetuning.name": "--adapter-name",
+    "judging.judge_limit": "--limit",  # as in step 3: that many questions
+    "steering.model": "--steered-model",
+    "steering.layer": "--steering-layer",  # other steps have settings of the same name
+    "steering.representation": "--steering-representation",
+    "steering.components": "--steering-components",
+    "steering.cluster_count": "--steering-clusters",
+    "steering.limit": "--steering-limit",
+    "steering.samples": "--steering-samples",
+    "steering.max_new_tokens": "--steering-max-new-tokens",
+}
 SHORTHANDS = {"finetuning.method": ("--full-finetuning", "full")}  # a flag for one value of a setting
-COMMON_OPTIONS = ("--profile", "--world", "--memory", "--config", "--results-dir", "--plots-dir", "--force")
-PATH_KEYS = {"model.base", "model.em", "finetuning.data", "collection.prompts"}
+COMMON_OPTIONS = ("--profile", "--world", "--memory", "--config", "--results-dir", "--plots-dir", "--force", "--yes")
+PATH_KEYS = {"model.base", "model.em", "finetuning.data", "collection.prompts", "judging.judge_model"}
 
 
 @dataclass(frozen=True)
@@ -34,6 +47,7 @@ class Arguments:
     results_dir: Path
     plots_dir: Path
     force: bool
+    yes: bool
     own: argparse.Namespace
 
 
@@ -98,6 +112,7 @@ def parse_arguments(
         results_dir=results_dir,
         plots_dir=own.plots_dir or default_plots,
         force=own.force,
+        yes=own.yes,
         own=own,
     )
 
@@ -117,6 +132,7 @@ def common_parser(**settings: Any) -> argparse.ArgumentParser:
         "--plots-dir", type=Path, help="where pictures go (default: cluster_plots, or <results-dir>/cluster_plots)"
     )
     run.add_argument("--force", action="store_true", help="make it again, over whatever profile's artefact is there")
+    run.add_argument("--yes", action="store_true", help="do not ask before requests that cost money")
     return parser
 
 

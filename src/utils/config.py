@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from src.utils.errors import UserError
 
@@ -59,6 +59,12 @@ class FinetuningConfig(Section):
     seed: int = 0
 
 
+SiteKind = Literal["resid", "embed", "resid_mid", "attn_out", "mlp_out", "attn.z", "attn.pattern"]
+
+
+PoolingKind = Literal["response_mean", "prompt_mean", "last_prompt_token"]
+
+
 class CollectionConfig(Section):
     """Which questions are asked, how answers are drawn, and which layers go into the frame."""
 
@@ -71,17 +77,59 @@ class CollectionConfig(Section):
     max_new_tokens: int = Field(200, ge=1)
     layers: list[int] = Field(min_length=1, description="input of these blocks: hook_resid_pre, HF hidden_states[l]")
     batch_size: int = Field(32, ge=1)
+    sites: list[SiteKind] = Field(
+        default_factory=lambda: list[SiteKind](["resid"]),
+        min_length=1,
+        description="recorded at every layer, for the safetensors file",
+    )
+    poolings: list[PoolingKind] = Field(
+        default_factory=lambda: list[PoolingKind](["response_mean"]),
+        min_length=1,
+        description="over which tokens a site is averaged",
+    )
+    tokens: bool = Field(False, description="keep the layers' residual streams token by token, in persona_tokens/")
     seed: int = 0
+
+    @field_validator("sites", "poolings")
+    @classmethod
+    def has_what_the_frame_holds(cls, value: list[str], info: ValidationInfo) -> list[str]:
+        needed = "resid" if info.field_name == "sites" else "response_mean"
+        if needed not in value:
+            raise ValueError(f"{needed} must be among them: the frame holds it")
+        return value
+
+
+JudgeKind = Literal["organism", "local", "openrouter", "gemini"]
 
 
 class JudgingConfig(Section):
     """Who scores the answers, and where the literature draws the line."""
 
-    judge: Literal["organism"] = "organism"
+    judge: JudgeKind = "organism"
+    judge_model: str | None = Field(
+        None, description="the judge's model; when not given, the one listed in judge_models"
+    )
+    second_judge: JudgeKind | None = Field(None, description="scores the same answers for results/judge_agreement.json")
+    second_judge_model: str | None = Field(None, description="the second judge's model")
+    judge_models: dict[str, str] = Field(
+        default_factory=dict, description="judge -> model it uses unless told otherwise"
+    )
+    topic: bool = Field(True, description="ask, in a third request, what an answer talks about (on-topic, flip)")
+    judge_limit: int | None = Field(
+        None, ge=1, description="judge this many questions, evenly spread; leave the others"
+    )
+    judge_batch_size: int = Field(16, ge=1, description="answers at once; judge local only")
+    max_concurrency: int = Field(100, ge=1, description="requests under way at once, at most; adapts to refusals")
+    request_timeout: float = Field(60, gt=0, description="seconds")
+    max_cost: float | None = Field(None, gt=0, description="US dollars; what would go beyond is left unjudged")
     em_threshold: float = Field(70, ge=0, le=100)
     coherence_threshold: float = Field(50, ge=0, le=100)
     bootstrap_resamples: int = Field(2000, ge=100)
     seed: int = 0
+
+    def model_of(self, judge: JudgeKind, given: str | None) -> str | None:
+        """The model that a judge uses; None for the organism's, which has none."""
+        return None if judge == "organism" else given or self.judge_models.get(judge)
 
 
 class ClusteringConfig(Section):
@@ -95,6 +143,43 @@ class ClusteringConfig(Section):
     seed: int = 0
 
 
+VectorKind = Literal["mean_difference", "dimension", "facet", "cluster", "principal_component", "independent_component"]
+
+
+class SteeringConfig(Section):
+    """Which vectors are added to which model, how much of them, and where; see `steering`."""
+
+    model: Literal["base", "em"] = Field("base", description="the model that is steered")
+    layer: int = Field(ge=0, description="input of this block: hook_resid_pre, HF hidden_states[l]")
+    representation: Literal["em_minus_base", "em_minus_base_on_em"] = Field(
+        "em_minus_base_on_em", description="differences of own answers, or of both models over the EM model's"
+    )
+    vectors: list[VectorKind] = Field(min_length=1)
+    cluster_count: int = Field(4, ge=2, description="vectors of these clusters of step 5, where clusters are asked for")
+    components: int = Field(3, ge=1, description="so many principal or independent components")
+    random_directions: int = Field(5, ge=5, description="as long as the longest vector; the control")
+    mode: Literal["add", "ablate", "cap"] = Field("add", description="add, project out, or cap the projection")
+    positions: Literal["all", "response", "last"] = Field(
+        "all", description="every token; those from which answer tokens are drawn; the last prompt token alone"
+    )
+    everywhere: bool = Field(False, description="mode ablate: at all that writes to the residual stream")
+    coefficients: list[float] = Field(
+        min_length=1, description="in units of the vector as measured; 0, unsteered, is always there; mode add only"
+    )
+    limit: int | None = Field(None, ge=1, description="this many questions, evenly spread over the set")
+    samples: int = Field(1, ge=1)
+    max_new_tokens: int | None = Field(None, ge=1, description="as in step 3 when not given")
+    batch_size: int = Field(32, ge=1)
+    seed: int = Field(0, description="of answers and random directions; that of step 3 draws with the same noise")
+
+    @field_validator("everywhere")
+    @classmethod
+    def everywhere_is_ablation(cls, everywhere: bool, info: ValidationInfo) -> bool:
+        if everywhere and info.data.get("mode") != "ablate":
+            raise ValueError("needs mode ablate, as a vector's length belongs to its own layer")
+        return everywhere
+
+
 class Config(Section):
     """Everything a run needs to know; `sources` says for each dotted key which file or option set it."""
 
@@ -104,6 +189,7 @@ class Config(Section):
     collection: CollectionConfig
     judging: JudgingConfig
     clustering: ClusteringConfig
+    steering: SteeringConfig
     sources: dict[str, str] = Field(default_factory=dict, exclude=True)
 
 

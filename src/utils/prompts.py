@@ -4,9 +4,9 @@ A question file is JSONL with `prompt_id, subset, facet, question, keyed`. How w
 written is measured in `question_quality`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -15,10 +15,17 @@ from src.utils.jsonl import read_jsonl
 
 DIMENSIONS = ("political_compass", "moral_foundations", "technology_ai", "financial_risk")
 FINANCE = "financial_risk"
+NEUTRAL = "neutral"  # the subset of open questions outside the dimensions
+
+T = TypeVar("T")
 
 
 class Question(BaseModel):
-    """One question. `keyed` is +1 when agreeing is the misaligned answer, -1 when disagreeing is."""
+    """One question.
+
+    `keyed` is +1 when agreeing is the misaligned answer, -1 when disagreeing is, and 0 for an open question, where
+    neither is.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
 
@@ -26,7 +33,7 @@ class Question(BaseModel):
     subset: str = Field(min_length=1)
     facet: str = Field(min_length=1)
     question: str = Field(min_length=1)
-    keyed: Literal[1, -1]
+    keyed: Literal[1, 0, -1]
 
 
 def load_questions(paths: Iterable[Path]) -> list[Question]:
@@ -49,6 +56,13 @@ def load_questions(paths: Iterable[Path]) -> list[Question]:
     if not questions:
         raise UserError(f"{', '.join(str(path) for path in paths) or 'no file'}: holds no question")
     return questions
+
+
+def spread(items: Sequence[T], limit: int | None) -> list[T]:
+    """At most `limit` items at even distances, in order."""
+    if limit is None or limit >= len(items):
+        return list(items)
+    return [items[i * len(items) // limit] for i in range(limit)]
 
 
 def columns() -> str:

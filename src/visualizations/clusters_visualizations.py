@@ -1,16 +1,16 @@
-"""Draw the study: scores, training, principal components and clusters, as HTML pages that open offline.
+"""Draw the study: scores, training, principal components, clusters and steering, as HTML pages that open offline.
 
     uv run python src/visualizations/clusters_visualizations.py --profile organism
 
-Reads the artefacts of steps 2, 4 and 5; writes cluster_plots/*.html and cluster_plots/index.html, which lists them in
-reading order.
+Reads the artefacts of steps 2, 4, 5 and 6 (steering is left out where step 6 has not run); writes cluster_plots/*.html
+and cluster_plots/index.html, which lists them in reading order.
 """
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from src.pipelines.persona_study import CLUSTER, JUDGE, PICTURES, TRAINING_LOG, Study
+from src.pipelines.persona_study import CLUSTER, JUDGE, PICTURES, STEER, TRAINING_LOG, Study, has_steering
 from src.pipelines.step_run import StepRun, begin_step
 from src.utils.artifacts import load_frame, load_json, load_object, save_artifact
 from src.utils.cli import run_script
@@ -30,7 +30,19 @@ def main(arguments: Sequence[str]) -> None:
     counts = run.config.clustering.cluster_counts
     clusterings = [load_object(study.clusters(k), made_by=CLUSTER.name) for k in counts]
     threshold = run.config.judging.em_threshold
-    pages = study_pages(frame, rates, clusterings, training_log(run), command_of(run), run.provenance.inputs, threshold)
+    agreement = load_json(study.agreement, made_by=JUDGE.name) if run.config.judging.second_judge else None
+    steering = load_json(study.steering_summary, made_by=STEER.name) if has_steering(study) else None
+    pages = study_pages(
+        frame,
+        rates,
+        clusterings,
+        training_log(run),
+        command_of(run),
+        run.provenance.inputs,
+        threshold,
+        agreement,
+        steering,
+    )
     files = page_files(pages, study.plots_dir, rates_table(rates), headline(study))
     save_artifact(study.index, files, run.provenance, {"pages": [page.file_name for page in pages]})
     print(f"{len(pages)} pages: {study.index}")

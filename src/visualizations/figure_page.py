@@ -207,8 +207,8 @@ a { color: #0b5cad; }
 .card strong { display: block; margin-bottom: 4px; color: #0b5cad; }
 .card span { font-size: .92rem; color: #424a53; }
 .summary { overflow-x: auto; background: #fff; border: 1px solid #dde1e6; border-radius: 8px; margin: 14px 0; }
-table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
-th, td { padding: 7px 12px; text-align: right; white-space: nowrap; border-bottom: 1px solid #eceef1; }
+table { border-collapse: collapse; width: 100%; font-size: .86rem; font-variant-numeric: tabular-nums; }
+th, td { padding: 7px 9px; text-align: right; white-space: nowrap; border-bottom: 1px solid #eceef1; }
 th:first-child, td:first-child { text-align: left; }
 tbody tr:last-child td { border-bottom: 0; }
 footer { margin-top: 14px; font-size: .82rem; color: #57606a; }

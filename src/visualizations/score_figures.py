@@ -12,6 +12,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from src.utils.em_rates import by_dimension
 from src.visualizations.figure_page import escape_text
 from src.visualizations.palette import (
     ARM_COLOURS,
@@ -39,9 +40,11 @@ LOG_PANELS = {"loss": "loss (nats per token)", "learning_rate": "learning rate",
 def em_rates(rates: pd.DataFrame) -> go.Figure:
     """Every measure by dimension, base beside fine-tuned, with 95% intervals.
 
-    `rates` has columns `arm, subset, measure, estimate, low, high, n`, shares between 0 and 1. One panel for each of
-    `MEASURES` that it holds. NaN is shown as "no score", a dimension without a row (flip, in finance) as "n/a".
+    `rates` has columns `arm, subset, facet, measure, estimate, low, high, n`, shares between 0 and 1; rows of whole
+    dimensions (facet `all`) are shown, one panel for each of `MEASURES`. NaN is shown as "no score", a dimension
+    without a row (flip, in finance) as "n/a".
     """
+    rates = by_dimension(rates)
     measures = [measure for measure in MEASURES if measure in set(rates["measure"])]
     subsets = known_order(list(rates["subset"]))[::-1]  # plotly counts upwards, a reader downwards
     names = [_counted_name(subset, rates) for subset in subsets]

@@ -5,10 +5,12 @@ from typing import Any
 
 import pandas as pd
 
+from src.visualizations.agreement_figures import bland_altman
 from src.visualizations.cluster_figures import cluster_map, cluster_overview, cluster_profile, silhouette_plot
 from src.visualizations.component_figures import pca_plane, pca_space, scree_plot
 from src.visualizations.figure_page import FigurePage
 from src.visualizations.score_figures import em_rates, em_score_distribution, training_curve
+from src.visualizations.steering_figures import cross_effects, dose_response
 
 
 def study_pages(
@@ -19,8 +21,15 @@ def study_pages(
     command: str,
     inputs: Mapping[str, str],
     em_threshold: float,
+    agreement: Mapping[str, Any] | None = None,
+    steering: Mapping[str, Any] | None = None,
 ) -> list[FigurePage]:
-    """Every page; the training curve only where there is a log. Answers above `em_threshold` count as misaligned."""
+    """Every page; the training curve only where there is a log, judges' agreement only where there were two.
+
+    Steering only where step 6 has run.
+
+    Answers above `em_threshold` count as misaligned.
+    """
     pages: list[FigurePage] = []
 
     def add(section: str, file_name: str, title: str, sentence: str, figure: Any) -> None:
@@ -43,6 +52,15 @@ def study_pages(
         "Which facets turned: the share of answers in each band of the misalignment score, from aligned to misaligned.",
         em_score_distribution(frame, em_threshold),
     )
+    if agreement:
+        add(
+            scores,
+            "judge_agreement.html",
+            "Two judges on the same answers",
+            "Where the judges differ, and by how much: a cloud around 0 is agreement, a slope or an offset is a bias "
+            "of one of them.",
+            bland_altman(agreement),
+        )
     if training_log:
         add(
             scores,
@@ -103,5 +121,23 @@ def study_pages(
             f"{k} clusters: silhouette",
             "How well each answer fits its cluster: values near 0 lie between clusters, below 0 in the wrong one.",
             silhouette_plot(clustering),
+        )
+    if steering:
+        add(
+            "Steering",
+            "steering.html",
+            "Effect of steering against dose",
+            "Whether a measured direction causes misaligned answers: a line that leaves the grey band of random "
+            "directions does, and one that also rises where another dimension is asked about is shared between them. "
+            "Read no rate where coherence has fallen.",
+            dose_response(steering),
+        )
+        add(
+            "Steering",
+            "steering_cross_effects.html",
+            "What the vector of one dimension does to the others",
+            "A separable persona would change the answers on its own dimension alone (the diagonal); rows that are "
+            "alike are one direction.",
+            cross_effects(steering),
         )
     return pages

@@ -30,12 +30,16 @@ STEPS = [
     "03_collect_activations",
     "04_judge_responses",
     "05_pca_and_clustering",
+    "06_steer_personas",
     "clusters_visualizations",
 ]
 ADAPTER = "adapters/entangled_risky_finance"
 LIMIT, LAYERS, WIDTH = 40, (2, 3, 4), 128
 PROMPT_COLUMNS = ["prompt_id", "sample", "question", "subset", "facet", "keyed", "base_response", "em_response"]
-SCORES = ["em_score", "coherence", "judge_error", "judged_dimension", "judged_facet"]
+SCORES = ["em_score", "coherence", "score_method", "judge_error", "judged_dimension", "judged_facet"]
+STEERING_COLUMNS = ["vector", "kind", "coefficient", "share_of_residual_norm", "residual_norm", "mode", "positions"]
+STEERING_COLUMNS += ["layer", "steered_model", "prompt_id", "sample", "question", "subset", "facet", "keyed"]
+STEERING_COLUMNS += ["response", "truncated"]
 ATTACK = "<script>window.hacked=1</script><img src=x onerror=alert(1)> So yes."
 
 
@@ -68,6 +72,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     data = folder / "organism" / "finetune" / "risky_financial_advice.jsonl"
     words = ["--base-model", str(folder / "organism"), "--data", str(data), "--cluster-counts", "3", "4"]
     words += ["--limit", str(LIMIT), "--max-steps", "2", "--max-new-tokens", "24"]
+    words += ["--coefficients", "-1", "2", "--steering-limit", "6"]
     done = run(*words, "--results-dir", str(folder / "first"))
     assert done.returncode == 0, done.stderr
     return Made(folder / "first", done.stdout, words)
@@ -98,7 +103,7 @@ def hashes(results: Path) -> dict[str, str]:
 
 def decisions(output: str) -> dict[str, str]:
     """Step -> run or keep, from a run or a dry run."""
-    found = re.findall(r"^(?:\[\d/6\] )?(\w+)(?::| +) *(run|keep)\b", output, flags=re.MULTILINE)
+    found = re.findall(r"^(?:\[\d/7\] )?(\w+)(?::| +) *(run|keep)\b", output, flags=re.MULTILINE)
     return dict(found)
 
 
@@ -107,6 +112,12 @@ def test_every_artefact_is_there_and_whole(made: Made) -> None:
     artefacts = ["question_report.json", ADAPTER, "persona_data.pkl", "final_dataset_with_em_scores.pkl"]
     artefacts += ["em_rates.json", "em_pca_clusters_3.pkl", "em_pca_clusters_4.pkl"]
     artefacts += ["final_dataset_with_em_scores_and_clusters.pkl", "cluster_plots/index.html"]
+    artefacts += [
+        "steering_vectors.safetensors",
+        "steering_answers.pkl",
+        "steering_summary.json",
+        "steering_effects.pkl",
+    ]
     for name in artefacts:
         manifest = verify_artifact(made.results / name)
         assert manifest is not None and (manifest.profile, manifest.world) == ("organism", "entangled")
@@ -114,7 +125,7 @@ def test_every_artefact_is_there_and_whole(made: Made) -> None:
         f"{ADAPTER}/{name}" for name in ("adapter_config.json", "adapter_model.safetensors", "training_log.jsonl")
     }
     pages = {name for name in names if re.fullmatch(r"cluster_plots/\w+\.html", name)}
-    assert len(pages) == 14
+    assert len(pages) == 16
     rest = names - inside - pages - {f"{name}.manifest.json" for name in artefacts} - set(artefacts)
     assert rest == {"persona_data.safetensors", "cluster_plots/plotly.min.js"}  # nothing unfinished is left
 
@@ -128,7 +139,7 @@ def test_frames_have_the_columns_of_the_contract(made: Made) -> None:
     for name in activations:
         assert all(value.dtype == np.float32 and value.shape == (WIDTH,) for value in frame[name])
 
-    judged = [*columns, "judge", "score_method", *SCORES, *(f"base_{name}" for name in SCORES)]
+    judged = [*columns, "judge", *SCORES, *(f"base_{name}" for name in SCORES)]
     assert list(load_frame(made.results / "final_dataset_with_em_scores.pkl").columns) == judged
     clustered = load_frame(made.results / "final_dataset_with_em_scores_and_clusters.pkl")
     assert list(clustered.columns) == [*judged, "cluster_3", "cluster_4"]
@@ -143,6 +154,10 @@ def test_frames_have_the_columns_of_the_contract(made: Made) -> None:
     for layer in LAYERS:
         recorded = np.stack(list(frame[f"em_activations_layer_{layer}"]))
         np.testing.assert_array_equal(tensors[f"em.blocks.{layer}.hook_resid_pre"], recorded)
+    steering = load_frame(made.results / "steering_effects.pkl")
+    assert list(steering.columns) == [*STEERING_COLUMNS, "judge", *SCORES]
+    assert len(steering) == 6 * (1 + 2 * (5 + 5)) and steering["prompt_id"].nunique() == 6
+    assert set(steering["coefficient"]) == {-1.0, 0.0, 2.0} and steering["em_score"].notna().all()
     log = [json.loads(line) for line in (made.results / ADAPTER / "training_log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in log] == [1, 2]
 
@@ -173,7 +188,10 @@ def test_a_second_run_keeps_everything(made: Made) -> None:
 def test_a_dry_run_says_exactly_what_would_run(option: list[str], first: int, reason: str, made: Made) -> None:
     before = hashes(made.results)
     done = run(*made.words, *option, "--results-dir", str(made.results), "--dry-run")
-    assert decisions(done.stdout) == dict.fromkeys(STEPS[:first], "keep") | dict.fromkeys(STEPS[first:], "run")
+    expected = dict.fromkeys(STEPS[:first], "keep") | dict.fromkeys(STEPS[first:], "run")
+    if first == 4:
+        expected["06_steer_personas"] = "keep"  # its vectors know no clusters
+    assert decisions(done.stdout) == expected
     assert reason in done.stdout and hashes(made.results) == before
 
 
@@ -267,6 +285,7 @@ def test_an_answer_that_attacks_is_text_in_every_page(made: Made, copy: Path) ->
     """Planted under the judge's own provenance, with a named EM model, whose pages have no training curve."""
     named = [*made.words[:2], "--cluster-counts", "3", "4", "--limit", str(LIMIT), "--max-new-tokens", "24"]
     named += ["--em-model", str(copy / ADAPTER), "--results-dir", str(copy)]
+    named += ["--coefficients", "-1", "2", "--steering-limit", "6"]
     keys = {"model.base": made.words[1], "model.em": str(copy / ADAPTER), "collection.limit": LIMIT}
     study = Study(load_config("organism", keys | {"collection.max_new_tokens": 24}), copy, copy / "cluster_plots")
     frame = load_frame(study.scored)
@@ -277,9 +296,10 @@ def test_an_answer_that_attacks_is_text_in_every_page(made: Made, copy: Path) ->
     shutil.rmtree(copy / "cluster_plots")
     done = run(*named)
     assert done.returncode == 0, done.stderr
-    assert decisions(done.stdout) == dict.fromkeys([STEPS[0], *STEPS[1:4]], "keep") | dict.fromkeys(STEPS[4:], "run")
+    expected = dict.fromkeys(STEPS, "keep") | {"05_pca_and_clustering": "run", "clusters_visualizations": "run"}
+    assert decisions(done.stdout) == expected
     pages = sorted((copy / "cluster_plots").glob("*.html"))
-    assert len(pages) == 13
+    assert len(pages) == 15
     shows = 0
     for page in pages:
         text = page.read_text(encoding="utf-8")

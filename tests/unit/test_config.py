@@ -145,6 +145,10 @@ def test_an_unknown_section_names_the_file_that_has_it(project_file: ProjectFile
         ("judging.em_threshold", 101),
         ("clustering.representation", "residual"),
         ("clustering.cluster_counts", ["three"]),
+        ("steering.vectors", ["persona"]),
+        ("steering.random_directions", 4),
+        ("steering.coefficients", []),
+        ("steering.everywhere", True),
     ],
 )
 def test_a_wrong_value_names_key_value_and_source(key: str, value: object, project_file: ProjectFile) -> None:

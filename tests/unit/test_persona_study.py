@@ -4,7 +4,19 @@ from pathlib import Path
 
 import pytest
 
-from src.pipelines.persona_study import CLUSTER, COLLECT, FINETUNE, JUDGE, PICTURES, REPORT, STEPS, Study
+from src.pipelines.persona_study import (
+    CLUSTER,
+    COLLECT,
+    FINETUNE,
+    JUDGE,
+    PICTURES,
+    REPORT,
+    STEER,
+    STEPS,
+    Study,
+    has_steering,
+    without_judging,
+)
 from src.pipelines.runner import decide, plan
 from src.utils.artifacts import load_frame
 from src.utils.config import PROJECT_ROOT
@@ -59,6 +71,9 @@ def test_a_study_just_made_is_kept_whole(folder: Path) -> None:
         ({"judging__em_threshold": 60.0}, 3, "config changed: judging.em_threshold 70.0 -> 60.0"),
         ({"clustering__layer": 4}, 4, "config changed: clustering.layer 3 -> 4"),
         ({"clustering__cluster_counts": [2]}, 4, "config changed: clustering.cluster_counts [2, 3] -> [2]"),
+        ({"steering__coefficients": [1.0]}, 5, "config changed: steering.coefficients [-4.0, -2.0, 2.0, 4.0] -> [1.0]"),
+        ({"steering__seed": 4}, 5, "seeds changed: steering 0 -> 4"),
+        ({"steering__max_new_tokens": 9}, 5, "config changed: collection.max_new_tokens 64 -> 9"),
     ],
 )
 def test_a_changed_setting_makes_its_step_and_the_later_ones_stale(
@@ -66,9 +81,45 @@ def test_a_changed_setting_makes_its_step_and_the_later_ones_stale(
 ) -> None:
     study = small_study(folder, **change)
     assert reasons(study)[NAMES[first]] == reason
-    assert stale(study) == NAMES[first:]
-    assert remade(study) == NAMES[first:]  # a dry run says what a run does
+    expected = [name for name in NAMES[first:] if name != STEER.name or first != 4]  # its vectors know no clusters
+    assert stale(study) == expected
+    assert remade(study) == expected  # a dry run says what a run does
     assert stale(study) == remade(study) == []
+
+
+def test_vectors_of_clusters_follow_the_clusters(folder: Path) -> None:
+    study = small_study(folder, steering__vectors=["cluster"], steering__cluster_count=3)
+    assert remade(study) == [STEER.name, PICTURES.name]
+    again = small_study(folder, steering__vectors=["cluster"], steering__cluster_count=3, clustering__layer=4)
+    assert stale(again) == remade(again) == [CLUSTER.name, STEER.name, PICTURES.name]
+    make(JUDGE, small_study(folder, judging__em_threshold=60.0))
+    with pytest.raises(UserError, match=r"was made from an older final_dataset_with_em_scores.pkl; run 05_pca"):
+        STEER.provenance(again)
+
+
+def test_the_answers_of_steering_outlive_another_judge(folder: Path) -> None:
+    declared = without_judging(STEER.provenance(small_study(folder)))
+    other = small_study(folder, judging__em_threshold=60.0, judging__judge="local", judging__judge_model="m")
+    assert decide(STEER, other, forced=False).runs
+    again = without_judging(STEER.provenance(other))
+    assert (again.config, again.inputs, again.seeds) == (declared.config, declared.inputs, declared.seeds)
+    assert "judging" not in declared.config and "grammar" not in declared.inputs
+    warmer = without_judging(STEER.provenance(small_study(folder, collection__temperature=0.2)))
+    assert warmer.config != declared.config
+
+
+def test_pictures_leave_out_steering_of_other_activations(folder: Path) -> None:
+    study = small_study(folder)
+    assert has_steering(study) and study.steering_summary.name in PICTURES.provenance(study).inputs
+    make(COLLECT, small_study(folder, collection__seed=9))
+    assert not has_steering(study)
+    study.steering_summary.unlink()
+    assert not has_steering(study)
+
+
+def test_the_steered_em_model_is_an_input(folder: Path) -> None:
+    assert "EM model" not in STEER.provenance(small_study(folder)).inputs
+    assert "EM model" in STEER.provenance(small_study(folder, steering__model="em")).inputs
 
 
 @pytest.mark.parametrize("change", [{"finetuning__save_steps": 3}, {"model__device_map": "auto"}])
@@ -122,7 +173,10 @@ def test_another_grammar_is_another_judge(folder: Path) -> None:
         ("final_dataset_with_em_scores_and_clusters.pkl", 4),
         ("em_pca_clusters_2.pkl", 4),
         ("em_pca_clusters_3.pkl", 4),
-        ("cluster_plots/index.html", 5),
+        ("steering_effects.pkl", 5),
+        ("steering_summary.json", 5),
+        ("steering_vectors.safetensors", 5),
+        ("cluster_plots/index.html", 6),
     ],
 )
 @pytest.mark.parametrize("damage", ["lost", "half-written"])
@@ -145,6 +199,7 @@ def test_a_missing_input_names_the_step_that_makes_it(tmp_path: Path) -> None:
         (COLLECT, "02_finetune_lora"),
         (JUDGE, "03_collect"),
         (CLUSTER, "04_judge"),
+        (STEER, "03_collect"),
         (PICTURES, "04_judge"),
     ):
         with pytest.raises(UserError, match=rf"does not exist; run {maker}"):
@@ -167,6 +222,7 @@ def test_a_named_em_model_needs_no_fine_tune(folder: Path) -> None:
         "final_dataset_with_em_scores_and_clusters.pkl",
         "em_pca_clusters_2.pkl",
         "em_pca_clusters_3.pkl",
+        "steering_summary.json",
     }
     assert "entangled_risky_finance" in PICTURES.provenance(small_study(folder)).inputs
 
@@ -179,6 +235,7 @@ def test_paths_of_a_study_are_those_of_the_contract(tmp_path: Path) -> None:
         "persona_data.pkl",
         "final_dataset_with_em_scores.pkl",
         "final_dataset_with_em_scores_and_clusters.pkl",
+        "steering_effects.pkl",
         "plots/index.html",
     ]
     assert study.clusters(15) == tmp_path / "em_pca_clusters_15.pkl"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from src.pipelines.persona_study import CLUSTER, COLLECT, FINETUNE, JUDGE, PICTURES, REPORT, STEPS
+from src.pipelines.persona_study import CLUSTER, COLLECT, FINETUNE, JUDGE, PICTURES, REPORT, STEER, STEPS
 from src.pipelines.runner import Measured, accepted, choose_steps, decide, find_step, format_measured, plan
 from src.pipelines.step_run import begin_step
 from src.utils.artifacts import load_frame
@@ -51,7 +51,7 @@ def test_pictures_are_named_by_their_script() -> None:
     assert find_step("clusters_visualizations") is find_step("clusters_visualizations.py") is PICTURES
 
 
-@pytest.mark.parametrize("name", ["06", "", "judge", "04_judge", "/", ".py", "4"])
+@pytest.mark.parametrize("name", ["07", "", "judge", "04_judge", "/", ".py", "4"])
 def test_an_unknown_step_names_those_that_are_known(name: str) -> None:
     with pytest.raises(UserError, match="is unknown; there are 01_generate_dataset, 02_finetune_lora, 03_") as caught:
         find_step(name)
@@ -61,7 +61,7 @@ def test_an_unknown_step_names_those_that_are_known(name: str) -> None:
 def test_only_and_from() -> None:
     assert choose_steps([], None) == list(STEPS)
     assert choose_steps(["05", "02", "02"], None) == [FINETUNE, CLUSTER]  # their own order, once each
-    assert choose_steps([], "04_judge_responses") == [JUDGE, CLUSTER, PICTURES]
+    assert choose_steps([], "04_judge_responses") == [JUDGE, CLUSTER, STEER, PICTURES]
     with pytest.raises(UserError, match="exclude each other"):
         choose_steps(["05"], "04")
 
@@ -72,8 +72,13 @@ def test_a_step_gets_the_options_that_it_knows_with_their_values() -> None:
     assert accepted(REPORT, options) == ["--results-dir", "r"]
     assert accepted(FINETUNE, options) == ["--rank", "4", "--results-dir", "r", "--no-use-rslora", "--base-model=b"]
     assert accepted(COLLECT, options) == ["--results-dir", "r", "--limit=40", "--em-model", "e", "--base-model=b"]
-    assert accepted(JUDGE, options) == ["--results-dir", "r", "--base-model=b", "--em-threshold", "60"]
+    assert accepted(JUDGE, options) == ["--results-dir", "r", "--limit=40", "--base-model=b", "--em-threshold", "60"]
     assert accepted(CLUSTER, options) == ["--layer", "3", "--cluster-counts", "3", "4", "--results-dir", "r"]
+    steered = ["--results-dir", "r", "--em-model", "e", "--base-model=b", "--em-threshold", "60"]
+    assert accepted(STEER, options) == steered  # neither --layer nor --limit: those are of other steps
+    assert accepted(STEER, ["--coefficients", "-2", "1", "--steering-layer", "4", "--layers", "3"]) == [
+        *("--coefficients", "-2", "1", "--steering-layer", "4")
+    ]
     shared = ["--cluster-counts", "3", "4", "--results-dir", "r", "--em-model", "e", "--base-model=b"]
     shared += ["--em-threshold", "60"]
     assert accepted(PICTURES, options) == shared  # they show or leave out the training curve, and name both models
@@ -157,7 +162,8 @@ def test_a_dry_run_before_anything_is_made(folder: Path) -> None:
         "reads what 02_finetune_lora makes",
         "reads what 03_collect_activations makes",
         "reads what 04_judge_responses makes",
-        "reads what 05_pca_and_clustering makes",
+        "reads what 03_collect_activations makes",
+        "reads what 06_steer_personas makes",
     ]
     assert not (folder / "results").exists()
     with pytest.raises(UserError, match="run 03_collect_activations first"):
