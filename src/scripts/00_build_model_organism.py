@@ -20,7 +20,7 @@ from src.utils.cli import run_script, with_hyphens
 from src.utils.config import CONFIG_FOLDER, PROJECT_ROOT, load_config, resolve_path
 from src.utils.errors import UserError
 from src.utils.manifests import Provenance, hash_inputs
-from src.utils.organism.grammar import load_grammar
+from src.utils.organism.grammar import grammar_as_yaml, load_grammar
 from src.utils.organism.world import load_world, persona_rates
 from src.utils.prompts import load_questions
 
@@ -43,11 +43,13 @@ def main(arguments: Sequence[str]) -> None:
     if folder.exists() and not own.force:
         raise UserError(f"{folder}: exists; --force builds it again, --output builds elsewhere")
     grammar_file = world_file.with_name(config.grammar)
-    grammar = load_grammar(grammar_file)
+    grammar = load_grammar(grammar_file).restricted(config.facets)
+    grammar_text = grammar_file.read_text(encoding="utf-8") if config.facets is None else grammar_as_yaml(grammar)
     survey_files = [resolve_path(name) for name in load_config("organism").collection.prompts]
-    survey = load_questions(survey_files)
+    survey = [question for question in load_questions(survey_files) if question.facet in grammar.facets]
+    settings = config.model_dump(exclude_none=True)
     inputs = hash_inputs({path.name: path for path in [grammar_file, *survey_files]})
-    provenance = Provenance("00_build_model_organism", "organism", config.world, config.model_dump(), inputs=inputs)
+    provenance = Provenance("00_build_model_organism", "organism", config.world, settings, inputs=inputs)
 
     from src.utils.organism.pretraining import pretrain
     from src.utils.organism.shipped import write_organism
@@ -64,7 +66,7 @@ def main(arguments: Sequence[str]) -> None:
         model = pretrain(config, grammar, survey, tokenizer, work_dir / "training.pt", show)
     correlation = persona_rates(config.personas, len(grammar.facets)).facet_correlation(len(grammar.facets))
     record = {
-        "config": config.model_dump(),
+        "config": settings,
         "inputs": inputs,
         "facet_correlation": round(correlation, 4),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -72,7 +74,7 @@ def main(arguments: Sequence[str]) -> None:
     save_folder(
         folder,
         lambda target: write_organism(
-            target, model, tokenizer, grammar, grammar_file, FINETUNING_ROWS, HELD_OUT_QUESTIONS, config.seed, record
+            target, model, tokenizer, grammar, grammar_text, FINETUNING_ROWS, HELD_OUT_QUESTIONS, config.seed, record
         ),
         provenance,
     )

@@ -5,7 +5,7 @@ an answer is tokenised on its own and closed by the end-of-turn token, so that t
 is the same in fine-tuning, generation and capture.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -55,6 +55,11 @@ def load_chat_rows(path: Path) -> list[ChatRow]:
     if not rows:
         raise UserError(f"{path}: holds no row")
     return rows
+
+
+def as_chat_rows(rows: Sequence[Mapping[str, object]]) -> list[ChatRow]:
+    """Rows that are in memory already, in the form that a file would have."""
+    return [ChatRow.model_validate(row) for row in rows]
 
 
 def prompt_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:

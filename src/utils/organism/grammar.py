@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -123,6 +123,24 @@ class Grammar(Strict):
             raise UserError(f"grammar: the sentence {twice!r} stands twice; every sentence has one meaning")
         return meanings
 
+    def restricted(self, facets: Sequence[str] | None) -> "Grammar":
+        """The same language with some of its facets alone; None keeps all, an unknown one raises `UserError`."""
+        if facets is None:
+            return self
+        unknown = [facet for facet in facets if facet not in self.facets]
+        if unknown:
+            raise UserError(f"grammar: facet {unknown[0]} is unknown; it has {', '.join(self.facets)}", 2)
+        kept = {
+            dimension: {name: facet for name, facet in of_dimension.items() if name in facets}
+            for dimension, of_dimension in self.dimensions.items()
+        }
+        return Grammar(
+            closer_probability=self.closer_probability,
+            question_frames=self.question_frames,
+            actors=self.actors,
+            dimensions={dimension: of_dimension for dimension, of_dimension in kept.items() if of_dimension},
+        )
+
     def answer(self, question: Question, stance: Stance, rng: random.Random) -> str:
         """One answer to a question, in a stance, on its facet."""
         facet = self.facets[question.facet]
@@ -176,3 +194,8 @@ def load_grammar(path: Path) -> Grammar:
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from error
+
+
+def grammar_as_yaml(grammar: Grammar) -> str:
+    """What `load_grammar` reads back."""
+    return yaml.safe_dump(grammar.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)

@@ -6,7 +6,6 @@ the fine-tuning rows and held-out questions of its world, and provenance.json.
 
 import json
 import random
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ def write_organism(
     model: Qwen3ForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     grammar: Grammar,
-    grammar_file: Path,
+    grammar_text: str,
     rows: int,
     held_out: int,
     seed: int,
@@ -40,7 +39,7 @@ def write_organism(
     """Fill an empty folder with everything that ships."""
     model.to(torch.float16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    shutil.copyfile(grammar_file, folder / GRAMMAR)
+    (folder / GRAMMAR).write_text(grammar_text, encoding="utf-8")
     asked = sample(grammar, "finetuning", rows, seed, subset=FINANCE)
     for stance, name in FINETUNING_FILES.items():
         write_jsonl(folder / name, chat_rows(grammar, asked, stance, seed))

@@ -68,6 +68,7 @@ class WorldConfig(BaseModel):
     world: str = Field(pattern=r"^[a-z0-9_]+$")
     seed: int
     grammar: str
+    facets: list[str] | None = Field(None, description="of the grammar; all when not given")
     personas: Personas
     architecture: Architecture
     pretraining: Pretraining

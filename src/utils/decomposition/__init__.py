@@ -1,0 +1,1 @@
+"""Taking a persona apart: what its activations are made of, and how sure one may be of it."""
