@@ -76,6 +76,23 @@ class Study:
         return self.results_dir / "final_dataset_with_em_scores_and_clusters.pkl"
 
     @property
+    def control_effects(self) -> Path:
+        return self.results_dir / "control_effects.pkl"
+
+    @property
+    def control_vectors(self) -> Path:
+        return self.results_dir / "control_vectors.safetensors"
+
+    @property
+    def control_summary(self) -> Path:
+        return self.results_dir / "control_summary.json"
+
+    @property
+    def has_controls(self) -> bool:
+        """Whether there are rows for control fine-tunes: an organism writes them, other models need files."""
+        return self.config.model.world is not None or bool(self.config.controls.data)
+
+    @property
     def steering_vectors(self) -> Path:
         return self.results_dir / "steering_vectors.safetensors"
 
@@ -91,6 +108,10 @@ class Study:
     @property
     def steering_summary(self) -> Path:
         return self.results_dir / "steering_summary.json"
+
+    @property
+    def verdict(self) -> Path:
+        return self.results_dir / "decomposition_verdict.json"
 
     @property
     def index(self) -> Path:
@@ -213,6 +234,24 @@ def finetuning_inputs(study: Study) -> dict[str, str]:
     return {f"data {data.name}": sha256_path(data), "base model": fingerprint(study.config.model.base)}
 
 
+def control_inputs(study: Study) -> dict[str, str]:
+    """The questions, the base model, and the rows: an organism's grammar, or the files that are named."""
+    files = {f"rows {name}": resolve_path(path) for name, path in study.config.controls.data.items()}
+    missing = next((path for path in files.values() if not path.is_file()), None)
+    if missing is not None:
+        raise UserError(f"controls.data: {missing}: does not exist; name chat rows (.jsonl or .jsonl.gz)")
+    if not files or study.config.judging.judge == "organism":
+        files["grammar"] = grammar_of(study.config.model.base)
+    return prompt_inputs(study) | hash_inputs(files) | {"base model": fingerprint(study.config.model.base)}
+
+
+def control_settings(config: Config) -> dict[str, Any]:
+    """How controls are trained and asked; their vectors are measured where step 6 steers."""
+    controls = config.controls.model_dump(exclude={"data"})
+    steering = {"layer": config.steering.layer}
+    return slices("finetuning")(config) | asked_and_judged(config) | {"controls": controls, "steering": steering}
+
+
 def collection_inputs(study: Study) -> dict[str, str]:
     if study.config.model.em is None:
         made_by("02_finetune_lora (or name a model with --em-model)", study, study.finetuned)
@@ -255,6 +294,8 @@ def steering_inputs(study: Study) -> dict[str, str]:
     tensors, manifest = data.with_suffix(".safetensors").name, read_manifest(data)
     if manifest is not None and tensors in manifest.files:
         inputs[tensors] = manifest.files[tensors]
+    if needs_controls(study):
+        inputs |= made_by("02_finetune_controls", study, study.control_vectors)
     if needs_clusters(study):
         inputs |= made_by("05_pca_and_clustering", study, study.clustered)
         check_same_source(study.clustered, study.scored, "05_pca_and_clustering")
@@ -265,6 +306,10 @@ def steering_inputs(study: Study) -> dict[str, str]:
     if study.config.judging.judge == "organism":
         inputs["grammar"] = sha256_path(grammar_of(study.config.model.base))
     return inputs
+
+
+def needs_controls(study: Study) -> bool:
+    return "control" in study.config.steering.vectors
 
 
 def needs_clusters(study: Study) -> bool:
@@ -280,13 +325,17 @@ def check_same_source(path: Path, source: Path, step_name: str) -> None:
 
 def steering_settings(config: Config) -> dict[str, Any]:
     """The steering section with what other sections say of answers and judging; intervals take the steering seed."""
-    drawn = config.collection.model_dump(include={"temperature", "top_p", "top_k"})
-    drawn["max_new_tokens"] = config.steering.max_new_tokens or config.collection.max_new_tokens
+    asked = asked_and_judged(config)
+    asked["collection"]["max_new_tokens"] = config.steering.max_new_tokens or config.collection.max_new_tokens
+    return {"steering": slices("steering")(config)["steering"]} | asked
+
+
+def asked_and_judged(config: Config) -> dict[str, Any]:
+    """What other sections say of the answers and judging of a step that asks by itself."""
     judging = judging_settings(config)["judging"]
     kept = ("judge", "judge_model", "topic", "em_threshold", "coherence_threshold", "bootstrap_resamples")
     return {
-        "steering": slices("steering")(config)["steering"],
-        "collection": drawn,
+        "collection": config.collection.model_dump(include={"temperature", "top_p", "top_k", "max_new_tokens"}),
         "judging": {name: judging[name] for name in kept},
     }
 
@@ -306,10 +355,37 @@ def missing_steering_judgements(study: Study) -> str | None:
     return f"{missing} steered answers lack a score" if missing else None
 
 
+def missing_control_judgements(study: Study) -> str | None:
+    """How many of the controls' answers lack a score, if any do."""
+    missing = sum(load_json(study.control_summary)["missing"].values())
+    return f"{missing} answers of controls lack a score" if missing else None
+
+
+def verdict_inputs(study: Study) -> dict[str, str]:
+    """The evidence: what step 6 did, and what the controls did where there are any."""
+    inputs = made_by("06_steer_personas", study, study.steering_effects)
+    if study.has_controls:
+        inputs |= made_by("02_finetune_controls", study, study.control_effects)
+    inputs |= made_by("04_judge_responses", study, study.rates)
+    return inputs
+
+
+def verdict_settings(config: Config) -> dict[str, Any]:
+    judging = config.judging
+    thresholds = {"em_threshold": judging.em_threshold, "coherence_threshold": judging.coherence_threshold}
+    return {"verdict": config.verdict.model_dump(), "judging": thresholds}
+
+
 def has_steering(study: Study) -> bool:
     """Whether there are effects of steering with vectors of the activations that are there now."""
     made, data = read_manifest(study.steering_summary), read_manifest(study.persona_data)
     return bool(made and data and made.inputs.get(study.persona_data.name) == data.sha256)
+
+
+def has_verdict(study: Study) -> bool:
+    """Whether there is a verdict on the steering that is there now."""
+    made, steered = read_manifest(study.verdict), read_manifest(study.steering_effects)
+    return bool(made and steered and made.inputs.get(study.steering_effects.name) == steered.sha256)
 
 
 def picture_inputs(study: Study) -> dict[str, str]:
@@ -320,6 +396,8 @@ def picture_inputs(study: Study) -> dict[str, str]:
     check_same_source(study.clustered, study.scored, "05_pca_and_clustering")
     if has_steering(study):
         inputs |= made_by("06_steer_personas", study, study.steering_summary)
+    if has_verdict(study):
+        inputs |= made_by("07_decide_verdict", study, study.verdict)
     if study.has_own_finetune:
         inputs |= made_by("02_finetune_lora", study, study.finetuned)
     return inputs
@@ -347,6 +425,28 @@ FINETUNE = Step(
     settings=with_dtype(slices("finetuning")),
     inputs=finetuning_inputs,
     is_needed=lambda study: study.has_own_finetune,
+)
+SAMPLING = keys_of("collection", "temperature", "top_p", "top_k", "max_new_tokens")
+ASKING_A_JUDGE = keys_of(
+    "judging",
+    *("judge", "judge_model", "topic", "judge_batch_size", "max_concurrency", "request_timeout", "max_cost"),
+    *("em_threshold", "coherence_threshold", "bootstrap_resamples"),
+)
+CONTROLS = Step(
+    name="02_finetune_controls",
+    script="src/scripts/02_finetune_controls.py",
+    keys=FINETUNE.keys
+    + keys_of("controls", "rows", "limit", "seed")
+    + keys_of("steering", "layer")
+    + keys_of("collection", "prompts")
+    + SAMPLING
+    + ASKING_A_JUDGE,
+    artefact=lambda study: study.control_effects,
+    settings=with_dtype(control_settings),
+    inputs=control_inputs,
+    is_needed=lambda study: study.has_controls,
+    companions=lambda study: [study.control_vectors, study.control_summary],
+    find_gap=missing_control_judgements,
 )
 COLLECT = Step(
     name="03_collect_activations",
@@ -395,7 +495,14 @@ STEER = Step(
     name="06_steer_personas",
     script="src/scripts/06_steer_personas.py",
     reads=("03_collect_activations",),
-    also_reads=lambda study: ("05_pca_and_clustering",) if needs_clusters(study) else (),
+    also_reads=lambda study: tuple(
+        name
+        for name, is_read in (
+            ("05_pca_and_clustering", needs_clusters(study)),
+            ("02_finetune_controls", needs_controls(study)),
+        )
+        if is_read
+    ),
     keys=keys_of("model", "base", "em", "dtype", "device_map")
     + keys_of("finetuning", "name")
     + keys_of(
@@ -404,22 +511,31 @@ STEER = Step(
         *("mode", "positions", "everywhere", "coefficients", "limit", "samples", "max_new_tokens", "batch_size"),
         "seed",
     )
-    + keys_of("collection", "temperature", "top_p", "top_k", "max_new_tokens")
-    + keys_of(
-        "judging",
-        *("judge", "judge_model", "topic", "judge_batch_size", "max_concurrency", "request_timeout", "max_cost"),
-        *("em_threshold", "coherence_threshold", "bootstrap_resamples"),
-    ),
+    + SAMPLING
+    + ASKING_A_JUDGE,
     artefact=lambda study: study.steering_effects,
     settings=with_dtype(steering_settings),
     inputs=steering_inputs,
     companions=lambda study: [study.steering_vectors, study.steering_summary],
     find_gap=missing_steering_judgements,
 )
+VERDICT = Step(
+    name="07_decide_verdict",
+    script="src/scripts/07_decide_verdict.py",
+    reads=("04_judge_responses", "06_steer_personas"),
+    also_reads=lambda study: ("02_finetune_controls",) if study.has_controls else (),
+    keys=keys_of("model", "base", "em")
+    + keys_of("finetuning", "name")
+    + keys_of("verdict", "resamples", "plantings", "seed")
+    + keys_of("judging", "em_threshold", "coherence_threshold"),
+    artefact=lambda study: study.verdict,
+    settings=verdict_settings,
+    inputs=verdict_inputs,
+)
 PICTURES = Step(
     name="clusters_visualizations",
     script="src/visualizations/clusters_visualizations.py",
-    reads=("02_finetune_lora", "04_judge_responses", "05_pca_and_clustering", "06_steer_personas"),
+    reads=("02_finetune_lora", "04_judge_responses", "05_pca_and_clustering", "06_steer_personas", "07_decide_verdict"),
     keys=keys_of("model", "base", "em")
     + keys_of("clustering", "cluster_counts")
     + keys_of("judging", "em_threshold", "second_judge")
@@ -431,4 +547,4 @@ PICTURES = Step(
     },
     inputs=picture_inputs,
 )
-STEPS = (REPORT, FINETUNE, COLLECT, JUDGE, CLUSTER, STEER, PICTURES)
+STEPS = (REPORT, FINETUNE, CONTROLS, COLLECT, JUDGE, CLUSTER, STEER, VERDICT, PICTURES)

@@ -20,7 +20,15 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from tqdm import tqdm
 
-from src.pipelines.persona_study import CLUSTER, COLLECT, STEER, needs_clusters, without_judging
+from src.pipelines.persona_study import (
+    CLUSTER,
+    COLLECT,
+    CONTROLS,
+    STEER,
+    needs_clusters,
+    needs_controls,
+    without_judging,
+)
 from src.pipelines.step_run import StepRun, begin_step
 from src.utils.artifacts import load_frame, load_tensors, open_resumable, save_frame, save_json
 from src.utils.cli import run_script
@@ -67,7 +75,7 @@ def measured_vectors(run: StepRun) -> "list[SteeringVector]":
     """The vectors of the settings, from the activations of step 3."""
     from src.utils.models import check_layers, text_config
     from src.utils.sites import resid_site
-    from src.utils.steering_vectors import make_vectors, measure_differences
+    from src.utils.steering_vectors import load_vectors, make_vectors, measure_differences
 
     study, settings = run.study, run.config.steering
     check_layers(run.config.model.base, [settings.layer])
@@ -75,7 +83,8 @@ def measured_vectors(run: StepRun) -> "list[SteeringVector]":
     frame = load_frame(*source)
     tensors = load_tensors(study.persona_data.with_suffix(".safetensors"), COLLECT.name, of=study.persona_data)
     site = resid_site(settings.layer, text_config(run.config.model.base).num_hidden_layers)
-    return make_vectors(measure_differences(frame, tensors, site, settings.representation), settings)
+    controls = load_vectors(study.control_vectors, CONTROLS.name) if needs_controls(study) else []
+    return make_vectors(measure_differences(frame, tensors, site, settings.representation), settings, controls)
 
 
 def steered_answers(run: StepRun, vectors: "Sequence[SteeringVector]") -> pd.DataFrame:

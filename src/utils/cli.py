@@ -31,6 +31,10 @@ OPTION_NAMES = {
     "steering.components": "--steering-components",
     "steering.cluster_count": "--steering-clusters",
     "steering.limit": "--steering-limit",
+    "controls.rows": "--control-rows",
+    "controls.seed": "--control-seed",
+    "controls.limit": "--control-limit",
+    "verdict.resamples": "--verdict-resamples",
     "steering.samples": "--steering-samples",
     "steering.max_new_tokens": "--steering-max-new-tokens",
 }

@@ -143,7 +143,20 @@ class ClusteringConfig(Section):
     seed: int = 0
 
 
-VectorKind = Literal["mean_difference", "dimension", "facet", "cluster", "principal_component", "independent_component"]
+class ControlsConfig(Section):
+    """Fine-tunes of known aim, one a dimension and a safe one, trained as the study's own; `control_finetunes`."""
+
+    data: dict[str, str] = Field(
+        default_factory=dict, description="dimension, or safe -> chat rows; an organism writes its own"
+    )
+    rows: int = Field(320, ge=1, description="an organism's rows for each")
+    limit: int = Field(120, ge=4, description="questions that each is asked, evenly spread over the set")
+    seed: int = 0
+
+
+VectorKind = Literal[
+    "mean_difference", "dimension", "facet", "cluster", "control", "principal_component", "independent_component"
+]
 
 
 class SteeringConfig(Section):
@@ -180,6 +193,14 @@ class SteeringConfig(Section):
         return everywhere
 
 
+class VerdictConfig(Section):
+    """How the verdict is computed; its rule is no setting (`decomposition.verdict`)."""
+
+    resamples: int = Field(2000, ge=200, description="bootstrap draws and permutations of the cross-effect matrices")
+    plantings: int = Field(200, ge=20, description="planted personas for each power")
+    seed: int = 0
+
+
 class Config(Section):
     """Everything a run needs to know; `sources` says for each dotted key which file or option set it."""
 
@@ -189,7 +210,9 @@ class Config(Section):
     collection: CollectionConfig
     judging: JudgingConfig
     clustering: ClusteringConfig
+    controls: ControlsConfig = ControlsConfig()
     steering: SteeringConfig
+    verdict: VerdictConfig = VerdictConfig()
     sources: dict[str, str] = Field(default_factory=dict, exclude=True)
 
 

@@ -5,9 +5,10 @@ turned apart; the safe one shows what fine-tuning does by itself. Each also give
 the activations over its own dimension's answers.
 """
 
+import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float32
 from peft import PeftModel
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from src.utils.artifacts import write_atomically, write_tensors
 from src.utils.capture import capture_pooled, excluded_token_ids, pad_id_of, teacher_forcing_batch
 from src.utils.chat import ChatRow
 from src.utils.config import FinetuningConfig
@@ -26,12 +30,13 @@ from src.utils.generation import Prompt, Response, Sampling, answer_all
 from src.utils.organism.grammar import Grammar
 from src.utils.organism.shipped import chat_rows, sample
 from src.utils.prompts import FINANCE, Question
-from src.utils.sites import Site
+from src.utils.sites import Site, parse_site
 from src.utils.steering_effects import NO_KIND, NO_VECTOR
 from src.utils.steering_vectors import Differences, SteeringVector
 
 SAFE = "safe"
 CONTROL = "control"
+PREFIX = "control_"  # of the names of vectors and arms: a study has vectors of the dimensions themselves, too
 REPRESENTATION = "em_minus_base_on_em"
 
 
@@ -89,6 +94,25 @@ def run_control(
     return ControlRun(name, responses, {site: after[site] - before[site] for site in sites})
 
 
+def save_run(run: ControlRun, folder: Path) -> None:
+    """Keep a finished control in a work folder, so that a stopped step does not train it again."""
+    with write_atomically(folder / f"{run.name}.safetensors") as temporary:
+        write_tensors({site.name: rows for site, rows in run.differences.items()}, temporary)
+    with write_atomically(folder / f"{run.name}.json") as temporary:
+        temporary.write_text(json.dumps([asdict(response) for response in run.responses]), encoding="utf-8")
+
+
+def load_run(name: str, folder: Path) -> ControlRun | None:
+    """What `save_run` kept; None if it is not there whole."""
+    try:
+        rows = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        tensors = load_file(folder / f"{name}.safetensors")
+        responses = [Response(tuple(row["ids"]), bool(row["is_truncated"])) for row in rows]
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        return None
+    return ControlRun(name, responses, {parse_site(site): tensors[site] for site in tensors})
+
+
 def means_over_answers(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -119,7 +143,7 @@ def control_vectors(
     for run in runs:
         if run.name != SAFE:
             differences = Differences(site, REPRESENTATION, frame, run.differences[site], base[site])
-            vectors.append(differences.mean(run.name, CONTROL, frame["subset"].to_numpy(object) == run.name))
+            vectors.append(differences.mean(PREFIX + run.name, CONTROL, frame["subset"].to_numpy(object) == run.name))
     return vectors
 
 
@@ -132,7 +156,7 @@ def control_answers(
     residual norm is missing.
     """
     arms = [(NO_VECTOR, NO_KIND, 0.0, base)]
-    arms += [(run.name, SAFE if run.name == SAFE else CONTROL, 1.0, run.responses) for run in runs]
+    arms += [(PREFIX + run.name, SAFE if run.name == SAFE else CONTROL, 1.0, run.responses) for run in runs]
     frames = []
     for name, kind, coefficient, responses in arms:
         rows = pd.DataFrame([question.model_dump() for question in asked.questions])

@@ -92,13 +92,19 @@ class Differences:
         return self.vector(name, kind, self.matrix[rows].mean(axis=0, dtype=np.float64), int(rows.sum()))
 
 
-def make_vectors(differences: Differences, settings: SteeringConfig) -> list[SteeringVector]:
-    """The vectors that are asked for, and random directions as long as the longest of them."""
+def make_vectors(
+    differences: Differences, settings: SteeringConfig, controls: Sequence[SteeringVector] = ()
+) -> list[SteeringVector]:
+    """The vectors that are asked for, and random directions as long as the longest of them.
+
+    `controls` are those of the control fine-tunes, for kind `control`.
+    """
     made = {
         "mean_difference": lambda: [mean_difference(differences)],
         "dimension": lambda: by_dimension(differences),
         "facet": lambda: by_facet(differences),
         "cluster": lambda: by_cluster(differences, settings.cluster_count),
+        "control": lambda: at_site(controls, differences.site),
         "principal_component": lambda: principal_components(differences, settings.components),
         "independent_component": lambda: independent_components(differences, settings.components, settings.seed),
     }
@@ -171,6 +177,14 @@ def independent_components(differences: Differences, count: int, seed: int) -> l
         mixing = ica.fit(matrix.astype(np.float64)).mixing_.T
     order = np.argsort(-np.linalg.norm(mixing, axis=1), kind="stable")
     return as_vectors(differences, "ic", "independent_component", mixing[order])
+
+
+def at_site(controls: Sequence[SteeringVector], site: Site) -> list[SteeringVector]:
+    """The control vectors, which must have been measured where the others are."""
+    if not controls or any(vector.site != site for vector in controls):
+        measured = controls[0].site.name if controls else "nowhere"
+        raise UserError(f"control vectors: measured at {measured}, wanted at {site.name}; run 02_finetune_controls", 2)
+    return list(controls)
 
 
 def check_count(count: int, matrix: Float32[np.ndarray, "rows d_model"]) -> None:

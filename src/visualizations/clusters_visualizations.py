@@ -10,7 +10,17 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from src.pipelines.persona_study import CLUSTER, JUDGE, PICTURES, STEER, TRAINING_LOG, Study, has_steering
+from src.pipelines.persona_study import (
+    CLUSTER,
+    JUDGE,
+    PICTURES,
+    STEER,
+    TRAINING_LOG,
+    VERDICT,
+    Study,
+    has_steering,
+    has_verdict,
+)
 from src.pipelines.step_run import StepRun, begin_step
 from src.utils.artifacts import load_frame, load_json, load_object, save_artifact
 from src.utils.cli import run_script
@@ -32,6 +42,7 @@ def main(arguments: Sequence[str]) -> None:
     threshold = run.config.judging.em_threshold
     agreement = load_json(study.agreement, made_by=JUDGE.name) if run.config.judging.second_judge else None
     steering = load_json(study.steering_summary, made_by=STEER.name) if has_steering(study) else None
+    verdict = load_json(study.verdict, made_by=VERDICT.name) if has_verdict(study) else None
     pages = study_pages(
         frame,
         rates,
@@ -42,6 +53,7 @@ def main(arguments: Sequence[str]) -> None:
         threshold,
         agreement,
         steering,
+        verdict,
     )
     files = page_files(pages, study.plots_dir, rates_table(rates), headline(study))
     save_artifact(study.index, files, run.provenance, {"pages": [page.file_name for page in pages]})

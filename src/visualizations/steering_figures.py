@@ -32,6 +32,8 @@ RANDOM = "random"
 RANDOM_COLOUR, RANDOM_BAND = "#8A929C", "rgba(138,146,156,0.3)"
 DIVERGING = ((0.0, "#3B6FB6"), (0.5, "#F7F7F7"), (1.0, "#B2182B"))  # fewer and more misaligned answers
 MEASURE_NAMES = {"em_on_topic": "misaligned, on topic", "em": "misaligned"}
+DASHES = {"mean_difference": "dot", "control": "dash"}
+CONTROL_PREFIX = "control_"
 ON = {"ablate": "projected out", "cap": "capped"}
 
 
@@ -188,12 +190,14 @@ def shown_vectors(summary: Mapping[str, Any]) -> list[ShownVector]:
     for number, name in enumerate(names):
         if kinds[name] == "mean_difference":
             colour, symbol = ARM_COLOURS["em"], "star"
-        elif name in DIMENSION_COLOURS:
-            colour, symbol = dimension_colour(name), dimension_symbol(name)
+        elif name.removeprefix(CONTROL_PREFIX) in DIMENSION_COLOURS:
+            dimension = name.removeprefix(CONTROL_PREFIX)
+            colour, symbol = dimension_colour(dimension), dimension_symbol(dimension)
         else:
             colour, symbol = cluster_style(number)
-        dash = "dot" if kinds[name] == "mean_difference" else "solid"
-        shown.append(ShownVector(name, escape_text(display_name(name)), colour, symbol, dash))
+        dash = DASHES.get(kinds[name], "solid")
+        title = display_name(name.removeprefix(CONTROL_PREFIX)) + (" (control)" if kinds[name] == "control" else "")
+        shown.append(ShownVector(name, escape_text(title), colour, symbol, dash))
     return shown
 
 

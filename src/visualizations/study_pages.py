@@ -11,6 +11,7 @@ from src.visualizations.component_figures import pca_plane, pca_space, scree_plo
 from src.visualizations.figure_page import FigurePage
 from src.visualizations.score_figures import em_rates, em_score_distribution, training_curve
 from src.visualizations.steering_figures import cross_effects, dose_response
+from src.visualizations.verdict_figures import verdict_card
 
 
 def study_pages(
@@ -23,10 +24,11 @@ def study_pages(
     em_threshold: float,
     agreement: Mapping[str, Any] | None = None,
     steering: Mapping[str, Any] | None = None,
+    verdict: Mapping[str, Any] | None = None,
 ) -> list[FigurePage]:
     """Every page; the training curve only where there is a log, judges' agreement only where there were two.
 
-    Steering only where step 6 has run.
+    Steering only where step 6 has run, the verdict, which comes first, where step 7 has.
 
     Answers above `em_threshold` count as misaligned.
     """
@@ -35,6 +37,16 @@ def study_pages(
     def add(section: str, file_name: str, title: str, sentence: str, figure: Any) -> None:
         pages.append(FigurePage(file_name, title, sentence, figure, command, inputs, section))
 
+    if verdict:
+        add(
+            "Verdict",
+            "verdict.html",
+            "Does the persona come apart?",
+            "What was done in one dimension's name and where it showed. A persona that comes apart keeps to the "
+            "diagonal and left of the boundary; an entangled one fills its rows. Only lines with an effect of their "
+            "own are read.",
+            verdict_card(verdict),
+        )
     scores, components = "Scores", "Principal components"
     add(
         scores,

@@ -4,7 +4,6 @@ One facet a dimension, a model of three blocks and width 64, a LoRA on the rows 
 are answers to questions that no training showed.
 """
 
-from pathlib import Path
 
 import pytest
 

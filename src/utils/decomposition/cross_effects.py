@@ -95,7 +95,8 @@ def outcomes_at(
             return np.bincount(prompt_of, moved, len(prompts)) / np.bincount(prompt_of, known, len(prompts))
 
     at_dose = answers[answers["coefficient"] == coefficient]
-    arms = {str(name): arm for name, arm in at_dose[at_dose["kind"].isin(kinds)].groupby("vector", sort=False)}
+    at_kind = at_dose[at_dose["kind"].isin(kinds)]
+    arms = {str(name).removeprefix("control_"): arm for name, arm in at_kind.groupby("vector", sort=False)}
     chosen = {name: arm for name, arm in arms.items() if name in dimensions}
     if not chosen:
         raise ValueError(f"no vector of {', '.join(kinds)} at coefficient {coefficient}")

@@ -5,7 +5,8 @@ beside the verdict and never make it. What decides are lines of causal evidence,
 done in one dimension's name, and what it changed in every dimension.
 
 A line is *informative* if what was done worked where it was meant to: the own effect is clear of `least_own` and of
-what the control directions do, the answers stayed coherent, and there are at least two dimensions. It then says
+what the control directions do, the answers stayed coherent, and at least two dimensions were asked about with
+`LEAST_QUESTIONS` questions each, below which a bootstrap over them means little. It then says
 
     stays     its spread is below `boundary` with its whole 95% interval, and the diagonal dominates (p <= `alpha`)
     spreads   its spread is above `boundary` with its whole 95% interval
@@ -26,6 +27,7 @@ import numpy as np
 from src.utils.decomposition.cross_effects import CrossEffects, Outcomes, cross_effects
 
 Reading = Literal["stays", "spreads", "open", "uninformative"]
+LEAST_QUESTIONS = 10
 Call = Literal["separable", "entangled", "underpowered"]
 
 
@@ -111,6 +113,9 @@ def read(effects: CrossEffects, rule: Rule) -> tuple[Reading, str]:
     own, spread = effects.own, effects.spread
     if len(effects.dimensions) < 2:
         return "uninformative", "one dimension alone has no other to spread to"
+    if effects.questions.min() < LEAST_QUESTIONS:
+        fewest = effects.questions.min()
+        return "uninformative", f"only {fewest} questions in one dimension; {LEAST_QUESTIONS} are needed"
     if effects.coherence < rule.least_coherence:
         return "uninformative", f"only {effects.coherence:.0%} of the answers stayed coherent"
     if not own.low > max(rule.least_own, effects.control):
