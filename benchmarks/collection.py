@@ -5,11 +5,13 @@
     uv run python benchmarks/collection.py --engines                        # generate, static cache, batching, bridge
 
 The engine: batched `generate` with each prompt's own noise, then one teacher-forced pass for all layers and three arms.
-The original's way, on a slice of the same prompts with the same token budget: one prompt at a time, hooks at three
-layers during every decode step, two models. Prints tables and writes results/benchmarks/collection_<name>.json.
+The original's way, on a slice of the same prompts with the same sampling and token budget: one prompt at a time
+through TransformerLens, hooks at three layers during every decode step, two models. The same loop through Hugging
+Face's `generate` stands beside it. Prints tables and writes results/benchmarks/collection_<name>.json.
 """
 
 import argparse
+import copy
 import json
 import platform
 import tempfile
@@ -57,6 +59,7 @@ def main() -> None:
     plan = plan_collection(load_questions(map(resolve_path, settings.prompts)), tokenizer, settings)
 
     engine = run_engine(model, tokenizer, plan, settings.layers)
+    hugging_face = run_one_by_one(model, tokenizer, plan, settings.layers, options.slice)
     original = run_original(model, tokenizer, plan, settings.layers, options.slice)
     report = {
         "architecture": options.architecture,
@@ -74,6 +77,8 @@ def main() -> None:
         "engine": engine,
         "original": original,
         "ratio": original["seconds_a_prompt"] * len(plan.prompts) / engine["seconds"],
+        "one_by_one_through_hugging_face": hugging_face,
+        "ratio_to_hugging_face": hugging_face["seconds_a_prompt"] * len(plan.prompts) / engine["seconds"],
         "capture": capture_overhead(model, tokenizer, plan),
     }
     if torch.cuda.is_available():
@@ -182,8 +187,52 @@ def passes(model: Any) -> Any:
 def run_original(
     model: PeftModel, tokenizer: PreTrainedTokenizerBase, plan: Plan, layers: Sequence[int], count: int
 ) -> dict[str, float]:
-    """One prompt at a time through both models, the activations of every decode step taken by hooks."""
+    """One prompt at a time through TransformerLens, base and merged EM model, activations of every step by hooks."""
+    from transformer_lens.model_bridge import TransformerBridge
+
+    merged = copy.deepcopy(model).merge_and_unload()
+    with model.disable_adapter():
+        base = copy.deepcopy(model).unload()
+    bridges = [TransformerBridge.boot_transformers("data/organisms/entangled", hf_model=one) for one in (base, merged)]
+    seen: dict[str, list[torch.Tensor]] = {f"blocks.{layer}.hook_resid_pre": [] for layer in layers}
+
+    def recorder(parts: list[torch.Tensor]) -> Callable[..., None]:
+        return lambda hidden, hook: parts.append(hidden[0].float().cpu())
+
+    drawn = plan.sampling
+
+    def ask(bridge: Any, prompt: Prompt) -> int:
+        ids = torch.tensor([prompt.ids], device=model.device)
+        with bridge.hooks(fwd_hooks=[(name, recorder(parts)) for name, parts in seen.items()]):
+            output = bridge.generate(
+                ids, max_new_tokens=drawn.max_new_tokens, do_sample=True, temperature=drawn.temperature,
+                top_p=drawn.top_p, top_k=drawn.top_k, eos_token_id=tokenizer.eos_token_id, return_type="tokens",
+                verbose=False,
+            )  # fmt: skip
+        for parts in seen.values():
+            torch.cat(parts)[len(prompt.ids) :].mean(dim=0)
+            parts.clear()
+        return output.shape[1] - len(prompt.ids)
+
+    return time_prompts(plan, count, lambda prompt: sum(ask(bridge, prompt) for bridge in bridges))
+
+
+def time_prompts(plan: Plan, count: int, ask: Callable[[Prompt], int]) -> dict[str, float]:
+    """Seconds a prompt and tokens a second of `ask`, which returns its tokens, on `count` prompts of the plan."""
     chosen = [plan.prompts[i * len(plan.prompts) // count] for i in range(min(count, len(plan.prompts)))]
+    ask(chosen[0])
+    synchronise()
+    started = time.perf_counter()
+    tokens = sum(ask(prompt) for prompt in chosen)
+    synchronise()
+    seconds = time.perf_counter() - started
+    return {"prompts": len(chosen), "seconds_a_prompt": seconds / len(chosen), "tokens_a_second": tokens / seconds}
+
+
+def run_one_by_one(
+    model: PeftModel, tokenizer: PreTrainedTokenizerBase, plan: Plan, layers: Sequence[int], count: int
+) -> dict[str, float]:
+    """The original's loop through Hugging Face's `generate`, with this project's hooks and noise."""
     seen: list[torch.Tensor] = []
 
     def ask(prompt: Prompt) -> int:
@@ -200,13 +249,7 @@ def run_original(
             said = ask(prompt)
         return said + ask(prompt)
 
-    both(chosen[0])
-    synchronise()
-    started = time.perf_counter()
-    tokens = sum(both(prompt) for prompt in chosen)
-    synchronise()
-    seconds = time.perf_counter() - started
-    return {"prompts": len(chosen), "seconds_a_prompt": seconds / len(chosen), "tokens_a_second": tokens / seconds}
+    return time_prompts(plan, count, both)
 
 
 def capture_overhead(model: PeftModel, tokenizer: PreTrainedTokenizerBase, plan: Plan) -> dict[str, float]:
@@ -345,14 +388,16 @@ def tables(report: dict[str, Any]) -> str:
         f"peak {engine['peak_memory_gib']:.2f} GiB"
     )
     measured = f"measured on {original['prompts']} prompts"
-    extrapolated = original["seconds_a_prompt"] * report["prompts"]
+    alone = report["one_by_one_through_hugging_face"]
+    slow = {name: one["seconds_a_prompt"] * report["prompts"] for name, one in (("tl", original), ("hf", alone))}
     lines = [
         f"{report['architecture']}, {report['device']}, {report['prompts']} prompts, batch size {report['batch_size']}",
         f"up to {report['max_new_tokens']} new tokens, {report['layers']} layers, three arms",
         f"{'':<24} {'seconds':>9} {'tokens/s':>9}",
         f"{'engine':<24} {engine['seconds']:>9.1f} {engine['tokens_a_second']:>9.0f}   {shares}",
-        f"{'original, extrapolated':<24} {extrapolated:>9.1f} {original['tokens_a_second']:>9.0f}   {measured}",
-        f"ratio {report['ratio']:.1f}",
+        f"{'original, extrapolated':<24} {slow['tl']:>9.1f} {original['tokens_a_second']:>9.0f}   {measured}",
+        f"{'the same loop through HF':<24} {slow['hf']:>9.1f} {alone['tokens_a_second']:>9.0f}   {measured}",
+        f"ratio {report['ratio']:.1f}; to the same loop through HF {report['ratio_to_hugging_face']:.1f}",
         f"capture of all layers: {capture['ratio']:.3f} of the same pass without hooks and head",
     ]
     if "floor" in report:

@@ -41,7 +41,7 @@ def verdict_card(record: Mapping[str, Any]) -> go.Figure:
             [cell for _ in range(count) for cell in ({"colspan": 2}, None)],
         ],
         row_heights=[0.36, 0.64],
-        vertical_spacing=0.26,
+        vertical_spacing=0.24,
         horizontal_spacing=0.045,
         subplot_titles=[
             "Spread: effect on the other dimensions over effect on its own",
@@ -57,7 +57,7 @@ def verdict_card(record: Mapping[str, Any]) -> go.Figure:
         x=100 * rule["least_own"], line={"color": REFERENCE_COLOUR, "dash": "dash", "width": 1.5}, row=1, col=1 + count
     )
     figure.update_xaxes(
-        range=[-0.05, 1.25], title_text="0: stays · dashed: boundary of the rule · 1: goes everywhere", row=1, col=1
+        range=[-0.05, 1.4], title_text="0: stays · dashed: boundary of the rule · 1: goes everywhere", row=1, col=1
     )
     figure.update_xaxes(range=[-5, 105], title_text="dashed: the least that counts", row=1, col=1 + count)
     figure.update_yaxes(showticklabels=False, row=1, col=1 + count)
@@ -72,7 +72,7 @@ def verdict_card(record: Mapping[str, Any]) -> go.Figure:
             f"<br>Verdict: {escape_text(record['verdict']).upper()}<br>"
             f"{escape_text(record['reason'], width=150)}<br>{escape_text(record['caveat'], width=150)}"
         ),
-        legend={"orientation": "h", "y": 0.545, "yanchor": "middle", "x": 0, "title": {"text": "reading  "}},
+        legend={"orientation": "h", "y": 0.535, "yanchor": "middle", "x": 0, "title": {"text": "reading  "}},
     )
 
 
@@ -120,7 +120,7 @@ def add_matrix(figure: go.Figure, line: Mapping[str, Any], number: int, column: 
         y=[escape_text(display_name(name), width=11) for name in directions],
         z=as_floats(change), zmin=-100, zmax=100, colorscale=list(DIVERGING), xgap=2, ygap=2, showscale=is_last,
         text=[[change_text(*cell) for cell in zip(*row, strict=True)] for row in zip(change, low, high, strict=True)],
-        texttemplate="%{text}", textfont={"size": 11},
+        texttemplate="%{text}", textfont={"size": 10},
         hovertemplate="done for %{y}<br>asked about %{x}: %{text}<extra></extra>",
         colorbar={"x": 1.0, "y": 0.24, "len": 0.5, "thickness": 12, "title": {"text": "points"}},
         row=2, col=column,
