@@ -1,0 +1,47 @@
+"""The results of a run, from the pod into the results folder: downloaded by content, verified, published."""
+
+import shutil
+from pathlib import Path
+
+from tqdm import tqdm
+
+from src.pod.client import PodClient
+from src.pod.link import PodLink
+from src.pod.payload import REMOTE_RESULTS
+from src.pod.remote.blocks import Digest
+from src.pod.results import publish_results, verify_results
+from src.pod.run_record import RunRecord, now
+from src.pod.transfer import download
+from src.utils.errors import UserError
+
+
+def fetch(client: PodClient, record: RunRecord, link: PodLink, results_dir: Path) -> RunRecord:
+    """Download, verify, publish, and tell the pod (its guard may stop it then).
+
+    Outputs under `results/` go to `results_dir`; others stay in the run's own folder beside its record. Nothing is
+    published unless all of it holds.
+    """
+    listed = link.ask("list", {"run_id": record.run_id, "outputs": record.outputs})["files"]
+    if not listed:
+        raise UserError(f"run {record.run_id}: left none of its outputs ({', '.join(record.outputs)}); see its log")
+    files = {name: Digest.from_json(value) for name, value in listed.items()}
+    staged = client.records.staging_path(record.run_id)
+    total = sum(digest.size for digest in files.values())
+    with tqdm(total=total, unit="B", unit_scale=True, desc="download", disable=None, leave=False) as progress:
+        traffic = download(link, record.run_id, files, staged, progress.update)
+    found = verify_results(staged, record.outputs)
+    ours = [path for path in found if path.is_relative_to(staged / REMOTE_RESULTS)]
+    published = publish_results(ours, staged, results_dir)
+    client.say(f"fetched {len(files)} files, {traffic.bytes_moved / 1e6:.1f} MB")
+    for path in published:
+        if not path.name.endswith(".manifest.json"):
+            client.say(f"  {path}")
+    if len(ours) < len(found):
+        client.say(f"  {staged}")
+    record = client.records.save(record.updated(state="fetched", last_seen=now()))
+    link.ask("fetched", {"run_id": record.run_id})
+    shutil.rmtree(staged / REMOTE_RESULTS, ignore_errors=True)
+    shutil.rmtree(staged / ".parts", ignore_errors=True)
+    if staged.is_dir() and not any(staged.iterdir()):
+        staged.rmdir()
+    return record

@@ -1,0 +1,173 @@
+"""From a command to a job that runs on the pod: find or open the record, upload, place, guard, start.
+
+Every part can be done twice; what the record and the pod say decides what is left to do.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+from tqdm import tqdm
+
+from src.pod.api import Pod
+from src.pod.client import PodClient, stop_mutation
+from src.pod.digests import DigestCache
+from src.pod.link import PodLink
+from src.pod.payload import Payload
+from src.pod.pods import choose_pod
+from src.pod.run_record import RunRecord, new_run_id, now
+from src.pod.transfer import upload
+from src.utils.errors import UserError
+
+UV_VERSION = "0.9.8"  # installed where the pod has no uv and this environment does not say which
+SPARE_BYTES = 1 << 30
+JOB_ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "TQDM_MININTERVAL": "2"}  # a progress bar is no reason for a long log
+
+
+@dataclass(frozen=True)
+class Command:
+    """What the user asked for: it names a run, however often it is given. `pack` says what the pod needs for it."""
+
+    step: str
+    script: str
+    options: list[str]
+    outputs: list[str]
+    pack: Callable[[], Payload]
+
+
+def open_run(client: PodClient, command: Command) -> RunRecord:
+    """The unfinished run of the same command, else a new one, its record saved before anything else happens."""
+    chosen = client.choices.pod_id
+    record = client.records.unfinished(command.step, command.script, command.options, None)
+    if record is not None:
+        pod = client.api.pod(record.pod_id)
+        is_there = pod is not None and pod.status == "RUNNING"
+        if is_there and chosen in (None, record.pod_id):
+            client.say(f"run {record.run_id}: attaching to it on pod {record.pod_id}")
+            return record
+        if not is_there and record.state != "finished":
+            return move_run(client, record, pod)
+        if not is_there and chosen in (None, record.pod_id):
+            return record
+    pod = choose_pod(client.api, chosen)
+    run_id = new_run_id(command.step)
+    root = client.settings.remote_root
+    return client.records.save(
+        RunRecord(
+            run_id=run_id,
+            step=command.step,
+            script=command.script,
+            options=command.options,
+            pod_id=pod.id,
+            pod_name=pod.name,
+            created=now(),
+            cost_per_hour=pod.cost_per_hour,
+            remote_root=root,
+            remote_folder=f"{root}/runs/{run_id}",
+            outputs=command.outputs,
+            when_done=client.choices.when_done,
+        )
+    )
+
+
+def move_run(client: PodClient, record: RunRecord, old: Pod | None) -> RunRecord:
+    """A run whose pod does not run any more, on the pod that is meant now: with the same volume it continues there."""
+    pod = choose_pod(client.api, client.choices.pod_id)
+    gone = "was terminated" if old is None else f"is {old.status.lower()}"
+    client.say(f"run {record.run_id}: pod {record.pod_id} {gone}; continuing on pod {pod.id}")
+    return client.records.save(
+        record.updated(pod_id=pod.id, pod_name=pod.name, cost_per_hour=pod.cost_per_hour, state="interrupted")
+    )
+
+
+def ensure_started(client: PodClient, record: RunRecord, link: PodLink, command: Command) -> RunRecord:
+    """The record of a run that is running on its pod, or has ended there."""
+    state = link.ask("state", {"run_id": record.run_id})
+    ended = state["exit"]
+    if record.state == "failed" and ended is not None and ended["round"] == record.round:
+        record = client.records.save(
+            record.updated(state="preparing", round=record.round + 1, ended=None, exit_code=None)
+        )
+        client.say(f"run {record.run_id}: failed before; trying again in the same folder")
+    is_over = ended is not None and ended["round"] >= record.round
+    if state["state"] != "running" and not is_over:
+        payload = command.pack()
+        check_pod(client, record, link, payload)
+        bring(client, record, link, payload)
+        state = start(client, record, link, payload)
+    if record.state not in ("running", "finished"):
+        record = record.updated(state="running", started=record.started or now(), last_seen=now())
+        client.records.save(record)
+    return record
+
+
+def check_pod(client: PodClient, record: RunRecord, link: PodLink, payload: Payload) -> None:
+    """Refuse to start on a pod that has lost its GPU, or has no room for what is sent."""
+    facts = link.ask("probe", {"asks_hub": False})
+    pod = client.api.pod(record.pod_id)
+    if pod is not None and pod.gpu_count and not facts["visible_gpus"]:
+        raise UserError(
+            f"pod {record.pod_id}: is rented with {pod.gpu} and shows none (a stopped pod may come back without); "
+            "terminate it and create another"
+        )
+    needed = sum(path.stat().st_size for path in payload.files.values()) + SPARE_BYTES
+    if facts["free_bytes"] < needed:
+        raise UserError(
+            f"pod {record.pod_id}: has {facts['free_bytes'] / 2**30:.1f} GiB free at {link.root}, and the run needs "
+            f"{needed / 2**30:.1f} to begin with; free some, or create a pod with a larger volume"
+        )
+
+
+def bring(client: PodClient, record: RunRecord, link: PodLink, payload: Payload) -> None:
+    """Upload what the pod does not have, and build the run's working folder from it."""
+    cache = DigestCache(client.records.folder / "digests.json")
+    paths = list(payload.files.values())
+    digests = cache.digest(paths)
+    cache.save()
+    total = sum(digest.size for digest in digests)
+    with tqdm(total=total, unit="B", unit_scale=True, desc="upload", disable=None, leave=False) as progress:
+        traffic = upload(link, list(zip(paths, digests, strict=True)), progress.update)
+    client.say(f"uploaded {traffic.files_published} of {len(paths)} files, {traffic.bytes_moved / 1e6:.1f} MB")
+    files = {name: digest.address for name, digest in zip(payload.files, digests, strict=True)}
+    link.ask("place", {"run_id": record.run_id, "files": files})
+
+
+def start(client: PodClient, record: RunRecord, link: PodLink, payload: Payload) -> dict:
+    """Guard and job. `UserError` where the pod has no key of its own for a guard, and the user did not waive it."""
+    choices, settings = client.choices, client.settings
+    pod = client.api.pod(record.pod_id)
+    request = {
+        "run_id": record.run_id,
+        "spec": {
+            "round": record.round,
+            "phases": {"run": ["{python}", payload.script, *payload.options]},
+            "env": JOB_ENVIRONMENT,
+            "takes_over": record.state == "interrupted",
+        },
+        "secrets": {"HF_TOKEN": settings.hub_token} if settings.hub_token else {},
+    }
+    if choices.is_guarded and pod is not None:
+        request["guard"] = {
+            "max_seconds": choices.max_hours * 3600,
+            "idle_seconds": choices.idle_minutes * 60,
+            "when_done": record.when_done,
+            "stop": stop_mutation(pod),
+        }
+    if choices.installs:
+        request["install"] = {"requirements": client.requirements(), "uv": own_uv_version()}
+    state = link.ask("start", request)
+    if "refused" in state:
+        raise UserError(
+            f"pod {record.pod_id}: nothing would stop it when it is done ({state['refused']}); create it with "
+            "`src/pod/config.py create`, or start without a cost guard: --no-guard"
+        )
+    if state["state"] == "elsewhere":
+        raise UserError(f"run {record.run_id}: another pod on the volume runs it; cancel it there, or wait")
+    return state
+
+
+def own_uv_version() -> str:
+    try:
+        return version("uv")
+    except PackageNotFoundError:
+        return UV_VERSION

@@ -1,0 +1,45 @@
+"""From the runner's options to the command that names a run, and what the pod needs for it."""
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
+
+from src.pod.launch import Command
+from src.pod.payload import JUDGE_TRAIN, SCRIPT, STEPS, judge_train_payload, script_payload, step_payload
+from src.utils.errors import UserError
+
+
+def plan_command(own: argparse.Namespace, options: Sequence[str]) -> Command | None:
+    """The command of the chosen step; None, and a line, where its artefact is up to date here.
+
+    Raises `UserError` for what would stop the step here too: wrong settings, a missing input, an artefact of another
+    profile or world in the way.
+    """
+    if own.step == SCRIPT:
+        if not own.script or not own.output:
+            raise UserError("--step script: name the script with --script, and what it writes with --output", 2)
+        pack = partial(script_payload, own.script, options, own.input, own.output)
+        return Command(own.step, own.script, list(options), own.output, pack)
+    if own.step == JUDGE_TRAIN:
+        payload = judge_train_payload(options)
+        return Command(own.step, payload.script, list(options), payload.outputs, partial(judge_train_payload, options))
+    return plan_step(own, options)
+
+
+def plan_step(own: argparse.Namespace, options: Sequence[str]) -> Command | None:
+    from src.pipelines.persona_study import Study
+    from src.pipelines.runner import find_step
+    from src.utils.cli import parse_arguments
+    from src.utils.manifests import refuse_foreign_overwrite
+
+    step = find_step(STEPS[own.step])
+    given = [*options, *(["--force"] if own.force else [])]
+    parsed = parse_arguments(f"step {own.step} on the pod", step.keys, given)
+    study = Study(parsed.config, own.results_dir, parsed.plots_dir)
+    artefact = step.artefact(study)
+    refuse_foreign_overwrite(artefact, study.config.profile, study.config.model.world, own.force)
+    if not own.force and step.freshness(study, step.provenance(study)):
+        print(f"{step.name}: {artefact} is up to date (--force makes it again)")
+        return None
+    payload = step_payload(step, study, given)
+    return Command(own.step, payload.script, given, payload.outputs, partial(step_payload, step, study, given))

@@ -1,0 +1,194 @@
+"""The cost guard: a detached process that stops the pod, whether or not a client ever returns.
+
+It stops the pod when the job has ended (after its results were fetched, or a time of grace), when nothing has happened
+for too long, and when the hours are over. It knows only the key that RunPod gives this one pod, and never an account's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from src.pod.remote.detach import detach
+from src.pod.remote.layout import RunFolder, lock_folder, pod_name
+from src.pod.remote.progress import gpu_memory
+
+API_URL = "https://api.runpod.io"
+RETRY_SECONDS = 20.0
+GRACE_SECONDS = 600.0  # for a client to fetch the results of a job that has ended
+ENVIRONMENT_FILES = ("/etc/rp_environment", "/proc/1/environ")  # what the start script exports; the container's own
+BUSY_SHARE = 0.02  # of one core; a waiting process uses less
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What the guard does: times in seconds, `deadline` since the epoch; `stop` is podStop or podTerminate."""
+
+    deadline: float
+    idle_seconds: float
+    when_done: str  # keep, stop or terminate
+    stop: str  # how this pod stops costing money: one on a network volume can only be terminated
+    poll_seconds: float = 5.0
+
+
+def find_credentials() -> dict[str, str]:
+    """The pod's id, the pod-scoped key and the API's address, from the container's environment."""
+    wanted = ("RUNPOD_API_KEY", "RUNPOD_POD_ID", "RUNPOD_API_BASE_URL")
+    found = {name: os.environ[name] for name in wanted if os.environ.get(name)}
+    for file in ENVIRONMENT_FILES:
+        for name, value in read_environment(Path(file)).items():
+            if name in wanted:
+                found.setdefault(name, value)
+    return found
+
+
+def read_environment(path: Path) -> dict[str, str]:
+    """NAME=value pairs of an environment: zero-separated as in /proc, or lines of `export NAME="value"`."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {}
+    pairs = {}
+    for line in text.split("\0") if "\0" in text else text.splitlines():
+        name, equals, value = line.strip().partition("=")
+        if equals:
+            pairs[name.removeprefix("export ")] = value.strip("\"'")
+    return pairs
+
+
+def start_guard(run: RunFolder, orders: dict[str, Any]) -> None:
+    """Start the run's guard unless it is there; the hours of a job that is still running go on counting.
+
+    `orders` are the fields of `Orders` with `max_seconds` from now on in the place of the deadline.
+    """
+    lock = run.lock("guard")
+    if lock is None:
+        return
+    try:
+        before = run.read("guard.json") or {}
+        deadline = time.time() + orders.pop("max_seconds")
+        if run.is_locked() and before.get("pod") == pod_name():
+            deadline = before["deadline"]
+        chosen = Orders(deadline=deadline, **orders)
+        run.write("guard.json", {**asdict(chosen), "pod": pod_name(), "since": time.time()})
+        detach(lambda: watch(run, chosen), run.path / "guard.log")
+    finally:
+        os.close(lock)
+
+
+def watch(run: RunFolder, orders: Orders) -> None:
+    """Look every few seconds; when it is time, stop the pod, again and again until the API agrees."""
+    activity = Activity(run)
+    while True:
+        action, reason = decide(run, orders, activity, time.time())
+        if action:
+            say(run, f"{action}: {reason}")
+            if call_api(run, action):
+                run.write("guard.json", {**(run.read("guard.json") or {}), "stopped": action, "reason": reason})
+                return
+            time.sleep(min(RETRY_SECONDS, orders.poll_seconds * 4))
+        else:
+            time.sleep(orders.poll_seconds)
+
+
+def decide(run: RunFolder, orders: Orders, activity: Activity, now: float) -> tuple[str | None, str]:
+    """What to do now, and why: a mutation of the API, or None. Results that nobody has fetched are never terminated.
+
+    (`orders.stop` is podTerminate only where the results lie on a network volume, which stays.)
+    """
+    if now >= orders.deadline:
+        return orders.stop, "the hours are over"
+    ended = run.read("exit.json") is not None and not run.is_locked()
+    if ended and (run.path / "fetched").exists() and not others_are_running(run):
+        if orders.when_done == "terminate":
+            return "podTerminate", "the job is done and its results were fetched"
+        if orders.when_done == "stop":
+            return orders.stop, "the job is done and its results were fetched"
+    idle = activity.idle_seconds(now)
+    grace = min(orders.idle_seconds, GRACE_SECONDS) if ended and orders.when_done != "keep" else orders.idle_seconds
+    if idle >= grace and not others_are_running(run):
+        return orders.stop, "the job is done" if ended else f"nothing has happened for {idle:.0f} s"
+    return None, ""
+
+
+def others_are_running(run: RunFolder) -> bool:
+    """Whether another run's job is on this pod: its own guard stops the pod then."""
+    names = {path.name[: -len(".job")] for path in lock_folder().glob("*.job")} - {run.run_id}
+    return any(RunFolder(run.root, name).is_locked() for name in names)
+
+
+class Activity:
+    """Since when nothing has happened: no client, no line in the log, next to no CPU time, no work on a GPU."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self._run = run
+        self._since = self._looked = time.time()
+        self._seen: tuple[float, int] | None = None
+        self._cpu = 0.0
+
+    def idle_seconds(self, now: float) -> float:
+        log, contact = self._run.log, self._run.path / "contact"
+        seen = (
+            contact.stat().st_mtime if contact.exists() else 0.0,
+            log.stat().st_size if log.exists() else 0,
+        )
+        cpu = self._job_cpu_seconds()
+        is_busy = cpu - self._cpu > BUSY_SHARE * (now - self._looked)
+        if seen != self._seen or is_busy or any(gpu["percent"] > 0 for gpu in gpu_memory()):
+            self._since = now
+        self._seen, self._cpu, self._looked = seen, cpu, now
+        return now - self._since
+
+    def _job_cpu_seconds(self) -> float:
+        """CPU time of the processes in the job's session, while it runs."""
+        running = self._run.read("pid")
+        if running is None or not self._run.is_locked():
+            return 0.0
+        total = 0.0
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = stat.read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[3]) == int(running["group"]):  # the session
+                total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return total
+
+
+def call_api(run: RunFolder, mutation: str) -> bool:
+    """Call podStop or podTerminate for this pod with its own key; whether the API agreed."""
+    found = find_credentials()
+    selection = "" if mutation == "podTerminate" else " { id desiredStatus }"
+    query = "mutation {{ {}(input: {{podId: {}}}){} }}".format(
+        mutation, json.dumps(found.get("RUNPOD_POD_ID", "")), selection
+    )
+    request = urllib.request.Request(
+        found.get("RUNPOD_API_BASE_URL", API_URL).rstrip("/") + "/graphql",
+        json.dumps({"query": query}).encode(),
+        {
+            "Content-Type": "application/json",
+            "Authorization": "Bearer " + found.get("RUNPOD_API_KEY", ""),
+            "User-Agent": "em-persona-guard",
+        },
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=30) as response:
+            answer = json.loads(response.read().decode())
+    except (OSError, ValueError) as error:
+        say(run, f"{mutation} failed: {error}")
+        return False
+    if answer.get("errors"):
+        say(run, "{} was refused: {}".format(mutation, str(answer["errors"][0].get("message"))[:200]))
+        return False
+    return True
+
+
+def say(run: RunFolder, text: str) -> None:
+    """To the guard's log, which is its standard output."""
+    print(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), text, flush=True)

@@ -1,0 +1,132 @@
+"""Where things lie on the pod, and what the files there say about a run.
+
+    <root>/store/                 uploads by content
+    <root>/runs/<run_id>/work/    the project as uploaded; the job's working folder
+    <root>/runs/<run_id>/log, exit.json, status.json, pid, started, fetched, cancelled, contact, guard.json, guard.log
+
+The root should be on the volume. Locks lie in the container's own /tmp, where they end with the container.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+STALE_SECONDS = 60.0  # after which a run that another pod was writing is taken to be nobody's
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run's folder on the pod."""
+
+    root: Path
+    run_id: str
+
+    @property
+    def path(self) -> Path:
+        return self.root / "runs" / self.run_id
+
+    @property
+    def work(self) -> Path:
+        return self.path / "work"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log"
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """A JSON file of the run; None if it is not there. They are written whole or not at all."""
+        try:
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def write(self, name: str, value: dict[str, Any]) -> None:
+        write_json(self.path / name, value)
+
+    def touch(self, name: str) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / name).write_text(f"{time.time():f}\n")
+
+    def age(self, name: str) -> float | None:
+        """Seconds since a file of the run was written; None if it is not there."""
+        try:
+            return time.time() - (self.path / name).stat().st_mtime
+        except FileNotFoundError:
+            return None
+
+    def lock(self, name: str = "job") -> int | None:
+        """A lock that a process and its children hold until the last of them ends; None if it is taken."""
+        file = os.open(self.lock_path(name), os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(file)
+            return None
+        return file
+
+    def is_locked(self, name: str = "job") -> bool:
+        file = self.lock(name)
+        if file is not None:
+            os.close(file)
+        return file is None
+
+    def lock_path(self, name: str) -> Path:
+        return lock_folder() / (f"{self.run_id}.{name}")
+
+
+def lock_folder() -> Path:
+    """This user's folder of locks on this machine."""
+    folder = Path(tempfile.gettempdir()) / f"em-persona-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(value), encoding="utf-8")
+    temporary.replace(path)
+
+
+def state_of(run: RunFolder) -> dict[str, Any]:
+    """What is known of a run: its state, how it ended, how far its log goes, its last status.
+
+    States: absent, placed, running, interrupted (its processes are gone without having ended),
+    elsewhere (another pod on the same volume was writing within the last minute), finished, failed, cancelled.
+    """
+    ended, started, status = run.read("exit.json"), run.read("started"), run.read("status.json")
+    if not run.path.exists():
+        state = "absent"
+    elif run.is_locked():
+        state = "running"
+    elif ended is not None:
+        state = "cancelled" if ended.get("cancelled") else "finished" if ended.get("code") == 0 else "failed"
+    elif started is None:
+        state = "placed"
+    elif started.get("pod") != pod_name() and (run.age("status.json") or STALE_SECONDS) < STALE_SECONDS:
+        state = "elsewhere"
+    else:
+        state = "interrupted"
+    return {
+        "state": state,
+        "exit": ended,
+        "started": started,
+        "status": status,
+        "log_bytes": run.log.stat().st_size if run.log.exists() else 0,
+        "guard": run.read("guard.json"),
+        "is_guarded": run.is_locked("guard"),
+        "fetched": (run.path / "fetched").exists(),
+    }
+
+
+def pod_name() -> str:
+    """What tells this container from another on the same volume."""
+    return os.environ.get("RUNPOD_POD_ID") or os.uname().nodename

@@ -1,0 +1,51 @@
+"""What `.env` and the shell say about RunPod: the account's key, the API's address, the SSH key and its passphrase."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from src.utils.errors import UserError
+
+API_URL = "https://api.runpod.io"
+DEFAULT_ROOT = "/workspace/em-persona"  # RunPod mounts a pod's volume at /workspace
+DEFAULT_KEY = Path("~/.ssh/id_ed25519")
+
+
+@dataclass(frozen=True)
+class PodSettings:
+    """Settings of the client; secrets are kept out of its repr.
+
+    `key` is the private key's file, `passphrase` opens it; `remote_root` is a folder on the pod.
+    """
+
+    api_key: str = field(repr=False)
+    api_url: str = API_URL
+    key: Path | None = None  # none given: the agent's keys, then ~/.ssh/id_ed25519
+    passphrase: str | None = field(default=None, repr=False)
+    hub_token: str | None = field(default=None, repr=False)
+    user: str = "root"
+    remote_root: str = DEFAULT_ROOT
+
+
+def read_settings(
+    environment: Mapping[str, str], key: Path | None = None, remote_root: str | None = None
+) -> PodSettings:
+    """Settings from environment variables (see .env.example), then `--key` and `--remote-root`.
+
+    `UserError` without an API key, or for a folder on the pod that is not absolute.
+    """
+    api_key = environment.get("RUNPOD_API_KEY", "").strip()
+    if not api_key:
+        raise UserError("RUNPOD_API_KEY is not set; put it into .env (see .env.example; runpod.io, Settings, API keys)")
+    root = remote_root or environment.get("RUNPOD_REMOTE_ROOT") or DEFAULT_ROOT
+    if not root.startswith("/"):
+        raise UserError(f"--remote-root {root}: must be absolute, such as {DEFAULT_ROOT}", 2)
+    return PodSettings(
+        api_key=api_key,
+        api_url=(environment.get("RUNPOD_API_BASE_URL") or API_URL).rstrip("/"),
+        key=key.expanduser() if key else None,
+        passphrase=environment.get("RUNPOD_PRIVATE_KEY") or None,
+        hub_token=environment.get("HF_TOKEN") or None,
+        user=environment.get("RUNPOD_SSH_USER") or "root",
+        remote_root=root,
+    )

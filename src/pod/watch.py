@@ -1,0 +1,134 @@
+"""A run that is under way: its log as it comes, its progress and cost in the record, how it ended, and ending it."""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from src.pod.client import PodClient
+from src.pod.link import PodLink
+from src.pod.remote.frames import JSON, LOG, STATUS
+from src.pod.run_record import RunRecord, append_log, log_size, now, progress_line
+from src.pod.ssh import ConnectionLost
+from src.utils.errors import UserError
+
+SAVE_SECONDS = 5.0
+NO_SPACE = "No space left on device"
+CUDA_MEMORY = "CUDA out of memory"
+
+
+def follow(
+    client: PodClient, record: RunRecord, link: PodLink, show: Callable[[bytes], object] | None = None
+) -> tuple[RunRecord, dict[str, Any]]:
+    """Show the log until the run has ended; the record and the pod's last word on it.
+
+    Lines that an earlier client has taken into the local log are not shown again.
+    """
+    show = show or show_on_stdout
+    log = client.records.log_path(record.run_id)
+    latest = record
+    saved = 0.0
+
+    def once() -> dict[str, Any]:
+        nonlocal latest, saved
+        conversation = link.converse("follow", {"run_id": record.run_id, "offset": log_size(log)})
+        while True:
+            kind, payload = conversation.read()
+            if kind == LOG:
+                append_log(log, payload)
+                show(payload)
+            elif kind in (STATUS, JSON):
+                state = json.loads(payload)
+                latest = latest.updated(
+                    last_seen=now(),
+                    log_offset=log_size(log),
+                    progress=state["status"] or {},
+                )
+                if kind == JSON:
+                    conversation.expect_end()
+                    return state
+                if time.monotonic() - saved >= SAVE_SECONDS:
+                    client.records.save(latest)
+                    saved = time.monotonic()
+            else:
+                raise ConnectionLost(f"expected a line of the log, got {kind!r}")
+
+    try:
+        state = link.persist(once, lambda: log_size(log))
+    except UserError as error:
+        client.records.save(latest.updated(state="interrupted", exit_reason=error.message))
+        raise
+    return client.records.save(latest), state
+
+
+def show_on_stdout(piece: bytes) -> None:
+    sys.stdout.write(piece.decode("utf-8", "replace"))
+    sys.stdout.flush()
+
+
+def conclude(client: PodClient, record: RunRecord, state: dict[str, Any]) -> RunRecord:
+    """The record of a run that is over on the pod: finished, failed with a reason, or cancelled."""
+    ended = state["exit"] or {}
+    outcome = state["state"]
+    changes: dict[str, Any] = {"state": outcome, "ended": now(), "last_seen": now(), "exit_code": ended.get("code")}
+    if outcome == "failed":
+        tail = client.records.log_path(record.run_id).read_bytes()[-20000:].decode("utf-8", "replace")
+        changes["exit_reason"] = explain(ended, tail)
+    return client.records.save(record.updated(**changes))
+
+
+def explain(ended: dict[str, Any], tail: str) -> str:
+    """Why a job failed, in one line, from its exit file and the end of its log."""
+    lines = [line.rpartition("\r")[2].strip() for line in tail.splitlines() if line.strip()]
+    last = lines[-1] if lines else "it said nothing"
+    code = ended.get("code", 0)
+    what = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+    if ended.get("phase") == "install":
+        what = f"the installation ended with {what}"
+    if ended.get("is_out_of_memory"):
+        return f"out of memory: {what}; lower --batch-size, or take a pod with more memory; last line: {last}"
+    if CUDA_MEMORY in tail:
+        return f"GPU out of memory: {what}; lower --batch-size, or choose --memory 16gb; last line: {last}"
+    if NO_SPACE in tail or ended.get("free_bytes", 1) == 0:
+        return f"disk full on the pod: {what}; free some space there, or take a larger volume; last line: {last}"
+    if code == -9:
+        return f"{what}, perhaps for want of memory; last line: {last}"
+    return f"{what}; last line: {last}"
+
+
+def cancel(client: PodClient, record: RunRecord) -> RunRecord:
+    """End the job on the pod; the pod itself stays as `--when-done` says."""
+    with client.link_to(record) as link:
+        state = link.ask("cancel", {"run_id": record.run_id})
+    if state["state"] in ("finished", "failed"):
+        client.say(f"run {record.run_id}: had ended already ({state['state']})")
+        return record
+    return client.records.save(record.updated(state="cancelled", ended=now(), last_seen=now()))
+
+
+def report(client: PodClient, record: RunRecord) -> str:
+    """State, progress and money of a run, as its pod and the API tell now, else as they were last seen."""
+    note = ""
+    try:
+        pod = client.api.pod(record.pod_id)
+        if pod is None or pod.status != "RUNNING":
+            note = f"pod {record.pod_id} is {'terminated' if pod is None else pod.status.lower()}"
+        elif record.state not in ("fetched", "cancelled"):
+            with client.link_to(record) as link:
+                state = link.ask("state", {"run_id": record.run_id})
+            note = f"on the pod: {state['state']}" + ("" if state["is_guarded"] else ", WITHOUT A COST GUARD")
+            seen = {"last_seen": now()} if record.ended is None else {}
+            record = client.records.save(record.updated(progress=state["status"] or {}, **seen))
+    except UserError as error:
+        note = f"the pod cannot be asked ({error.message})"
+    lines = [
+        f"run {record.run_id}: {record.state}" + (f" ({note})" if note else ""),
+        f"  pod {record.pod_id}, ${record.cost_per_hour:.3f} an hour, ${record.cost_so_far:.2f} so far",
+        f"  log {client.records.log_path(record.run_id)}",
+    ]
+    if progress := progress_line(record.progress):
+        lines.insert(1, f"  {progress}")
+    if record.exit_reason:
+        lines.insert(1, f"  {record.exit_reason}")
+    return "\n".join(lines)

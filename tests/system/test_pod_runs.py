@@ -1,0 +1,418 @@
+"""Runs on a pod, from the command to the results: killed clients, failing jobs, pods that go away, guards, secrets."""
+
+import argparse
+import dataclasses
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from src.pod.client import PodClient
+from src.pod.launch import Command, open_run
+from src.pod.persona_data_runner import attend, fetch_again
+from src.pod.remote.layout import RunFolder
+from src.pod.run_record import RunRecord
+from src.pod.watch import cancel, follow, report
+from src.utils.errors import UserError
+from tests.pod_server import (
+    ACCOUNT_KEY,
+    HUB_TOKEN,
+    PASSPHRASE,
+    POD_KEY,
+    ApiServer,
+    PodServer,
+    attend_to,
+    client_for,
+    free_port,
+    job_command,
+    make_key,
+    pod_entry,
+    processes_in,
+    wait_for,
+)
+
+QUICK = "import pathlib\npathlib.Path('out').mkdir()\npathlib.Path('out/a.txt').write_text('a')\nprint('made it')\n"
+SLEEPY = "import time\nprint('asleep', flush=True)\ntime.sleep(60)\n"
+KILLS = 20
+LINES = 40
+INPUT_BYTES, OUTPUT_BYTES = 6 << 20, 12 << 20
+LONG = f"""
+import hashlib, pathlib, time
+with open('executions', 'a') as file:
+    file.write('started\\n')
+for i in range({LINES}):
+    print('line', i, flush=True)
+    time.sleep(0.02)
+data = pathlib.Path('input').read_bytes()
+pathlib.Path('out').mkdir(exist_ok=True)
+pathlib.Path('out/reversed.txt').write_bytes(data[::-1])
+print('done', hashlib.sha256(data).hexdigest(), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def api() -> Iterator[ApiServer]:
+    with ApiServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def pod(tmp_path_factory: pytest.TempPathFactory, sshd: str, api: ApiServer) -> Iterator[PodServer]:
+    with PodServer(tmp_path_factory.mktemp("pod"), sshd, api_url=api.url) as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def _fresh(api: ApiServer, pod: PodServer) -> None:
+    api.pods.clear()
+    api.failures.clear()
+    api.asked.clear()
+    api.pods[pod.pod_id] = pod_entry(pod.pod_id, pod.port)
+
+
+def remote(pod: PodServer, record: RunRecord) -> RunFolder:
+    return RunFolder(pod.root, record.run_id)
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def life(pod: PodServer, api: ApiServer, folder: Path, command: Command, seconds: float) -> bool:
+    """One client process that is killed after so many seconds; whether it came to its end before."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            silence = os.open(os.devnull, os.O_RDWR)
+            os.dup2(silence, 1)
+            attend_to(client_for(pod, api, folder), command, folder)
+            code = 0
+        finally:
+            os._exit(code)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            assert os.waitstatus_to_exitcode(status) == 0
+            return True
+        time.sleep(0.005)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return False
+
+
+def test_a_client_that_is_killed_twenty_times(pod: PodServer, api: ApiServer, tmp_path: Path) -> None:
+    """Each run is one run, its job runs once, its log has each line once, the result is what it should be.
+
+    Lives are drawn from how long an uninterrupted run takes here, so that kills hit all of its phases.
+    """
+    data = os.urandom(INPUT_BYTES)
+    (tmp_path / "input").write_bytes(data)
+    rng, kills, phases, longest = random.Random(8), 0, set(), 200.0
+    for attempt in range(20):
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        (folder / "input").write_bytes(data[attempt:] + data[:attempt])  # nothing of it is on the pod yet
+        command = job_command(folder, LONG, {"input": folder / "input"})
+        client = client_for(pod, api, folder)
+        began, patience = time.monotonic(), 1.0
+        while not life(pod, api, folder, command, rng.uniform(0.1, 1.0) * longest * patience):
+            kills, patience = kills + 1, patience * 1.2  # a client that never gets as far as to log in does nothing
+            phases |= {phase_of(client, record) for record in client.records.all()}
+        longest = 0.35 * (time.monotonic() - began) if attempt == 0 else longest
+        check_run(pod, client, data[attempt:] + data[:attempt])
+        if kills >= KILLS and {"preparing", "running"} <= phases:
+            break
+    assert kills >= KILLS and {"preparing", "running"} <= phases, (kills, phases)
+
+
+def phase_of(client: PodClient, record: RunRecord) -> str:
+    """In which phase of a run its client was killed."""
+    return "download" if client.records.staging_path(record.run_id).exists() else record.state
+
+
+def check_run(pod: PodServer, client: PodClient, data: bytes) -> None:
+    (record,) = client.records.all()
+    assert record.state == "fetched" and (remote(pod, record).work / "executions").read_text() == "started\n"
+    expected = "".join(f"line {i}\n" for i in range(LINES)) + f"done {sha256(data)}\n"
+    assert client.records.log_path(record.run_id).read_text() == expected
+    fetched = client.records.staging_path(record.run_id) / "out/reversed.txt"
+    assert sha256(fetched.read_bytes()) == sha256(data[::-1])
+
+
+def test_the_end_of_a_run_is_safe_from_kills_too(pod: PodServer, api: ApiServer, tmp_path: Path) -> None:
+    """A job that is over at once, so that clients die while they download and publish."""
+    command = job_command(
+        tmp_path,
+        f"import os, pathlib\npathlib.Path('out').mkdir()\nprint('x')\n"
+        f"pathlib.Path('out/data').write_bytes(bytes(range(256)) * {OUTPUT_BYTES // 256})\n",
+    )
+    client = client_for(pod, api, tmp_path)
+    attend_to(client, command, tmp_path, is_detached=True)
+    record = client.records.latest()
+    wait_for((remote(pod, record).path / "exit.json").exists, "the job ends")
+    rng, kills = random.Random(9), 0
+    while kills < 6 and not life(pod, api, tmp_path, command, rng.uniform(0.3, 0.9)):
+        kills += 1
+    if client.records.latest().state != "fetched":
+        attend_to(client, command, tmp_path)
+    assert kills and len(client.records.all()) == 1 and client.records.log_path(record.run_id).read_text() == "x\n"
+    fetched = client.records.staging_path(record.run_id) / "out/data"
+    assert sha256(fetched.read_bytes()) == sha256(bytes(range(256)) * (OUTPUT_BYTES // 256))
+
+
+def test_a_second_run_uploads_nothing_and_a_finished_one_is_not_attached_to(
+    pod: PodServer, api: ApiServer, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    client = client_for(pod, api, tmp_path, say=said.append)
+    command = job_command(tmp_path, QUICK)
+    first, second = attend_to(client, command, tmp_path), attend_to(client, command, tmp_path)
+    assert first.run_id != second.run_id
+    uploads = [line for line in said if line.startswith("uploaded")]
+    assert uploads[1] == "uploaded 0 of 1 files, 0.0 MB"
+    assert (remote(pod, second).work / "out/a.txt").read_text() == "a"
+
+
+def test_a_failed_job_says_why_and_the_same_command_tries_again_in_its_folder(
+    pod: PodServer, api: ApiServer, tmp_path: Path
+) -> None:
+    source = (
+        "import os, pathlib, sys\nprint('try', flush=True)\npathlib.Path('out').mkdir(exist_ok=True)\n"
+        "if not os.path.exists('out/half'):\n    open('out/half', 'w').close()\n    sys.exit('half-way: it broke')\n"
+    )
+    client = client_for(pod, api, tmp_path)
+    command = job_command(tmp_path, source)
+    with pytest.raises(UserError, match="exit code 1; last line: half-way: it broke"):
+        attend_to(client, command, tmp_path)
+    failed = client.records.latest()
+    assert (failed.state, failed.exit_code, failed.round) == ("failed", 1, 1)
+    again = attend_to(client, command, tmp_path)
+    assert (again.run_id, again.state, again.round) == (failed.run_id, "fetched", 2)
+    assert client.records.log_path(again.run_id).read_text().count("try\n") == 2
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("import os, signal\nprint('big')\nos.kill(os.getpid(), 9)", "killed by signal 9, perhaps for want of memory"),
+        (
+            "raise RuntimeError('CUDA out of memory. Tried to allocate')",
+            "GPU out of memory: exit code 1; lower --batch",
+        ),
+        ("raise OSError(28, 'No space left on device')", "disk full on the pod: exit code 1; free some space"),
+    ],
+)
+def test_how_a_job_ended(source: str, reason: str, pod: PodServer, api: ApiServer, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        attend_to(client_for(pod, api, tmp_path), job_command(tmp_path, source), tmp_path)
+    assert reason in caught.value.message and "\n" not in caught.value.message
+
+
+def test_an_interrupted_job_goes_on_with_its_shards_on_the_next_pod(
+    pod: PodServer, api: ApiServer, tmp_path: Path, sshd: str
+) -> None:
+    """A spot pod is taken away (its processes killed); another pod with the same volume continues the same run."""
+    source = (
+        "import pathlib, time\npathlib.Path('shards').mkdir(exist_ok=True)\n"
+        "for i in range(4):\n"
+        "    if not pathlib.Path(f'shards/{i}').exists():\n"
+        "        print('shard', i, flush=True)\n        pathlib.Path(f'shards/{i}').write_text('x')\n"
+        "    if i == 1 and not pathlib.Path('taken').exists():\n"
+        "        pathlib.Path('taken').touch()\n        time.sleep(60)\n"
+        "pathlib.Path('out').write_text('whole')\n"
+    )
+    command = job_command(tmp_path, source)
+    spot = PodServer(tmp_path / "spot", sshd, pod_id="spot1", api_url=api.url)
+    spot.root = pod.root
+    with spot:
+        api.pods = {"spot1": pod_entry("spot1", spot.port, podType="INTERRUPTABLE")}
+        client = client_for(spot, api, tmp_path)
+        record = attend_to(client, command, tmp_path, is_detached=True)
+        wait_for((remote(pod, record).work / "taken").exists, "the job is half-way")
+    api.pods = {"spot1": pod_entry("spot1", spot.port, desiredStatus="EXITED"), "pod1": pod_entry("pod1", pod.port)}
+    record = attend_to(client_for(pod, api, tmp_path), command, tmp_path)
+    assert (record.state, record.pod_id) == ("fetched", "pod1")
+    assert (remote(pod, record).read("started") or {})["attempts"] == 2
+    assert client.records.log_path(record.run_id).read_text() == "".join(f"shard {i}\n" for i in range(4))
+
+
+def test_a_restarted_container_at_another_address_is_found(
+    pod: PodServer, api: ApiServer, tmp_path: Path, sshd: str
+) -> None:
+    source = "import time\nfor i in range(30):\n    print(i, flush=True)\n    time.sleep(0.1)\nopen('out', 'w')"
+    command = job_command(tmp_path, source)
+    first = PodServer(tmp_path / "first", sshd, pod_id="moving", api_url=api.url)
+    first.start()
+    api.pods = {"moving": pod_entry("moving", first.port)}
+    client = client_for(first, api, tmp_path)
+    record = attend_to(client, command, tmp_path, is_detached=True)
+    first.stop()  # the job goes on; sshd comes back on another port
+    first.port = free_port()
+    with first:
+        api.pods = {"moving": pod_entry("moving", first.port)}
+        attend_to(client, command, tmp_path)
+    assert client.records.log_path(record.run_id).read_text() == "".join(f"{i}\n" for i in range(30))
+
+
+def test_a_pod_that_is_terminated_while_the_job_runs(pod: PodServer, api: ApiServer, tmp_path: Path, sshd: str) -> None:
+    command = job_command(tmp_path, SLEEPY)
+    doomed = PodServer(tmp_path / "doomed", sshd, pod_id="doomed", api_url=api.url)
+
+    def show_then_end(piece: bytes) -> None:
+        api.pods.clear()
+        doomed.stop()
+        doomed.end_processes()
+
+    with doomed:
+        api.pods = {"doomed": pod_entry("doomed", doomed.port)}
+        client = client_for(doomed, api, tmp_path, silence=2.0)
+        record = attend_to(client, command, tmp_path, is_detached=True)
+        with client.link_to(record) as link, pytest.raises(UserError, match="pod doomed: was terminated"):
+            follow(client, record, link, show_then_end)
+    record = client.records.latest()
+    assert record.state == "interrupted" and record.exit_reason is not None
+    assert "doomed is terminated" in report(client, record)
+
+
+def test_cancel_ends_the_job_and_its_children(pod: PodServer, api: ApiServer, tmp_path: Path) -> None:
+    client = client_for(pod, api, tmp_path)
+    stubborn = (
+        "import signal, subprocess, time\nsubprocess.Popen(['sleep', '71'])\nprint('up', flush=True)\ntime.sleep(60)\n"
+    )
+    record = attend_to(client, job_command(tmp_path, stubborn), tmp_path, is_detached=True)
+    log = remote(pod, record).log
+    wait_for(lambda: log.exists() and log.read_text() == "up\n", "the job runs")
+    text = report(client, record)
+    assert "on the pod: running, WITHOUT A COST GUARD" in text and "$0.500 an hour" in text
+    record = cancel(client, record)
+    assert record.state == "cancelled" and (remote(pod, record).read("exit.json") or {})["cancelled"]
+    assert not [pid for pid in processes_in(pod.folder) if "71" in command_line(pid)]
+    assert cancel(client, record).state == "cancelled"
+
+
+def command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""
+
+
+def test_a_second_client_does_not_write_the_same_log(pod: PodServer, api: ApiServer, tmp_path: Path) -> None:
+    client = client_for(pod, api, tmp_path)
+    record = attend_to(client, job_command(tmp_path, QUICK), tmp_path)
+    watched = pytest.raises(UserError, match="another client on this machine watches it")
+    with client.alone_with(record.run_id), watched, client.alone_with(record.run_id):
+        pass
+
+
+def test_what_makes_a_pod_unfit_is_said_before_anything_starts(pod: PodServer, api: ApiServer, tmp_path: Path) -> None:
+    command = job_command(tmp_path, QUICK)
+    api.pods = {"pod1": pod_entry("pod1", pod.port, gpuCount=1)}
+    with pytest.raises(UserError, match="rented with 1 x RTX 4090 and shows none"):
+        attend_to(client_for(pod, api, tmp_path), command, tmp_path)
+    huge = tmp_path / "huge"
+    with huge.open("wb") as file:
+        file.truncate(1 << 42)  # sparse: more than any disk here has free
+    payload = dataclasses.replace(command.pack(), files={"huge": huge})
+    command = dataclasses.replace(command, pack=lambda: payload, options=["other"])
+    api.pods = {"pod1": pod_entry("pod1", pod.port)}
+    with pytest.raises(UserError, match=r"GiB free at .*, and the run needs"):
+        attend_to(client_for(pod, api, tmp_path), command, tmp_path)
+
+
+def guarded(pod: PodServer, api: ApiServer, folder: Path, source: str, **choices) -> RunRecord:
+    client = client_for(pod, api, folder, is_guarded=True, **choices)
+    return attend_to(client, job_command(folder, source), folder, is_detached=True)
+
+
+@pytest.mark.parametrize("choices", [{"max_hours": 1 / 3600}, {"idle_minutes": 0.05}])
+def test_the_guard_stops_the_pod_with_its_own_key_though_nobody_returns(
+    choices: dict[str, float], pod: PodServer, api: ApiServer, tmp_path: Path
+) -> None:
+    guarded(pod, api, tmp_path, SLEEPY, **choices)
+    wait_for(lambda: api.calls("podStop"), "the guard stops the pod", 30)
+    assert api.calls("podStop") == [POD_KEY] and not api.calls("podTerminate")
+    pod.end_processes()
+
+
+def test_the_guard_stops_the_pod_when_the_job_is_done_and_fetched(
+    pod: PodServer, api: ApiServer, tmp_path: Path
+) -> None:
+    client = client_for(pod, api, tmp_path, is_guarded=True, when_done="terminate")
+    record = attend_to(client, job_command(tmp_path, QUICK), tmp_path)
+    assert record.state == "fetched"
+    assert ACCOUNT_KEY in api.calls("podTerminate"), "the client does it at once"
+    api.pods["pod1"] = pod_entry("pod1", pod.port)
+    wait_for(lambda: POD_KEY in api.calls("podTerminate"), "and so does the guard, if it had not", 30)
+
+
+def test_without_a_key_of_its_own_no_job_starts(api: ApiServer, tmp_path: Path, sshd: str) -> None:
+    with PodServer(tmp_path / "bare", sshd, pod_id="bare") as bare:
+        api.pods = {"bare": pod_entry("bare", bare.port)}
+        with pytest.raises(UserError, match=r"no RUNPOD_API_KEY\); .*--no-guard"):
+            guarded(bare, api, tmp_path, QUICK)
+        record = client_for(bare, api, tmp_path).records.latest()
+        assert not (remote(bare, record).path / "started").exists()
+        attend_to(client_for(bare, api, tmp_path), job_command(tmp_path, QUICK), tmp_path)
+
+
+def test_no_secret_is_left_or_shown(
+    pod: PodServer, api: ApiServer, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    """The job has the token; no file on either side, no process list and no output has any secret."""
+    key = make_key(tmp_path / "locked", PASSPHRASE)
+    pod.authorize(key.with_suffix(".pub"))
+    source = (
+        "import hashlib, os, pathlib, time\n"
+        "print(hashlib.sha256(os.environ['HF_TOKEN'].encode()).hexdigest(), flush=True)\n"
+        "pathlib.Path('out').write_text('x')\ntime.sleep(1)\n"
+    )
+    said: list[str] = []
+    client = client_for(
+        pod, api, tmp_path, is_guarded=True, key=key, passphrase=PASSPHRASE, hub_token=HUB_TOKEN, say=said.append
+    )
+    command = job_command(tmp_path, source)
+    record = attend_to(client, command, tmp_path, is_detached=True)
+    listed = subprocess.run(["ps", "axww", "-o", "args"], capture_output=True, text=True, check=True).stdout
+    record = attend_to(client, command, tmp_path)
+    assert sha256(HUB_TOKEN.encode()) in client.records.log_path(record.run_id).read_text()
+    secrets = (ACCOUNT_KEY, POD_KEY, PASSPHRASE, HUB_TOKEN, key.read_text().splitlines()[2])
+    shown = capfd.readouterr()
+    everything = [listed, shown.out, shown.err, "\n".join(said), repr(client)]
+    for folder in (tmp_path / "results", pod.root / "runs", pod.root / "bin", pod.folder / "tmp"):
+        everything += [path.read_bytes().decode("latin-1") for path in folder.rglob("*") if path.is_file()]
+    assert not [secret for secret in secrets if any(secret in text for text in everything)]
+
+
+def test_attaching_and_fetching_again_need_no_command(pod: PodServer, api: ApiServer, tmp_path: Path) -> None:
+    source = QUICK + "import time\ntime.sleep(0.5)\nprint('late')\n"
+    client = client_for(pod, api, tmp_path)
+    record = attend_to(client, job_command(tmp_path, source), tmp_path, is_detached=True)
+    own = argparse.Namespace(detach=False, results_dir=tmp_path / "results")
+    assert attend(client, record, own, None) == 0
+    assert client.records.log_path(record.run_id).read_text() == "made it\nlate\n"
+    fetched = client.records.staging_path(record.run_id) / "out/a.txt"
+    fetched.unlink()
+    assert fetch_again(client, client.records.load(record.run_id), own) == 0 and fetched.read_text() == "a"
+    (remote(pod, record).work / "out/model.pt").write_bytes(b"what torch.load would run")
+    with pytest.raises(UserError, match=r"a pod has no business sending a \.pt file"):
+        fetch_again(client, client.records.load(record.run_id), own)
+
+
+def test_the_same_command_opens_one_run(pod: PodServer, api: ApiServer, tmp_path: Path) -> None:
+    client = client_for(pod, api, tmp_path)
+    command = job_command(tmp_path, QUICK)
+    first = open_run(client, command)
+    assert open_run(client, command).run_id == first.run_id
+    other = dataclasses.replace(command, options=["--limit", "3"])
+    assert open_run(client, other).run_id != first.run_id
+    record = client.records.load(first.run_id)
+    assert (record.pod_id, record.state, record.cost_per_hour) == ("pod1", "preparing", 0.5)

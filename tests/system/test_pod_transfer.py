@@ -1,0 +1,187 @@
+"""Files over a line that cuts, stalls and corrupts: whole or not published, and little is sent twice."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from src.pod.digests import DigestCache
+from src.pod.link import PodLink
+from src.pod.pods import Address
+from src.pod.remote.blocks import BLOCK_BYTES, IN_FLIGHT, Digest, digest_file
+from src.pod.ssh import Login
+from src.pod.transfer import download, upload
+from src.utils.errors import UserError
+from tests.pod_server import ACCOUNT_KEY, PodServer, PodSettings, Proxy, getpass
+
+SIZE = 12 * BLOCK_BYTES + 12345
+CHUNK = 4 << 20
+FAULTS_UP = {
+    "cut": [("cut", "up", 7_000_000), ("cut", "up", 3_000_000)],
+    "stall": [("stall", "up", 7_000_000)],
+    "corrupt": [("corrupt", "up", 7_000_000)],
+}
+FAULTS_DOWN = {what: [(what, "down", after) for _, _, after in faults] for what, faults in FAULTS_UP.items()}
+
+
+@pytest.fixture(scope="module")
+def pod(tmp_path_factory: pytest.TempPathFactory, sshd: str) -> Iterator[PodServer]:
+    with PodServer(tmp_path_factory.mktemp("pod"), sshd) as server:
+        yield server
+
+
+@pytest.fixture
+def line(pod: PodServer) -> Iterator[Proxy]:
+    with Proxy(pod.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def link(pod: PodServer, line: Proxy, tmp_path: Path) -> Iterator[PodLink]:
+    settings = PodSettings(ACCOUNT_KEY, user=getpass.getuser(), key=pod.key, remote_root=str(pod.root))
+    login = Login(pod.pod_id, settings, tmp_path / "pins", silence=2.0)
+    with PodLink(lambda: Address("127.0.0.1", line.port), login, sys.executable, lambda text: None) as one:
+        yield one
+
+
+def random_file(path: Path, size: int = SIZE) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(os.urandom(size))
+    return path
+
+
+def stored(pod: PodServer, digest: Digest) -> Path:
+    return pod.root / "store" / digest.address[:2] / digest.address
+
+
+def run_files(pod: PodServer, run_id: str, sizes: dict[str, int]) -> dict[str, Digest]:
+    work = pod.root / "runs" / run_id / "work"
+    return {name: digest_file(random_file(work / name, size)) for name, size in sizes.items()}
+
+
+def test_files_of_all_sizes_arrive_and_a_second_time_cost_nothing(
+    pod: PodServer, link: PodLink, tmp_path: Path
+) -> None:
+    sizes = (0, 1, BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 1, 3 * BLOCK_BYTES)
+    paths = [random_file(tmp_path / str(size), size) for size in sizes]
+    pairs = [(path, digest_file(path)) for path in paths]
+    traffic = upload(link, [*pairs, pairs[-1]])
+    assert (traffic.files_published, traffic.bytes_moved) == (len(sizes), sum(sizes))
+    for path, digest in pairs:
+        assert stored(pod, digest).read_bytes() == path.read_bytes()
+    again = upload(link, pairs)
+    assert (again.files_published, again.bytes_moved) == (0, 0)
+
+
+@pytest.mark.parametrize("what", ["cut", "stall", "corrupt"])
+def test_an_upload_survives_a_bad_line(what: str, pod: PodServer, link: PodLink, line: Proxy, tmp_path: Path) -> None:
+    """What is sent twice is one chunk for each fault, at most."""
+    path = random_file(tmp_path / "big")
+    digest = digest_file(path)
+    link.ask("state", {"run_id": "none"})  # the helper is there
+    link.close()
+    line.faults = list(FAULTS_UP[what])
+    faults = len(line.faults)
+    traffic = upload(link, [(path, digest)])
+    assert stored(pod, digest).read_bytes() == path.read_bytes()
+    assert traffic.bytes_moved - SIZE <= faults * CHUNK and IN_FLIGHT <= CHUNK
+    assert not line.faults and not list((pod.root / "store/parts").glob(f"{digest.address}*"))
+
+
+@pytest.mark.parametrize("what", ["cut", "stall", "corrupt"])
+def test_a_download_survives_a_bad_line(what: str, pod: PodServer, link: PodLink, line: Proxy, tmp_path: Path) -> None:
+    files = run_files(pod, f"run-{what}", {"out/big": SIZE, "out/small": 10, "out/empty": 0})
+    link.ask("state", {"run_id": "none"})
+    link.close()
+    line.faults = list(FAULTS_DOWN[what])
+    before, faults = line.bytes["down"], len(line.faults)
+    download(link, f"run-{what}", files, tmp_path / "here")
+    for name in files:
+        original = pod.root / "runs" / f"run-{what}" / "work" / name
+        assert (tmp_path / "here" / name).read_bytes() == original.read_bytes()
+    assert line.bytes["down"] - before - SIZE <= faults * CHUNK + 200_000  # and the protocol's own
+    assert not line.faults and not list((tmp_path / "here/.parts").iterdir())
+
+
+def test_a_file_that_changes_on_the_pod_is_never_published(pod: PodServer, link: PodLink, tmp_path: Path) -> None:
+    files = run_files(pod, "changing", {"out/a": 3 * BLOCK_BYTES})
+    path = pod.root / "runs/changing/work/out/a"
+    content = bytearray(path.read_bytes())
+    content[2 * BLOCK_BYTES] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="out/a: changes while it is transferred"):
+        download(link, "changing", files, tmp_path / "here")
+    assert not (tmp_path / "here/out/a").exists()
+    path.write_bytes(content[:BLOCK_BYTES])  # truncated
+    link.close()
+    with pytest.raises(UserError, match="out/a: changes while it is transferred"):
+        download(link, "changing", files, tmp_path / "here")
+    assert not (tmp_path / "here/out/a").exists()
+
+
+def test_a_file_that_changes_here_is_never_stored(pod: PodServer, link: PodLink, tmp_path: Path) -> None:
+    path = random_file(tmp_path / "changing", 2 * BLOCK_BYTES)
+    digest = digest_file(path)
+    random_file(path, 2 * BLOCK_BYTES)
+    with pytest.raises(UserError, match="changing: changes while it is transferred"):
+        upload(link, [(path, digest)])
+    assert not stored(pod, digest).exists()
+
+
+def test_a_part_that_a_crash_has_damaged_is_sent_again(
+    pod: PodServer, link: PodLink, line: Proxy, tmp_path: Path
+) -> None:
+    """Blocks that are marked as there and are not, as after a power cut."""
+    path = random_file(tmp_path / "big", 6 * BLOCK_BYTES)
+    digest = digest_file(path)
+    parts = pod.root / "store/parts"
+    parts.mkdir(parents=True, exist_ok=True)
+    (parts / f"{digest.address}.part").write_bytes(path.read_bytes()[: 2 * BLOCK_BYTES])
+    (parts / f"{digest.address}.have").write_bytes(b"\1\1\1\1")
+    traffic = upload(link, [(path, digest)])
+    assert traffic.bytes_moved == 4 * BLOCK_BYTES
+    assert stored(pod, digest).read_bytes() == path.read_bytes()
+
+
+def test_names_that_lead_out_of_the_folder_are_refused(link: PodLink, tmp_path: Path) -> None:
+    for name in ("../evil", "/tmp/evil", ".parts/x"):
+        with pytest.raises(UserError, match="leads out of"):
+            download(link, "any", {name: Digest(0, ())}, tmp_path / "here")
+
+
+def test_a_full_or_forbidden_disk_is_one_line(pod: PodServer, line: Proxy, tmp_path: Path) -> None:
+    settings = PodSettings(ACCOUNT_KEY, user=getpass.getuser(), key=pod.key, remote_root="/proc/nothing")
+    login = Login(pod.pod_id, settings, tmp_path / "pins")
+    with (
+        PodLink(lambda: Address("127.0.0.1", line.port), login, sys.executable, lambda text: None) as link,
+        pytest.raises(UserError, match=r"cannot put the helper into /proc/nothing .*--remote-root"),
+    ):
+        link.ask("state", {"run_id": "x"})
+
+
+def test_a_pod_without_that_python_is_one_line(pod: PodServer, line: Proxy, tmp_path: Path) -> None:
+    settings = PodSettings(ACCOUNT_KEY, user=getpass.getuser(), key=pod.key, remote_root=str(pod.root))
+    login = Login(pod.pod_id, settings, tmp_path / "pins")
+    with (
+        PodLink(lambda: Address("127.0.0.1", line.port), login, "/no/python", lambda text: None) as link,
+        pytest.raises(UserError, match=r"/no/python cannot put the helper .*name a Python with --remote-python"),
+    ):
+        link.ask("state", {"run_id": "x"})
+
+
+def test_digests_are_remembered_until_a_file_changes(tmp_path: Path) -> None:
+    path = random_file(tmp_path / "big", 1 << 20)
+    subprocess.run(["touch", "-d", "1 hour ago", str(path)], check=True)
+    cache = DigestCache(tmp_path / "digests.json")
+    first = cache.digest([path])
+    cache.save()
+    assert first == [digest_file(path)]
+    stat = path.stat()
+    path.write_bytes(b"\0" * (1 << 20))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert DigestCache(tmp_path / "digests.json").digest([path]) == first, "known by size, time and inode: not read"
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    assert DigestCache(tmp_path / "digests.json").digest([path]) == [digest_file(path)]

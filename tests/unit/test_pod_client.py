@@ -1,0 +1,191 @@
+"""The client's side without a pod: what a step needs, records, versions, and results that are not to be trusted."""
+
+import json
+import pickle
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from packaging.requirements import Requirement
+
+from src.pod.payload import rewrite_options, script_payload, step_payload, without_results_dir
+from src.pod.requirements import pinned_requirements
+from src.pod.results import publish_results, verify_results
+from src.pod.run_record import RunRecord, RunRecords, append_log, log_size, new_run_id, now, progress_line
+from src.utils.artifacts import load_frame, save_frame
+from src.utils.errors import UserError
+from tests.tiny_models import provenance
+
+
+def record(run_id: str = "collect-1", **fields) -> RunRecord:
+    values = {"step": "collect", "script": "s.py", "options": ["--limit", "3"], "pod_id": "p", "created": now()}
+    values |= {"remote_root": "/w", "remote_folder": f"/w/runs/{run_id}", "outputs": ["results/x"]}
+    return RunRecord.model_validate({**values, "run_id": run_id, **fields})
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    root = tmp_path / "repository"
+    for name in ("src/a.py", "src/__pycache__/a.pyc", "configs/x.yaml", "pyproject.toml", "data/q.jsonl", "src/s.py"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(name)
+    return root
+
+
+def test_a_script_gets_the_code_and_the_files_that_its_options_name(repository: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "elsewhere/mine.jsonl"
+    outside.parent.mkdir()
+    outside.write_text("x")
+    options = ["--prompts", str(outside), "--world", "data", "--also=data/q.jsonl", "--limit", "3"]
+    payload = script_payload("src/s.py", options, [repository / "data"], ["out"], repository)
+    assert set(payload.files) >= {"src/a.py", "src/s.py", "configs/x.yaml", "pyproject.toml", "data/q.jsonl"}
+    assert not [name for name in payload.files if "pycache" in name]
+    here = payload.options[1]
+    assert here.startswith("inputs/") and here.endswith("/mine.jsonl") and payload.files[here] == outside
+    assert payload.options[2:] == ["--world", "data", "--also=data/q.jsonl", "--limit", "3"]
+
+
+def test_two_files_of_one_name_stay_two(repository: Path, tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "q.jsonl").write_text(folder)
+    words, files = rewrite_options([str(tmp_path / "one/q.jsonl"), str(tmp_path / "two/q.jsonl")], repository)
+    assert words[0] != words[1] and [files[word].read_text() for word in words] == ["one", "two"]
+
+
+def test_what_a_script_may_not_do(repository: Path) -> None:
+    with pytest.raises(UserError, match=r"--script none.py: there is no such file"):
+        script_payload("none.py", [], [], ["out"], repository)
+    for output in ("/etc/passwd", "../x"):
+        with pytest.raises(UserError, match="must lie under the working folder"):
+            script_payload("src/s.py", [], [], [output], repository)
+    with pytest.raises(UserError, match="gone: does not exist"):
+        script_payload("src/s.py", [], [repository / "gone"], ["out"], repository)
+
+
+def test_the_results_folder_of_the_pod_is_its_own() -> None:
+    assert without_results_dir(["--a", "--results-dir", "x", "--b", "--results_dir=y", "c"]) == ["--a", "--b", "c"]
+
+
+def test_the_collection_needs_prompts_model_and_adapter(tmp_path: Path) -> None:
+    from src.pipelines.persona_study import COLLECT, Study
+    from src.utils.config import load_config
+
+    study = Study(load_config("organism"), tmp_path, tmp_path)
+    study.finetuned.mkdir(parents=True)
+    (study.finetuned / "adapter_config.json").write_text("{}")
+    payload = step_payload(COLLECT, study, ["--limit", "3"])
+    name = study.config.finetuning.name
+    assert f"results/adapters/{name}/adapter_config.json" in payload.files
+    assert {"data/organisms/entangled/model.safetensors", "data/prompts/political_compass.jsonl"} <= set(payload.files)
+    assert payload.script == "src/scripts/03_collect_activations.py"
+    assert payload.options == ["--limit", "3", "--results-dir", "results"]
+    assert payload.outputs == [
+        "results/persona_data.pkl",
+        "results/persona_data.safetensors",
+        "results/persona_data.pkl.manifest.json",
+    ]
+
+
+def test_versions_are_those_of_this_environment() -> None:
+    pins = {Requirement(line).name: str(Requirement(line).specifier) for line in pinned_requirements()}
+    for name in ("transformers", "numpy", "pandas", "peft", "tokenizers", "pydantic-core"):
+        assert pins[name] == f"=={version(name)}"
+    assert "em-persona-decomposition" not in pins and "pytest" not in pins
+    assert pins["torch"] == f"=={version('torch').partition('+')[0]}"
+    with pytest.raises(UserError, match="no-such-project: is not installed"):
+        pinned_requirements("no-such-project")
+
+
+def test_a_record_comes_back_and_names_its_run(tmp_path: Path) -> None:
+    records = RunRecords(tmp_path)
+    first = records.save(record())
+    assert records.load("collect-1") == first
+    assert records.unfinished("collect", "s.py", ["--limit", "3"], None) == first
+    assert records.unfinished("collect", "s.py", ["--limit", "4"], None) is None
+    records.save(first.updated(state="fetched"))
+    assert records.unfinished("collect", "s.py", ["--limit", "3"], None) is None
+    (tmp_path / "digests.json").write_text("{}")
+    assert [one.run_id for one in records.all()] == ["collect-1"]
+    with pytest.raises(UserError, match=r"run nothing: is unknown in .*known: collect-1"):
+        records.load("nothing")
+    with pytest.raises(UserError, match="no run yet"):
+        RunRecords(tmp_path / "empty").latest()
+    assert len({new_run_id("collect") for _ in range(20)}) == 20
+
+
+def test_money_is_hours_by_price() -> None:
+    began = now().replace(year=2026, month=5, day=4, hour=10, minute=0, second=0, microsecond=0)
+    one = record(started=began, cost_per_hour=2.0)
+    assert one.updated(last_seen=began.replace(hour=11, minute=30)).cost_so_far == 3.0
+    assert one.updated(last_seen=began.replace(hour=15), ended=began.replace(hour=12)).cost_so_far == 4.0
+    assert record(cost_per_hour=2.0).updated(last_seen=began).cost_so_far == 0.0
+
+
+def test_the_local_log_is_its_own_offset(tmp_path: Path) -> None:
+    path = tmp_path / "runs/a.log"
+    assert log_size(path) == 0
+    assert append_log(path, b"one\n") == 4 and append_log(path, "zwei ü".encode()) == 11 == log_size(path)
+    assert path.read_bytes() == "one\nzwei ü".encode()
+
+
+def test_progress_in_one_line() -> None:
+    gpu = {"used_mib": 10240.0, "total_mib": 81920.0, "percent": 97.0}
+    status = {"done": 3, "total": 9, "unit": "answer", "tokens_per_second": 812.4, "gpus": [gpu], "eta_seconds": 61}
+    assert progress_line(status) == "3/9 answer, 812 tokens/s, GPU 10.0/80 GiB, 1:01 left"
+    assert progress_line({}) == ""
+
+
+def staged_frame(staged: Path) -> list[str]:
+    frame = pd.DataFrame({"prompt_id": ["a", "b"], "x": [1.0, 2.0]})
+    save_frame(frame, staged / "results/persona_data.pkl", provenance("03"), {"t": np.ones((2, 3), np.float32)})
+    return ["results/persona_data.pkl", "results/persona_data.safetensors", "results/persona_data.pkl.manifest.json"]
+
+
+def test_honest_results_are_published_with_their_manifest(tmp_path: Path) -> None:
+    outputs = staged_frame(tmp_path / "staged")
+    found = verify_results(tmp_path / "staged", outputs)
+    published = publish_results(found, tmp_path / "staged", tmp_path / "results")
+    assert published[-1].name == "persona_data.pkl.manifest.json" and len(published) == 3
+    assert load_frame(tmp_path / "results/persona_data.pkl")["x"].tolist() == [1.0, 2.0]
+
+
+class Evil:
+    def __reduce__(self):
+        return (Path.touch, (Path("/tmp/evil-was-here"),))
+
+
+@pytest.mark.parametrize("damage", ["altered", "truncated", "missing", "code", "torch", "json", "link"])
+def test_dishonest_results_go_nowhere(damage: str, tmp_path: Path) -> None:
+    staged = tmp_path / "staged"
+    outputs = staged_frame(staged)
+    path = staged / "results/persona_data.pkl"
+    if damage == "altered":
+        path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    elif damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-10])
+    elif damage == "missing":
+        path.unlink()
+    elif damage == "code":
+        (staged / "results/other.pkl").write_bytes(pickle.dumps(Evil()))
+        outputs = ["results/other.pkl"]
+    elif damage == "torch":
+        (staged / "results/adapter").mkdir()
+        (staged / "results/adapter/model.bin").write_bytes(b"x")
+        outputs = ["results/adapter"]
+    elif damage == "json":
+        (staged / "results/a.json").write_text("{")
+        outputs = ["results/a.json"]
+    else:
+        (staged / "results/a.txt").symlink_to("/etc/passwd")
+        outputs = ["results/a.txt"]
+    with pytest.raises(UserError):
+        verify_results(staged, outputs)
+    assert not Path("/tmp/evil-was-here").exists() and not (tmp_path / "results").exists()
+
+
+def test_a_record_holds_no_secret_by_its_fields() -> None:
+    assert not [name for name in RunRecord.model_fields if any(word in name for word in ("key", "token", "pass"))]
+    assert json.loads(record().model_dump_json())["run_id"] == "collect-1"
