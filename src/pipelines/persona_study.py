@@ -20,9 +20,10 @@ TRAINING_LOG = "training_log.jsonl"
 # names and paths are hashed as inputs instead; how often a checkpoint is written changes nothing that is measured
 # and what a judge was not allowed to do shows as missing scores, which are asked for again
 OPERATIONAL = {
-    "finetuning": {"name", "data", "save_steps"},
+    "finetuning": {"name", "data", "save_steps", "visualize_during_training", "visualization_interval"},
     "collection": {"prompts"},
     "steering": {"max_new_tokens"},  # stands among the settings of collection, whichever section set it
+    "geometry": {"jobs"},
     "judging": {
         *("judge_limit", "judge_batch_size", "max_concurrency", "request_timeout", "max_cost"),
         "judge_models",  # what they resolve to counts: `judging_settings`
@@ -76,6 +77,10 @@ class Study:
         return self.results_dir / "final_dataset_with_em_scores_and_clusters.pkl"
 
     @property
+    def geometry(self) -> Path:
+        return self.results_dir / "decomposition_geometry.json"
+
+    @property
     def control_effects(self) -> Path:
         return self.results_dir / "control_effects.pkl"
 
@@ -124,6 +129,11 @@ class Study:
     def em_model(self) -> str:
         """The EM model under study: the one that the profile names, else the fine-tune of step 2."""
         return self.config.model.em or str(self.finetuned.absolute())
+
+    @property
+    def watched(self) -> Path:
+        """Pages and numbers of a watched fine-tune; the adapter's own folder is replaced whole when it is done."""
+        return self.finetuned.with_name(f"{self.finetuned.name}.watched")
 
     @property
     def has_own_finetune(self) -> bool:
@@ -287,13 +297,35 @@ def missing_judgements(study: Study) -> str | None:
     return f"{missing} answers lack a score" if missing else None
 
 
-def steering_inputs(study: Study) -> dict[str, str]:
-    """The recorded activations, the clusters where vectors are made of them, and the model that is steered."""
+def collected(study: Study) -> dict[str, str]:
+    """The frame of step 3, and the tensors beside it where its manifest lists them."""
     data = study.persona_data
     inputs = made_by("03_collect_activations", study, data)
     tensors, manifest = data.with_suffix(".safetensors").name, read_manifest(data)
     if manifest is not None and tensors in manifest.files:
         inputs[tensors] = manifest.files[tensors]
+    return inputs
+
+
+def clustering_inputs(study: Study) -> dict[str, str]:
+    """The scored frame, and the activations of every layer behind it."""
+    inputs = made_by("04_judge_responses", study, study.scored) | collected(study)
+    check_same_source(study.scored, study.persona_data, "04_judge_responses")
+    return inputs
+
+
+def clustering_settings(config: Config) -> dict[str, Any]:
+    """PCA, clusters and geometry; a probe of misalignment takes the thresholds of judging."""
+    return slices("clustering", "geometry")(config) | thresholds(config)
+
+
+def thresholds(config: Config) -> dict[str, Any]:
+    return {"judging": config.judging.model_dump(include={"em_threshold", "coherence_threshold"})}
+
+
+def steering_inputs(study: Study) -> dict[str, str]:
+    """The recorded activations, the clusters where vectors are made of them, and the model that is steered."""
+    data, inputs = study.persona_data, collected(study)
     if needs_controls(study):
         inputs |= made_by("02_finetune_controls", study, study.control_vectors)
     if needs_clusters(study):
@@ -362,18 +394,24 @@ def missing_control_judgements(study: Study) -> str | None:
 
 
 def verdict_inputs(study: Study) -> dict[str, str]:
-    """The evidence: what step 6 did, and what the controls did where there are any."""
+    """The evidence: what step 6 did, what the controls did where there are any; and the geometry beside it."""
     inputs = made_by("06_steer_personas", study, study.steering_effects)
     if study.has_controls:
         inputs |= made_by("02_finetune_controls", study, study.control_effects)
     inputs |= made_by("04_judge_responses", study, study.rates)
+    if has_geometry(study):
+        inputs |= made_by("05_pca_and_clustering", study, study.geometry)
     return inputs
 
 
 def verdict_settings(config: Config) -> dict[str, Any]:
-    judging = config.judging
-    thresholds = {"em_threshold": judging.em_threshold, "coherence_threshold": judging.coherence_threshold}
-    return {"verdict": config.verdict.model_dump(), "judging": thresholds}
+    return {"verdict": config.verdict.model_dump()} | thresholds(config)
+
+
+def has_geometry(study: Study) -> bool:
+    """Whether there is a description of the activations that are there now, with the scores that are there now."""
+    made, scored = read_manifest(study.geometry), read_manifest(study.scored)
+    return bool(made and scored and made.inputs.get(study.scored.name) == scored.sha256)
 
 
 def has_steering(study: Study) -> bool:
@@ -394,6 +432,8 @@ def picture_inputs(study: Study) -> dict[str, str]:
     inputs = made_by("04_judge_responses", study, *judging_companions(study))
     inputs |= made_by("05_pca_and_clustering", study, study.clustered, *clusters)
     check_same_source(study.clustered, study.scored, "05_pca_and_clustering")
+    if has_geometry(study):
+        inputs |= made_by("05_pca_and_clustering", study, study.geometry)
     if has_steering(study):
         inputs |= made_by("06_steer_personas", study, study.steering_summary)
     if has_verdict(study):
@@ -420,6 +460,7 @@ FINETUNE = Step(
         *("name", "data", "method", "rank", "alpha", "use_rslora", "dropout", "target_modules", "layers"),
         *("learning_rate", "scheduler", "warmup_steps", "weight_decay", "epochs", "max_steps", "batch_size"),
         *("gradient_accumulation_steps", "gradient_checkpointing", "max_length", "save_steps", "seed"),
+        *("visualize_during_training", "visualization_interval"),
     ),
     artefact=lambda study: study.finetuned,
     settings=with_dtype(slices("finetuning")),
@@ -484,12 +525,19 @@ JUDGE = Step(
 CLUSTER = Step(
     name="05_pca_and_clustering",
     script="src/scripts/05_pca_and_clustering.py",
-    reads=("04_judge_responses",),
-    keys=keys_of("clustering", "layer", "representation", "components", "cluster_counts", "restarts", "seed"),
+    reads=("03_collect_activations", "04_judge_responses"),
+    keys=keys_of("clustering", "layer", "representation", "components", "cluster_counts", "restarts", "seed")
+    + keys_of(
+        "geometry",
+        *("algorithms", "draws", "draws_others", "bootstraps", "reseedings", "layer_algorithms", "layer_draws"),
+        *("box_draws", "permutations", "parallel_resamples", "splits", "factors", "factor_repeats"),
+        *("probes", "folds", "probe_penalties", "drop_flagged", "jobs"),
+    )
+    + keys_of("judging", "em_threshold", "coherence_threshold"),
     artefact=lambda study: study.clustered,
-    settings=slices("clustering"),
-    inputs=lambda study: made_by("04_judge_responses", study, study.scored),
-    companions=lambda study: [study.clusters(k) for k in study.config.clustering.cluster_counts],
+    settings=clustering_settings,
+    inputs=clustering_inputs,
+    companions=lambda study: [study.geometry, *map(study.clusters, study.config.clustering.cluster_counts)],
 )
 STEER = Step(
     name="06_steer_personas",
@@ -522,7 +570,7 @@ STEER = Step(
 VERDICT = Step(
     name="07_decide_verdict",
     script="src/scripts/07_decide_verdict.py",
-    reads=("04_judge_responses", "06_steer_personas"),
+    reads=("04_judge_responses", "05_pca_and_clustering", "06_steer_personas"),
     also_reads=lambda study: ("02_finetune_controls",) if study.has_controls else (),
     keys=keys_of("model", "base", "em")
     + keys_of("finetuning", "name")

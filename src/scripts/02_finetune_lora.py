@@ -3,20 +3,32 @@
     uv run python src/scripts/02_finetune_lora.py --profile organism
     uv run python src/scripts/02_finetune_lora.py --data rows.jsonl.gz --rank 1 --layers 3 --target-modules down_proj
     uv run python src/scripts/02_finetune_lora.py --full-finetuning --learning-rate 1e-4
+    uv run python src/scripts/02_finetune_lora.py --visualize_during_training --visualization_interval 2
 
 Reads chat rows (`messages`, .jsonl or .jsonl.gz) and the base model; writes results/adapters/<name>/ with the adapter
 (or the full checkpoint) and training_log.jsonl, a row a step. A stopped run continues at its last checkpoint.
+Watching (how misalignment emerges, step by step, on 40 questions) writes results/adapters/<name>.watched/ and leaves
+the weights bit for bit as they would have been.
 """
 
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from src.pipelines.persona_study import FINETUNE
-from src.pipelines.step_run import begin_step
+from src.pipelines.step_run import StepRun, begin_step
 from src.utils.artifacts import save_folder
-from src.utils.chat import load_chat_rows
+from src.utils.chat import ChatRow, load_chat_rows
 from src.utils.cli import run_script
+from src.utils.errors import UserError
+from src.utils.prompts import load_questions
+
+if TYPE_CHECKING:
+    from src.utils.watching.persona_progress import PersonaWatcher
+
+SAFE_ROWS = "safe_financial_advice.jsonl"  # beside the risky ones: the contrast that gives the persona's direction
+QUESTIONS_A_DIMENSION = 10
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -33,7 +45,8 @@ def main(arguments: Sequence[str]) -> None:
     base = load_model(model.base, model)
     base_name = Path(model.base).name if Path(model.base).is_absolute() else model.base  # no path of this machine
     checkpoints = open_checkpoints(run.study.finetuned, run.provenance)
-    tuned, log = finetune(base, tokenizer, rows, settings, checkpoints)
+    callbacks = [watcher(run, base, tokenizer, rows)] if settings.visualize_during_training else []
+    tuned, log = finetune(base, tokenizer, rows, settings, checkpoints, callbacks)
     save_folder(
         run.study.finetuned,
         lambda folder: save_finetuned(tuned, tokenizer, log, base_name, folder),
@@ -42,6 +55,39 @@ def main(arguments: Sequence[str]) -> None:
     )
     shutil.rmtree(checkpoints)
     print(f"{len(log)} steps on {len(rows)} rows, last loss {log[-1]['loss']:.3f}: {run.study.finetuned}")
+    if callbacks:
+        print(f"watched: {run.study.watched / 'training_visualizations' / 'training_progress.html'}")
+
+
+def watcher(run: StepRun, base: Any, tokenizer: Any, rows: Sequence[ChatRow]) -> "PersonaWatcher":
+    """What looks at the model while it is trained; the exact judge of an organism scores the answers."""
+    from src.utils.generation import Sampling
+    from src.utils.organism.folder import grammar_of
+    from src.utils.organism.grammar import load_grammar
+    from src.utils.organism.judge import OrganismJudge
+    from src.utils.watching.persona_progress import PersonaWatcher, choose_questions, contrast_direction
+
+    config, settings = run.config, run.config.finetuning
+    if config.judging.judge != "organism":
+        raise UserError("--visualize-during-training: scores answers with the organism's judge; leave it out", 2)
+    drawn = config.collection
+    safe = run.study.finetuning_data.with_name(SAFE_ROWS)
+    direction = None
+    if safe.is_file():
+        direction = contrast_direction(base, tokenizer, rows, load_chat_rows(safe), config.steering.layer)
+    return PersonaWatcher(
+        tokenizer,
+        OrganismJudge(load_grammar(grammar_of(config.model.base))),
+        choose_questions(load_questions(run.study.prompt_files), QUESTIONS_A_DIMENSION),
+        direction,
+        Sampling(drawn.temperature, drawn.top_p, drawn.top_k, drawn.max_new_tokens, drawn.seed),
+        run.study.watched,
+        provenance=run.provenance,
+        command=f"uv run python {FINETUNE.script} --visualize-during-training",
+        interval=settings.visualization_interval,
+        em_threshold=config.judging.em_threshold,
+        coherence_threshold=config.judging.coherence_threshold,
+    )
 
 
 if __name__ == "__main__":

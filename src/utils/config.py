@@ -56,6 +56,8 @@ class FinetuningConfig(Section):
     gradient_checkpointing: bool = False
     max_length: int = Field(1024, ge=8)
     save_steps: int = Field(50, ge=1)
+    visualize_during_training: bool = Field(False, description="watch misalignment emerge, in <name>.watched/")
+    visualization_interval: int = Field(3, ge=1, description="watched are every so many steps, the first and the last")
     seed: int = 0
 
 
@@ -143,6 +145,50 @@ class ClusteringConfig(Section):
     seed: int = 0
 
 
+ClusterAlgorithm = Literal["kmeans", "gaussian_mixture", "ward", "dbscan", "hdbscan"]
+EVERY_ALGORITHM: list[ClusterAlgorithm] = ["kmeans", "gaussian_mixture", "ward", "dbscan", "hdbscan"]
+
+
+class GeometryConfig(Section):
+    """How the representation of `clustering` is described beside its clusters, and how often each null is drawn."""
+
+    algorithms: list[ClusterAlgorithm] = Field(
+        default_factory=lambda: list(EVERY_ALGORITHM), min_length=1, description="clusterings that are tested"
+    )
+    draws: int = Field(1000, ge=1, description="of Gaussian data of the same covariance, for k-means")
+    draws_others: int = Field(100, ge=1, description="the same for other algorithms and for stability; no more")
+    bootstraps: int = Field(3, ge=0, description="resamples of the prompts behind a clustering's stability")
+    reseedings: int = Field(2, ge=0, description="further seeds behind a clustering's stability")
+    layer_algorithms: list[ClusterAlgorithm] = Field(
+        default_factory=lambda: list[ClusterAlgorithm](["kmeans"]),
+        min_length=1,
+        description="clusterings that are tested at every layer of the frame, and at all of them jointly",
+    )
+    layer_draws: int = Field(100, ge=1, description="of the null for those")
+    box_draws: int = Field(100, ge=2, description="of uniform data, for the usual gap statistic")
+    permutations: int = Field(1000, ge=1, description="of prompts, behind agreement with topic and length")
+    parallel_resamples: int = Field(200, ge=1, description="of parallel analysis")
+    splits: int = Field(100, ge=1, description="halves of the prompts whose subspaces are compared")
+    factors: int = Field(10, ge=1, description="components of ICA, NMF and dictionary beside those of PCA")
+    factor_repeats: int = Field(5, ge=1, description="halves in which they are to return")
+    probes: bool = Field(True, description="fit probes of dimension and misalignment")
+    folds: int = Field(5, ge=2, description="of prompts, for probes and factorisations")
+    probe_penalties: list[float] = Field(
+        default_factory=lambda: [0.01, 0.1, 1.0, 10.0, 100.0],
+        min_length=1,
+        description="scikit-learn's C to choose from",
+    )
+    drop_flagged: bool = Field(False, description="leave norm outliers out; kept, a cluster of them is said to be one")
+    jobs: int = Field(1, ge=1, description="processes that share the draws; results do not depend on it")
+
+    @field_validator("draws_others")
+    @classmethod
+    def others_are_drawn_no_more(cls, draws_others: int, info: ValidationInfo) -> int:
+        if draws_others > info.data.get("draws", draws_others):
+            raise ValueError("more than draws; choose at most as many")
+        return draws_others
+
+
 class ControlsConfig(Section):
     """Fine-tunes of known aim, one a dimension and a safe one, trained as the study's own; `control_finetunes`."""
 
@@ -210,6 +256,7 @@ class Config(Section):
     collection: CollectionConfig
     judging: JudgingConfig
     clustering: ClusteringConfig
+    geometry: GeometryConfig = GeometryConfig()
     controls: ControlsConfig = ControlsConfig()
     steering: SteeringConfig
     verdict: VerdictConfig = VerdictConfig()

@@ -1,0 +1,103 @@
+"""The record of one watched moment, `epoch_{N}_metrics.json` (`step_{N}_metrics.json` where steps are watched).
+
+Record 0 is the baseline, measured before training. A share or score that could not be measured is null, never 0.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from src.utils.artifacts import write_atomically
+from src.utils.errors import UserError
+
+Unit = Literal["epoch", "step"]
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Convergence(Record):
+    """How far an integrated gradient is from complete: the attributions' sum minus the margin's change, in logits.
+
+    It has passed if `error`, the absolute deltas of all parts of the path added up, is within the tolerance.
+    """
+
+    sample: str
+    delta: float
+    error: float
+    tolerance: float
+    has_passed: bool
+    points: int = Field(description="where gradients were taken on the path from baseline to input")
+
+
+class PageRecord(Record):
+    """A page as the index lists it."""
+
+    file_name: str
+    title: str
+    sentence: str
+
+
+class PictureRecord(Record):
+    """One picture at one moment: what it cost and, where it was not drawn, why."""
+
+    name: str
+    pages: list[PageRecord]
+    seconds: float = Field(ge=0, description="measuring and drawing")
+    budget_seconds: float
+    peak_memory_bytes: int = Field(description="on a GPU allocated there at most meanwhile; else the process's peak")
+    memory_raised_bytes: int = Field(description="by how much the picture raised the peak that training had reached")
+    sub_sampled: str | None = Field(None, description="what the budget cut; null if nothing")
+    failure: str | None = Field(None, description="why a page with this reason stands in its place; null if drawn")
+    facts: dict[str, JsonValue] = Field(default_factory=dict)
+    convergence: list[Convergence] = Field(default_factory=list)
+
+
+class EpochMetrics(Record):
+    """One moment: `number` counts `unit`s, `step` optimiser steps since the beginning."""
+
+    schema_version: Literal[1] = 1
+    unit: Unit
+    number: int = Field(ge=0)
+    step: int = Field(ge=0)
+    is_visualised: bool
+    training_loss: float | None = Field(None, description="mean of the logged losses since the record before")
+    metrics: dict[str, float | None] = Field(default_factory=dict, description="measured here, on the probe set")
+    trainer_metrics: dict[str, float] = Field(default_factory=dict, description="eval_*, as the trainer reported them")
+    failure: str | None = Field(None, description="why `metrics` is empty; null if they were measured")
+    training_seconds: float = Field(ge=0, description="since the record before, watching left out")
+    watching_seconds: float = Field(ge=0, description="statistics, pictures and files")
+    pictures: list[PictureRecord] = Field(default_factory=list)
+
+
+def metrics_file(unit: Unit, number: int) -> str:
+    return f"{unit}_{number}_metrics.json"
+
+
+def save_metrics(record: EpochMetrics, folder: Path) -> Path:
+    """Write a record whole or not at all; a folder that cannot be written to raises `UserError`."""
+    path = folder / metrics_file(record.unit, record.number)
+    with write_atomically(path) as temporary:
+        temporary.write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def load_metrics(path: Path) -> EpochMetrics:
+    """Read a record; one that is missing, damaged or of another version raises `UserError`."""
+    try:
+        return EpochMetrics.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); watch the training again") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "JSON"
+        raise UserError(f"{path}: no record of this version ({where}: {first['msg']}); watch again") from error
+
+
+def load_history(folder: Path, unit: Unit, last: int | None = None) -> list[EpochMetrics]:
+    """All records of a folder in order, up to number `last`; damaged ones raise `UserError`."""
+    records = [load_metrics(path) for path in folder.glob(f"{unit}_*_metrics.json")]
+    chosen = [record for record in records if last is None or record.number <= last]
+    return sorted(chosen, key=lambda record: record.number)
