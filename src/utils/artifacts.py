@@ -110,7 +110,8 @@ def write_atomically(path: Path) -> Generator[Path]:
     """Yield a temporary path in the folder of `path`; what was written there takes its place when the block ends.
 
     If the block raises, `path` is untouched and the temporary file gone. A full disk, a read-only folder and the like
-    raise `UserError`. A kill leaves at most the folder `.<name>.<pid>-<random>.tmp`, which the next save of that name removes.
+    raise `UserError`. A kill leaves at most the folder `.<name>.<pid>-<random>.tmp`; the next save of that name removes
+    it.
     """
     with _write_together([path]) as (temporary,):
         yield temporary
