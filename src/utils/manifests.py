@@ -171,7 +171,7 @@ def refuse_foreign_overwrite(path: Path, profile: str, world: str | None, force:
 
 
 def is_unfinished(path: Path) -> bool:
-    """Whether a save of `path` was killed between its renames: its manifest, the last, still lies in a staging folder."""
+    """Whether a save of `path` was killed between its renames: its manifest, the last, is still staged."""
     manifest = manifest_path(path).name
     staging = path.parent.glob(f".{manifest}.*.tmp")
     return any((folder / manifest).exists() and not (folder / path.name).exists() for folder in staging)

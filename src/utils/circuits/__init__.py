@@ -1,0 +1,1 @@
+"""Causal pictures of a model: which layers, neurons and edges its margin rests on, and when there is nothing to say."""

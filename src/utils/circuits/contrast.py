@@ -1,0 +1,104 @@
+"""Contrast pairs: two inputs of equal length that differ in a word or so and whose labels are opposite.
+
+Activations of one can be put into the other token by token, so that what they change in the margin is measured. What
+the margin is, is handed in: for the safety judge `forward_margins`, for another fine-tune any difference of logits.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from scipy.stats import ttest_1samp
+from torch import Tensor
+
+from src.utils.safety_judge.samples import SafetySample
+from src.utils.safety_judge.scoring import EncodedPrompt, last_real_positions, pad_right
+
+# margins in logits of right-padded ids and their attention mask, with their graph
+MarginOf = Callable[[Int[Tensor, "batch seq"], Int[Tensor, "batch seq"]], Float[Tensor, " batch"]]
+
+GAP_ALPHA = 0.001  # of the test below; everything causal rests on it
+
+
+@dataclass(frozen=True, eq=False)
+class ContrastPairs:
+    """Right-padded pairs: row i of `safe` and row i of `unsafe` share the mask."""
+
+    safe: Int[Tensor, "pairs seq"]
+    unsafe: Int[Tensor, "pairs seq"]
+    mask: Int[Tensor, "pairs seq"]
+    pair_ids: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.pair_ids)
+
+    @property
+    def last(self) -> Bool[Tensor, "pairs seq"]:
+        """The token where the margin is read."""
+        found = torch.zeros_like(self.mask, dtype=torch.bool)
+        found[torch.arange(len(self)), last_real_positions(self.mask)] = True
+        return found
+
+    @property
+    def differing(self) -> Bool[Tensor, "pairs seq"]:
+        return self.safe != self.unsafe
+
+    def part(self, rows: slice) -> "ContrastPairs":
+        """Some of the pairs, without the columns that are padding in all of them."""
+        width = int(self.mask[rows].sum(dim=1).max()) if len(self.pair_ids[rows]) else 0
+        tensors = (tensor[rows, :width] for tensor in (self.safe, self.unsafe, self.mask))
+        return ContrastPairs(*tensors, self.pair_ids[rows])
+
+    def to(self, device: torch.device) -> "ContrastPairs":
+        return ContrastPairs(self.safe.to(device), self.unsafe.to(device), self.mask.to(device), self.pair_ids)
+
+
+def contrast_pairs(
+    samples: Sequence[SafetySample], rows: Sequence[EncodedPrompt], pad_id: int, most: int | None = None
+) -> ContrastPairs:
+    """The first safe and the first unsafe sample of each `pair_id`, where both have as many tokens.
+
+    Pairs whose lengths differ and samples without a partner are left out, so that there may be none; `most` keeps the
+    first so many in order of their ids.
+    """
+    members: dict[str, dict[bool, EncodedPrompt]] = {}
+    for sample, row in zip(samples, rows, strict=True):
+        if sample.pair_id is not None:
+            members.setdefault(sample.pair_id, {}).setdefault(sample.unsafe, row)
+    matched = [
+        pair
+        for pair in sorted(members)
+        if len(members[pair]) == 2
+        and len(members[pair][False].ids) == len(members[pair][True].ids)
+        and members[pair][False].ids != members[pair][True].ids
+    ][:most]
+    if not matched:
+        none = torch.zeros((0, 0), dtype=torch.long)
+        return ContrastPairs(none, none, none, ())
+    safe, mask = pad_right([members[pair][False] for pair in matched], pad_id)
+    unsafe, _ = pad_right([members[pair][True] for pair in matched], pad_id)
+    return ContrastPairs(safe, unsafe, mask, tuple(matched))
+
+
+@torch.no_grad()
+def margins(
+    margin_of: MarginOf, ids: Int[Tensor, "batch seq"], mask: Int[Tensor, "batch seq"]
+) -> Float[np.ndarray, " batch"]:
+    """Margins as numbers, in float64."""
+    return margin_of(ids, mask).detach().double().cpu().numpy()
+
+
+def has_gap(safe: Float[np.ndarray, " pairs"], unsafe: Float[np.ndarray, " pairs"]) -> bool:
+    """Whether the unsafe of a pair has the larger margin on average: one-sided paired t-test at `GAP_ALPHA`.
+
+    Without a gap there is nothing that patching could recover, and a share of it is noise over noise. Fewer than three
+    pairs have none.
+    """
+    gaps = np.asarray(unsafe) - np.asarray(safe)
+    if len(gaps) < 3 or not np.isfinite(gaps).all():
+        return False
+    if np.ptp(gaps) == 0:
+        return bool(gaps[0] > 0)
+    return bool(ttest_1samp(gaps, 0, alternative="greater").pvalue < GAP_ALPHA)

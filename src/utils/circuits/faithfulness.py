@@ -1,0 +1,113 @@
+"""Whether a drawn circuit does what the model does: everything outside it replaced, beside random circuits of its size.
+
+In the unsafe run every edge outside the circuit carries what it carried in the safe run; the faithfulness is the share
+of the margin's gap that is left (1: the whole model's, 0: the safe run's; it may be outside 0 to 1). As
+`transformer_lens.tools.analysis.attribution_patching.faithfulness`, but for grouped-query attention and many pairs.
+The pairs must not be those by which the circuit was chosen.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from src.utils.circuits.attribution import only
+from src.utils.circuits.contrast import ContrastPairs, MarginOf
+from src.utils.circuits.graph import Graph, run_with_replaced, writes
+from src.utils.sites import AnyModel, decoder_of
+
+
+@dataclass(frozen=True, eq=False)
+class CircuitFaithfulness:
+    """Circuits of the strongest edges in several sizes; `random` has a row for each random circuit of a size.
+
+    `p` is the share of random circuits that are at least as faithful, the circuit counted in.
+    """
+
+    sizes: tuple[int, ...]
+    found: Float[np.ndarray, " sizes"]
+    random: Float[np.ndarray, "sizes draws"]
+
+    @property
+    def p(self) -> Float[np.ndarray, " sizes"]:
+        return (1 + (self.random >= self.found[:, None]).sum(axis=1)) / (1 + self.random.shape[1])
+
+
+def circuit_faithfulness(
+    model: AnyModel,
+    margin_of: MarginOf,
+    graph: Graph,
+    pairs: ContrastPairs,
+    ranked: Sequence[tuple[int, int]],
+    sizes: Sequence[int],
+    draws: int,
+    seed: int = 0,
+) -> CircuitFaithfulness:
+    """Measure the first so many of `ranked` edges, and `draws` random circuits of each size.
+
+    Sizes beyond the number of ranked edges are left out; every circuit is a forward pass. A random circuit has as many
+    edges into each kind of reader as the circuit that it is compared with: most edges are read by queries and keys, and
+    edges drawn from all would lose for that alone.
+    """
+    pairs = pairs.to(decoder_of(model).device)
+    safe, of_safe = writes(model, margin_of, graph, pairs.safe, pairs.mask)
+    unsafe, _ = writes(model, margin_of, graph, pairs.unsafe, pairs.mask)
+    gap = float((unsafe - safe).double().sum())
+    rng = np.random.default_rng(seed)
+    kept_sizes = tuple(size for size in sizes if size <= len(ranked))
+
+    def share(kept: Bool[np.ndarray, "readers writers"]) -> float:
+        outside = graph.edges & ~kept
+        margin = run_with_replaced(model, margin_of, graph, pairs.unsafe, pairs.mask, outside, of_safe)
+        return float((margin - safe).double().sum()) / gap
+
+    circuits = [only(graph, ranked[:size]) for size in kept_sizes]
+    random = [[share(random_circuit(graph, one, rng)) for _ in range(draws)] for one in circuits]
+    return CircuitFaithfulness(
+        kept_sizes, np.array([share(one) for one in circuits]), np.array(random).reshape(len(circuits), draws)
+    )
+
+
+def random_circuit(
+    graph: Graph, like: Bool[np.ndarray, "readers writers"], rng: np.random.Generator
+) -> Bool[np.ndarray, "readers writers"]:
+    """As many random edges into each kind of reader as another circuit has."""
+    kinds = np.array([reader.kind for reader in graph.readers])
+    found = np.zeros_like(like)
+    for kind in dict.fromkeys(kinds.tolist()):
+        own = graph.edges & (kinds == kind)[:, None]
+        places = np.flatnonzero(own.ravel())
+        chosen = rng.choice(places, size=int((like & own).sum()), replace=False)
+        found.ravel()[chosen] = True
+    return found
+
+
+@dataclass(frozen=True)
+class CircuitChange:
+    """How far edge effects moved between two moments, as a share of their length at the one where they are longer.
+
+    `total` is the distance between extractions on different pairs, `noise` that between two halves of the pairs at one
+    moment, `beyond_noise` the share of the squared distance that repeated extraction does not explain, from 0 to 1.
+    """
+
+    total: float
+    noise: float
+    beyond_noise: float
+
+
+def circuit_change(
+    now: Float[np.ndarray, "2 readers writers"], before: Float[np.ndarray, "2 readers writers"]
+) -> CircuitChange | None:
+    """Compare mean effects in two halves of the pairs with those of the same halves before; None if all are 0.
+
+    Distances now to before are taken across halves, so that they hold both halves' noise; the noise of each moment, its
+    two halves' distance, is then taken off: E|a - b'|^2 = |difference|^2 + noise.
+    """
+    length = max(float(np.linalg.norm(one.mean(axis=0))) for one in (now, before))
+    if length == 0:
+        return None
+    across = (np.sum((now[0] - before[1]) ** 2) + np.sum((now[1] - before[0]) ** 2)) / 2
+    noise = (np.sum((now[0] - now[1]) ** 2) + np.sum((before[0] - before[1]) ** 2)) / 2
+    share = float(np.clip(1 - noise / across, 0, 1)) if across > 0 else 0.0
+    return CircuitChange(float(np.sqrt(across)) / length, float(np.sqrt(noise)) / length, share)

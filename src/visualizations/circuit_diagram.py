@@ -1,0 +1,223 @@
+"""The circuit of a moment: the edges that carry the margin, at places that stay the same from moment to moment.
+
+Every edge that is drawn has a measured effect, and the circuit is drawn only where it is more faithful than random
+circuits of its size. Nothing here looks at a model.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from scipy.stats import spearmanr
+
+from src.utils.circuits.faithfulness import CircuitChange, CircuitFaithfulness
+from src.utils.circuits.graph import Graph
+from src.visualizations.circuit_figures import LEVEL, finite_range, none_found
+from src.visualizations.figure_page import FigurePage, as_floats, escape_text
+from src.visualizations.palette import MISSING_COLOUR, REFERENCE_COLOUR, TEXT_COLOUR
+from src.visualizations.panels import Spec, assembled, axes, axis_names, line, panel_title, titled
+from src.visualizations.training_figures import LABEL_COLOURS, NOTE_WIDTH
+
+DIAGRAM, SIDE = (0.0, 0.62), (0.71, 1.0)
+ENOUGH = 0.8  # of the margin's gap: the smallest circuit that keeps it is drawn
+ALPHA = 0.05
+LAYER_HEIGHT = 74  # pixels
+DASHES = {"q": "dash", "k": "dot", "v": "solid", "mlp": "solid", "logits": "solid"}
+
+
+@dataclass(frozen=True, eq=False)
+class CircuitView:
+    """Edges as (reader, writer), strongest first, the first ones with exact and estimated effects in logits.
+
+    `gap` is the margin of the unsafe minus that of the safe prompt, of which effects are parts.
+    """
+
+    ranked: Sequence[tuple[int, int]]
+    exact: Float[np.ndarray, " verified"]
+    estimated: Float[np.ndarray, " verified"]
+    faithful: CircuitFaithfulness
+    gap: float
+
+    @property
+    def drawn_size(self) -> int | None:
+        """The smallest verified size that keeps `ENOUGH`, else the largest; None if random circuits do as well."""
+        verified = [at for at, size in enumerate(self.faithful.sizes) if size <= len(self.exact)]
+        if not verified:
+            return None
+        at = next((one for one in verified if self.faithful.found[one] >= ENOUGH), verified[-1])
+        is_better = self.faithful.p[at] <= ALPHA and self.faithful.found[at] > 0
+        return self.faithful.sizes[at] if is_better else None
+
+    @property
+    def rank_correlation(self) -> float:
+        """Spearman's, of estimated with exact effects; NaN for fewer than three."""
+        if len(self.exact) < 3 or np.ptp(self.exact) == 0 or np.ptp(self.estimated) == 0:
+            return float("nan")
+        return float(spearmanr(self.estimated, self.exact).statistic)
+
+
+def circuit_page(
+    file_name: str,
+    moment: str,
+    graph: Graph,
+    view: CircuitView | None,
+    n_pairs: int,
+    since: tuple[str, CircuitChange] | None,
+    note: str | None = None,
+) -> FigurePage:
+    """The circuit, its faithfulness by size, and estimates beside exact effects; `view` is None without a gap.
+
+    `since` names an earlier moment and how far the effects have moved from it.
+    """
+    size = None if view is None else view.drawn_size
+    lines = [
+        circuit_line(view, size, n_pairs),
+        *([change_line(*since)] if since is not None else []),
+        *(escape_text(note, width=NOTE_WIDTH).split("<br>") if note else []),
+    ]
+    top, height = 44 + 17 * len(lines), max(430, LAYER_HEIGHT * (graph.n_layers + 1))
+    places = node_places(graph)
+    hidden = {"visible": False}
+    kept: Spec = {"title": titled("edges kept"), "type": "log"}
+    if view is not None:
+        kept |= {"tickvals": list(view.faithful.sizes), "ticktext": [str(one) for one in view.faithful.sizes]}
+    layout = {
+        **axes(
+            1, DIAGRAM, (0, 1), hidden | {"range": [-0.13, 1.13]}, hidden | {"range": [-1.6, 2 * graph.n_layers + 0.6]}
+        ),
+        **axes(2, SIDE, (0.58, 1), kept, {"title": titled("% of the gap kept")}),
+        **axes(3, SIDE, (0, 0.40), {"title": titled("estimated (logits)")}, {"title": titled("exact (logits)")}),
+        "annotations": [
+            panel_title("Circuit, from the embeddings up to the logits", 0, 1),
+            panel_title("Faithfulness on other pairs", SIDE[0], 1),
+            panel_title("Effects of the strongest edges", SIDE[0], 0.40),
+            *([none_found(1)] if size is None else []),
+            *([none_found(panel) for panel in (2, 3)] if view is None else []),
+        ],
+        "shapes": [line(2, LEVEL, y=at) for at in (0, 100)],
+        "height": height + top + 90,
+        "margin": {"t": top, "b": 90, "l": 30, "r": 24},
+        "legend": {"orientation": "h", "yref": "container", "y": 0.01, "yanchor": "bottom", "x": 0},
+    }
+    drawn = [] if view is None or size is None else list(zip(view.ranked[:size], view.exact[:size], strict=True))
+    data = [
+        *edge_lines(graph, drawn, places),
+        node_points(graph, {node for edge, _ in drawn for node in ends(graph, *edge)}, places),
+        *(side_points(view) if view is not None else []),
+    ]
+    return FigurePage(
+        file_name=file_name,
+        title=f"{moment}: the circuit behind the margin",
+        sentence="Orange edges push the margin towards “unsafe” when they carry the unsafe prompt's activation, blue "
+        "ones towards “safe”; the width is the effect, measured edge by edge. The circuit is chosen on one half of the "
+        "pairs; how much of the margin it keeps alone is measured on the other.",
+        figure=assembled(data, layout, lines),
+        command="",
+    )
+
+
+def circuit_line(view: CircuitView | None, size: int | None, n_pairs: int) -> str:
+    if view is None:
+        return f"Circuit: none found; {n_pairs} pairs whose margins do not differ more than chance, or too few"
+    if size is None:
+        return "Circuit: none found; random circuits of the same size keep as much of the margin, or too few were run"
+    at = view.faithful.sizes.index(size)
+    best = float(view.faithful.random[at].max(initial=0.0))
+    return (
+        f"{size} edges keep {view.faithful.found[at]:.0%} of the gap of {view.gap:.2f} logits; the best of "
+        f"{view.faithful.random.shape[1]} random circuits of that size {best:.0%} (p = {view.faithful.p[at]:.2f})"
+    )
+
+
+def change_line(moment: str, change: CircuitChange) -> str:
+    return (
+        f"All edge effects together moved by {change.total:.0%} of their length since {moment}; of that (squared) "
+        f"{change.beyond_noise:.0%} is beyond the noise of repeated extraction ({change.noise:.0%} of the length)"
+    )
+
+
+def node_places(graph: Graph) -> dict[str, tuple[float, float]]:
+    """Where each node stands, by its name: x from 0 to 1, y two a layer. It follows from the model's sizes alone."""
+    found = {"embeddings": (0.5, -1.0), "logits": (0.5, 2.0 * graph.n_layers)}
+    for layer in range(graph.n_layers):
+        heads = np.linspace(0, 0.8, graph.n_heads) if graph.n_heads > 1 else np.array([0.4])
+        found |= {f"L{layer}H{head}": (float(heads[head]), 2.0 * layer) for head in range(graph.n_heads)}
+        for group, members in enumerate(np.array_split(heads, graph.n_kv_heads)):
+            found[f"L{layer}KV{group}"] = (float(members.mean()), 2.0 * layer - 0.45)
+        found[f"MLP{layer}"] = (1.0, 2.0 * layer + 0.9)
+    return found
+
+
+def ends(graph: Graph, reader: int, writer: int) -> tuple[str, str]:
+    """The names of the nodes at the two ends of an edge, writer first; keys and values are read by a group of heads."""
+    return graph.writers[writer].name, graph.readers[reader].name.split(".")[0]
+
+
+def edge_lines(
+    graph: Graph, drawn: Sequence[tuple[tuple[int, int], float]], places: dict[str, tuple[float, float]]
+) -> list[Spec]:
+    """A curve an edge, and at its middle a point that says what it is."""
+    widest = finite_range(np.array([effect for _, effect in drawn]))
+    found: list[Spec] = []
+    middles: list[tuple[float, float, str]] = []
+    for (reader, writer), effect in drawn:
+        start, end = (np.array(places[name]) for name in ends(graph, reader, writer))
+        kind = graph.readers[reader].kind
+        bend = np.array([0.06 if end[1] - start[1] > 2 else 0.0, 0.0]) * (1 if start[0] < 0.9 else -1)
+        steps = np.linspace(0, 1, 13)[:, None]
+        middle = (start + end) / 2 + 2 * bend
+        curve = (1 - steps) ** 2 * start + 2 * steps * (1 - steps) * middle + steps**2 * end
+        found.append({
+            "type": "scatter", "x": as_floats(curve[:, 0]), "y": as_floats(curve[:, 1]), "mode": "lines",
+            "line": {"color": LABEL_COLOURS["unsafe" if effect > 0 else "safe"], "dash": DASHES[kind],
+                     "width": 1 + 6 * abs(effect) / widest},
+            "opacity": 0.75, "hoverinfo": "skip", "showlegend": False, **axis_names(1),
+        })  # fmt: skip
+        name = f"{graph.writers[writer].name} → {graph.readers[reader].name}: {effect:+.3f} logits"
+        middles.append((float(curve[6, 0]), float(curve[6, 1]), name))
+    if middles:
+        x, y, text = zip(*middles, strict=True)
+        found.append({
+            "type": "scatter", "x": as_floats(np.array(x)), "y": as_floats(np.array(y)), "mode": "markers",
+            "text": list(text), "marker": {"size": 9, "color": "rgba(0,0,0,0.01)"}, "showlegend": False,
+            "hovertemplate": "%{text}<extra></extra>", **axis_names(1),
+        })  # fmt: skip
+    return found
+
+
+def node_points(graph: Graph, used: set[str], places: dict[str, tuple[float, float]]) -> Spec:
+    """All nodes, those of the circuit with their names; of the others only a trace, so that places can be compared."""
+    names = [name for name in places if "KV" not in name or name in used]
+    return {
+        "type": "scatter", "x": [places[name][0] for name in names], "y": [places[name][1] for name in names],
+        "mode": "markers+text", "text": [name if name in used else "" for name in names], "hovertext": names,
+        "textposition": "top center", "textfont": {"size": 11, "color": TEXT_COLOUR}, "showlegend": False,
+        "marker": {"size": [11 if name in used else 5 for name in names],
+                   "symbol": ["square" if "KV" in name or name.startswith("MLP") else "circle" for name in names],
+                   "color": [TEXT_COLOUR if name in used else "#D5D9DF" for name in names]},
+        "hovertemplate": "%{hovertext}<extra></extra>", **axis_names(1),
+    }  # fmt: skip
+
+
+def side_points(view: CircuitView) -> list[Spec]:
+    sizes, draws = view.faithful.sizes, view.faithful.random.shape[1]
+    found: list[Spec] = [
+        {
+            "type": "scatter", "x": np.repeat(sizes, draws).tolist(), "mode": "markers",
+            "y": as_floats(100 * view.faithful.random.ravel()), "name": f"{draws} random circuits a size",
+            "marker": {"color": MISSING_COLOUR, "size": 5, "symbol": "circle-open"}, **axis_names(2),
+        },
+        {
+            "type": "scatter", "x": list(sizes), "y": as_floats(100 * view.faithful.found), "mode": "lines+markers",
+            "name": "strongest edges", "line": {"color": REFERENCE_COLOUR}, **axis_names(2),
+        },
+    ]  # fmt: skip
+    if len(view.exact):
+        found.append({
+            "type": "scatter", "x": as_floats(view.estimated), "y": as_floats(view.exact), "mode": "markers",
+            "name": f"edges: rank correlation {view.rank_correlation:.2f}", "marker": {"color": TEXT_COLOUR, "size": 6},
+            "hovertemplate": "estimated %{x:.3f}, exact %{y:.3f}<extra></extra>",
+            **axis_names(3),
+        })  # fmt: skip
+    return found

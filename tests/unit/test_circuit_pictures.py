@@ -1,0 +1,131 @@
+"""The three causal pictures: what is planted is said, what is not there is not, and a watched training is the same."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from src.utils.circuits.circuit_picture import CircuitDiagramPicture, circuit_picture
+from src.utils.circuits.comparison_picture import CircuitComparisonPicture, comparison_picture
+from src.utils.circuits.contrast import contrast_pairs
+from src.utils.circuits.contrast_set import ContrastSet
+from src.utils.circuits.graph import Graph
+from src.utils.circuits.neuron_picture import NeuronMapPicture, neuron_picture
+from src.utils.safety_judge.samples import labels
+from src.utils.watching.epoch_metrics import load_history
+from src.utils.watching.pictures import Budget, Measurement, Moment, Picture
+from src.visualizations.circuit_diagram import node_places
+from src.visualizations.figure_page import page_html
+from tests.planted_circuit import COPY, HEAD, NEURON, PAD, READ, answer_margin, planted_data, planted_model
+from tests.watched_training import N_FROZEN, judge_model, judge_template, trained_judge, watcher
+
+PLENTY = 600.0
+MAKERS = (comparison_picture, neuron_picture, circuit_picture)
+PICTURES = (CircuitComparisonPicture, NeuronMapPicture, CircuitDiagramPicture)
+
+
+def planted_set(count: int = 20, shuffle_seed: int | None = None) -> ContrastSet:
+    """Pairs of the planted circuit; with a seed, the labels of each pair are exchanged by a coin."""
+    samples, rows = planted_data(count)
+    if shuffle_seed is not None:
+        flips = dict(zip(range(count), np.random.default_rng(shuffle_seed).random(count) < 0.5, strict=True))
+        samples = [replace(one, unsafe=one.unsafe ^ bool(flips[at // 2])) for at, one in enumerate(samples)]
+    groups = np.array([sample.group for sample in samples])
+    pairs = contrast_pairs(samples, rows, PAD)
+    return ContrastSet(tuple(rows), labels(samples), groups, pairs, PAD, answer_margin)
+
+
+def measured(picture: Picture, model: PreTrainedModel, number: int = 1, seconds: float = PLENTY) -> Measurement:
+    with torch.no_grad():
+        return picture.measure(Moment("epoch", number, 10 * number, model), Budget(seconds), None)
+
+
+def page_of(picture: Picture, found: Measurement, number: int = 1) -> Any:
+    (page,) = picture.draw(number, {number: found})
+    assert [page.file_name] == picture.file_names(number)
+    assert page_html(page) == page_html(picture.draw(number, {number: found})[0])
+    return page
+
+
+def test_the_planted_circuit_is_what_the_pages_say() -> None:
+    model, contrast = planted_model(), planted_set()
+    comparison = CircuitComparisonPicture(contrast)
+    found = measured(comparison, model)
+    assert found.facts["divergence"] == [COPY + 1] * 3 and found.facts["learned_layers"] == [COPY + 1, READ + 1]
+    assert f"Divergence layer: {COPY + 1}, " in page_of(comparison, found).sentence
+    neurons = NeuronMapPicture(contrast)
+    found = measured(neurons, model)
+    assert found.facts["top"] == [[READ, NEURON]] and found.sub_sampled is None
+    assert page_of(neurons, found).sentence.startswith("One neuron tells the classes apart")
+    diagram = CircuitDiagramPicture(contrast)
+    found = measured(diagram, model)
+    page = page_of(diagram, found)
+    graph = Graph.of(model)
+    names = [f"{graph.writers[writer].name}>{graph.readers[reader].name}" for reader, writer in found.values["ranked"]]
+    assert set(names[:3]) == {f"embeddings>L{COPY}KV1.v", f"L{COPY}H{HEAD}>MLP{READ}", f"MLP{READ}>logits"}
+    np.testing.assert_allclose(found.values["exact"][:3], float(str(found.facts["gap"])), rtol=1e-4)
+    assert "keep 100% of the gap" in page.figure.layout.title.text
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_under_shuffled_labels_the_pages_are_silent(seed: int) -> None:
+    model, contrast = planted_model(), planted_set(shuffle_seed=seed)
+    for kind, silence in zip(PICTURES, ("none found", "Safety neurons: none found", "none found"), strict=True):
+        picture = kind(contrast)
+        found = measured(picture, model)
+        page = page_of(picture, found)
+        assert silence in page.sentence + page.figure.layout.title.text
+        assert not found.facts.get("top") and not found.facts.get("divergence") and not found.facts.get("has_gap")
+
+
+def test_without_pairs_there_is_a_page_that_says_so() -> None:
+    samples, rows = planted_data(3)
+    alone = [replace(sample, pair_id=None) for sample in samples]
+    contrast = replace(planted_set(3), pairs=contrast_pairs(alone, rows, PAD))
+    for kind in PICTURES:
+        picture = kind(contrast)
+        page = page_of(picture, measured(picture, planted_model()))
+        assert "none found" in page.sentence + page.figure.layout.title.text
+
+
+def test_a_small_budget_cuts_and_says_what() -> None:
+    contrast = planted_set()
+    assert "8 of 20 pairs" in str(measured(CircuitComparisonPicture(contrast), planted_model(), seconds=0).sub_sampled)
+    assert "1 of 19 random sets" in str(measured(NeuronMapPicture(contrast), planted_model(), seconds=0).sub_sampled)
+    found = measured(CircuitDiagramPicture(contrast), planted_model(), seconds=0)
+    assert "1 of 19 random circuits" in str(found.sub_sampled)
+    page = page_of(CircuitDiagramPicture(contrast), found)
+    assert "Circuit: none found" in page.figure.layout.title.text, "one random circuit proves nothing"
+
+
+def test_nodes_keep_their_places_and_no_two_share_one() -> None:
+    places = node_places(Graph(4, 8, 2))
+    assert len(set(places.values())) == len(places) == 2 + 4 * (8 + 2 + 1)
+    larger = node_places(Graph(6, 8, 2))
+    assert all(larger[name] == place for name, place in places.items() if name != "logits")
+
+
+def test_a_watched_training_is_the_same_and_frozen_neurons_learn_nothing(tmp_path: Path) -> None:
+    watching = watcher(tmp_path, interval=1)
+    made: list[Picture] = [make(watching.probes, judge_template()) for make in MAKERS]
+    watching.pictures = made
+    watching.measured = {picture.name: {} for picture in made}
+    alone = trained_judge(judge_model(), tmp_path / "alone", count=24)
+    watched = trained_judge(judge_model(), tmp_path / "watched", [watching], count=24)
+    for (name, one), (_, other) in zip(alone.named_parameters(), watched.named_parameters(), strict=True):
+        assert torch.equal(one, other), name
+    records = load_history(watching.pages.folder, "epoch")
+    assert [record.number for record in records] == [0, 1, 2]
+    for record in records:
+        assert [picture.failure for picture in record.pictures] == [None] * 3
+    for kind in ("circuit_comparison", "neuron_map", "circuits"):
+        assert (watching.pages.folder / f"epoch_2_{kind}.html").stat().st_size < 3e5
+    excess = watching.measured["neuron_map"][2].values.get("table/excess")
+    if excess is not None:
+        assert (excess[:N_FROZEN] == 0).all() and (excess[N_FROZEN:] != 0).any()
+    learned: Any = watching.measured["circuit_comparison"][2].values["probe/excess"]
+    assert (learned[: N_FROZEN + 1] == 0).all(), "embeddings and frozen blocks have learned exactly nothing"
