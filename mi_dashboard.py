@@ -1,0 +1,43 @@
+"""The dashboard: follow a training while it runs, compare epochs, read a persona study, see what runs on pods.
+
+    uv run streamlit run mi_dashboard.py
+    uv run streamlit run mi_dashboard.py -- --results-dir results/separable --outputs outputs
+
+Reads what the scripts write and makes nothing but the training that its start panel launches. It listens on this
+machine alone (.streamlit/config.toml).
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import streamlit as st
+
+from src.dashboard.persona_study import show_persona_study
+from src.dashboard.pods import show_pods
+from src.dashboard.training_visualizations import show_training
+from src.utils.config import PROJECT_ROOT
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="mi_dashboard.py", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--results-dir", type=Path, default=PROJECT_ROOT / "results", help="artefacts of the study")
+    parser.add_argument("--outputs", type=Path, default=PROJECT_ROOT / "outputs", help="folders of trained judges")
+    st.set_page_config(page_title="Personas and judges from inside", layout="wide")
+    try:
+        given = parser.parse_args(sys.argv[1:])
+    except SystemExit:
+        st.error(f"Unknown options: {' '.join(sys.argv[1:])}. There are --results-dir and --outputs, after a lone --.")
+        st.stop()
+    outputs, results = given.outputs.absolute(), given.results_dir.absolute()
+    pages = [  # without icons: a browser would ask the network for those
+        st.Page(
+            lambda: show_training(outputs, results), title="Training Visualizations", url_path="training", default=True
+        ),
+        st.Page(lambda: show_persona_study(results), title="Persona study", url_path="persona_study"),
+        st.Page(lambda: show_pods(results / "runs"), title="Pods", url_path="pods"),
+    ]
+    st.navigation(pages, position="top").run()
+
+
+main()

@@ -1,0 +1,67 @@
+"""Putting figures, readings and texts of models on a page: all through here, so that all are alike and safe."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import plotly.graph_objects as go
+import streamlit as st
+
+from src.dashboard.reading import Reading
+from src.visualizations.figure_page import CONFIG, MARKUP
+
+Spec = dict[str, Any]
+
+
+def spec_of(figure: go.Figure) -> Spec:
+    """A figure as plain JSON, with every `<` that plotly might take for a tag of its own turned into text."""
+    return neutralised(json.loads(figure.to_json(engine="json")))
+
+
+def neutralised(value: Any) -> Any:
+    if isinstance(value, str):
+        return MARKUP.sub("&lt;", value)
+    if isinstance(value, list):
+        return [neutralised(item) for item in value]
+    if isinstance(value, dict):
+        return {key: neutralised(item) for key, item in value.items()}
+    return value
+
+
+def show_figure(spec: Spec, alt: str, key: str) -> None:
+    """Draw plotly's JSON in the project's own template; `alt` is what a screen reader says of it."""
+    st.plotly_chart(spec, theme=None, key=key, alt=alt, config=CONFIG)
+
+
+def show_selectable(spec: Spec, alt: str, key: str) -> Sequence[Mapping[str, Any]]:
+    """Draw it and give back the points that are selected with the mouse: click, box or lasso."""
+    event: Any = st.plotly_chart(spec, theme=None, key=key, alt=alt, config=CONFIG, on_select="rerun")
+    return event["selection"]["points"]
+
+
+def say(reading: Reading[Any]) -> bool:
+    """Say why there is no value, if there is none; true if there is one."""
+    if reading.problem is None:
+        return True
+    say_problem(reading.problem, "info" if reading.is_missing else "warning")
+    return False
+
+
+def say_problem(problem: str, kind: Literal["info", "warning", "error"] = "warning") -> None:
+    """One line with file, reason and remedy. File names are not ours: nothing in it is read as markup."""
+    show = {"info": st.info, "warning": st.warning, "error": st.error}[kind]
+    show(plain_text(problem))
+
+
+def plain_text(text: str) -> str:
+    """Text that comes out of streamlit's markdown as it went in."""
+    escaped = "".join(f"\\{letter}" if letter in r"\`*_{}[]()#+-.!|~$:<>&" else letter for letter in text)
+    return escaped.replace("\n", "  \n")
+
+
+def show_text(title: str, text: object) -> None:
+    """What a model, a judge or a prompt says, in full and as it stands."""
+    st.caption(title)
+    with st.container(border=True):
+        is_missing = text is None or (isinstance(text, float) and text != text)
+        st.text("(nothing)" if is_missing or text == "" else str(text))

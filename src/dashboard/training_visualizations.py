@@ -1,0 +1,205 @@
+"""The page of watched trainings: pick a run, an epoch and a picture; compare epochs; follow it while it trains."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import plotly.graph_objects as go
+import streamlit as st
+
+from src.dashboard.charts import Spec, plain_text, say, say_problem, show_figure, spec_of
+from src.dashboard.epoch_pictures import show_pictures
+from src.dashboard.reading import read
+from src.dashboard.start_panel import show_start_panel
+from src.dashboard.watched_runs import (
+    KINDS,
+    PROGRESS,
+    TRAINING,
+    WatchedRun,
+    best_number,
+    find_runs,
+    folder_state,
+    metrics_table,
+    picture_times,
+    read_run,
+)
+from src.dashboard.written_pages import load_page
+from src.utils.config import shown
+from src.visualizations.figure_page import as_floats, escape_text
+from src.visualizations.palette import CLUSTER_COLOURS, TEMPLATE
+
+REFRESH_SECONDS = 3
+PROGRESS_TAB, NUMBERS_TAB, COST_TAB = "Progress", "Metrics", "Time per picture"
+
+
+def show_training(outputs: Path, results: Path) -> None:
+    st.header("Training Visualizations", anchor=False)
+    show_start_panel(outputs)
+    runs = find_runs([outputs, results])
+    if not runs:
+        watch_for_runs(outputs, results)
+        st.info("No watched training yet. Start one above, or with")
+        st.code(TRAINING, language="bash")
+        return
+    left, right = st.columns([4, 1], vertical_alignment="bottom")
+    folder = left.selectbox("Run folder", runs, format_func=lambda path: shown(path.parent), key="run_folder")
+    is_live = right.toggle("Follow live", value=True, key="is_live", help="Look for new epochs and go to the newest")
+    run = read_run(folder)
+    watch_for_epochs(folder, run.numbers, is_live)
+    for problem in run.problems:
+        say_problem(problem)
+    if run.foreign:
+        say_problem(
+            f"{shown(folder)}: holds {len(run.foreign)} files that are no training's, passed over: "
+            + ", ".join(run.foreign[:5])
+            + (" …" if len(run.foreign) > 5 else "")
+        )
+    number, other = ask_numbers(run, is_live)
+    show_summary(run, number)
+    names = [*KINDS.values(), PROGRESS_TAB, NUMBERS_TAB, COST_TAB]
+    tabs = st.tabs(names, key="picture_tab", on_change="rerun")
+    for tab, kind in zip(tabs, KINDS, strict=False):
+        if tab.open:  # what is not looked at is not read
+            with tab:
+                show_pictures(run, kind, number, other)
+    for tab, show in zip(tabs[len(KINDS) :], (show_progress, show_metrics, show_times), strict=True):
+        if tab.open:
+            with tab:
+                show(run)
+
+
+def watch_for_runs(outputs: Path, results: Path) -> None:
+    """Load the page again when the first run folder appears."""
+
+    @st.fragment(run_every=REFRESH_SECONDS)
+    def look() -> None:
+        if find_runs([outputs, results]):
+            st.rerun()
+
+    look()
+
+
+def watch_for_epochs(folder: Path, numbers: Sequence[int], is_live: bool) -> None:
+    """Look at the folder every few seconds, and load the page again when something changed in it, not otherwise."""
+    drawn = folder_state(folder)
+
+    @st.fragment(run_every=REFRESH_SECONDS if is_live else None)
+    def look() -> None:
+        if folder_state(folder) != drawn:
+            st.rerun()
+        newest = f"newest with pictures: {numbers[-1]}" if numbers else "no pictures yet"
+        st.caption(f"{'Live' if is_live else 'Not live'} · {newest}")
+
+    look()
+
+
+def ask_numbers(run: WatchedRun, is_live: bool) -> tuple[int | None, int | None]:
+    """The moment to show, and one to compare it with; None where there is none.
+
+    While it is followed live the slider goes to the newest as soon as there is a new one, and stays where it is put
+    until then.
+    """
+    numbers = list(run.numbers)
+    if not numbers:
+        return None, None
+    unit = run.unit.capitalize()
+    known = (str(run.folder), numbers[-1])
+    is_new = st.session_state.get("known_newest") != known
+    if st.session_state.get("number") not in numbers or (is_live and is_new):
+        st.session_state["number"] = numbers[-1]
+    st.session_state["known_newest"] = known
+    left, right = st.columns([3, 2], vertical_alignment="bottom")
+    if len(numbers) == 1:
+        left.markdown(f"{unit} {numbers[0]}: the only one with pictures so far")
+        return numbers[0], None
+    number = left.select_slider(unit, numbers, key="number")
+    if not right.toggle(f"Compare with another {run.unit}", key="is_compared"):
+        return number, None
+    if st.session_state.get("other") not in numbers:
+        st.session_state["other"] = numbers[0]
+    return number, right.select_slider(f"{unit} beside it", numbers, key="other")
+
+
+def show_summary(run: WatchedRun, number: int | None) -> None:
+    """The chosen moment in figures, and the best one."""
+    record = run.record(number) if number is not None else None
+    best = best_number(run.records)
+    shown_metrics = {} if record is None else {
+        f"Step at {run.unit} {record.number}": str(record.step),
+        "Training loss": figure_text(record.training_loss),
+        "Validation loss": figure_text(record.trainer_metrics.get("eval_loss")),
+        "AUROC": figure_text(record.metrics.get("auroc")),
+    }  # fmt: skip
+    if best is not None:
+        shown_metrics[f"Best {run.unit}"] = str(best[0])
+    if shown_metrics:
+        for column, (name, value) in zip(st.columns(len(shown_metrics)), shown_metrics.items(), strict=True):
+            column.metric(name, value, help=f"By {best[1]}" if best and name.startswith("Best") else None)
+
+
+def figure_text(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.4f}"
+
+
+def show_progress(run: WatchedRun) -> None:
+    page = read(load_page, run.folder / PROGRESS, made_by=TRAINING)
+    if say(page) and page.value is not None:
+        st.caption(plain_text(page.value.sentence))
+        show_figure(page.value.figure, page.value.title, "figure_progress")
+
+
+def show_metrics(run: WatchedRun) -> None:
+    if not run.records:
+        st.info(f"No record yet: {run.unit}_N_metrics.json is written at the end of each {run.unit}.")
+        return
+    table = metrics_table(run.records, run.unit)
+    best = best_number(run.records)
+    if best is not None:
+        st.markdown(f"Best {run.unit}: **{best[0]}** ({best[1]})")
+    decimals = [str(name) for name in table.select_dtypes("float").columns]
+    st.dataframe(
+        table,
+        hide_index=True,
+        height="content" if len(table) <= 30 else 600,
+        alt=f"Metrics by {run.unit}, the best one marked",
+        column_config={name: st.column_config.NumberColumn(format="%.4f") for name in decimals},
+    )
+
+
+def show_times(run: WatchedRun) -> None:
+    table = picture_times(run.records, run.unit)
+    if table.empty:
+        st.info("No picture was drawn yet.")
+        return
+    st.caption("What each picture took, of the budget that it has; over it, it is sub-sampled and says so.")
+    show_figure(times_figure(run), "Seconds spent on each picture, stacked", "figure_times")
+    st.dataframe(
+        table,
+        hide_index=True,
+        alt="Seconds, budget and failures of each picture",
+        column_config={
+            name: st.column_config.NumberColumn(format="%.2f") for name in ("seconds", "budget", "memory raised (MiB)")
+        },
+    )
+
+
+def times_figure(run: WatchedRun) -> Spec:
+    """Stacked bars: seconds of each picture by moment."""
+    table = picture_times(run.records, run.unit)
+    figure = go.Figure()
+    for place, (name, part) in enumerate(table.groupby("picture", sort=False)):
+        figure.add_bar(
+            x=part[run.unit].tolist(), y=as_floats(part["seconds"]), name=escape_text(str(name)),
+            marker_color=CLUSTER_COLOURS[place % len(CLUSTER_COLOURS)],
+            hovertemplate=f"{run.unit} %{{x}}: %{{y:.2f}} s<extra>{escape_text(str(name))}</extra>",
+        )  # fmt: skip
+    return spec_of(
+        figure.update_layout(
+            template=TEMPLATE,
+            barmode="stack",
+            height=320,
+            margin_t=30,
+            showlegend=True,
+            xaxis_title_text=run.unit,
+            yaxis_title_text="seconds",
+        )
+    )

@@ -1,0 +1,205 @@
+"""The folder of a watched training as the dashboard sees it: which moments, which pictures, which records.
+
+A folder that is being written is read as far as it is whole. What a page shows is left to `written_pages`.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from src.dashboard.reading import Readings
+from src.utils.watching.epoch_metrics import EpochMetrics, load_metrics
+
+FOLDER = "training_visualizations"
+TRAINING = "uv run python src/train_safety_judge.py --visualize_during_training"
+KINDS = {
+    "tokens": "Tokens",
+    "layers": "Layers",
+    "circuit_comparison": "Circuit comparison",
+    "neuron_map": "Neurons",
+    "circuits": "Circuits",
+}
+ADVANCED = ("neuron_map", "circuits")
+PAGE = re.compile(
+    r"(?P<unit>epoch|step)_(?P<number>\d{1,9})_"
+    r"(?:sample_(?P<sample>\d{1,4})_(?P<label>[a-z]+)_(?P<of_sample>tokens|layers)|(?P<kind>circuit_comparison|neuron_map|circuits))"
+    r"\.html"
+)
+RECORD = re.compile(r"(epoch|step)_(\d{1,9})_metrics\.json")
+VALUES = re.compile(r"(epoch|step)_\d{1,9}_values\.safetensors")
+OTHER_PAGES = re.compile(r"(epoch|step)_\d{1,9}_.+\.html")
+PROGRESS = "training_progress.html"
+KNOWN = {PROGRESS, "index.html", "plotly.min.js", f"{PROGRESS}.manifest.json"}
+# of a thousand epochs every record is looked at, so that these must not push out what else is kept
+RECORDS = Readings(kept=20_000)
+
+
+@dataclass(frozen=True)
+class PageFile:
+    """One page of one moment; `sample` and `label` are None where it is about all samples."""
+
+    path: Path
+    number: int
+    kind: str
+    sample: int | None = None
+    label: str | None = None
+
+    @property
+    def caption(self) -> str:
+        return "" if self.sample is None else f"sample {self.sample} ({self.label})"
+
+
+@dataclass(frozen=True)
+class WatchedRun:
+    """What lies in one folder. `pages` are by kind and number, by sample within; `foreign` names what is not ours.
+
+    `unit` is what is counted, `epoch` or `step`; `problems` says which records cannot be read, and why.
+    """
+
+    folder: Path
+    unit: str
+    pages: Mapping[tuple[str, int], Sequence[PageFile]]
+    records: Sequence[EpochMetrics]
+    problems: Sequence[str] = ()
+    foreign: Sequence[str] = ()
+    has_progress: bool = False
+    numbers: Sequence[int] = field(default=())
+
+    def of(self, kind: str, number: int) -> Sequence[PageFile]:
+        return self.pages.get((kind, number), ())
+
+    def record(self, number: int) -> EpochMetrics | None:
+        return next((record for record in self.records if record.number == number), None)
+
+
+def find_runs(roots: Iterable[Path]) -> list[Path]:
+    """The folders of watched trainings under some folders, at most three levels down, the last changed first."""
+    found = {
+        path
+        for root in roots
+        for depth in ("", "*/", "*/*/")
+        for path in root.glob(f"{depth}{FOLDER}")
+        if path.is_dir()
+    }
+    return sorted(found, key=lambda path: (-path.stat().st_mtime_ns, str(path)))
+
+
+def read_run(folder: Path) -> WatchedRun:
+    """Look through one folder; an empty or missing one gives a run without anything."""
+    pages: dict[tuple[str, int], list[PageFile]] = {}
+    records: list[EpochMetrics] = []
+    problems: list[str] = []
+    foreign: list[str] = []
+    units: dict[str, int] = {}
+    names = file_names(folder)
+    for name in names:
+        page, record = PAGE.fullmatch(name), RECORD.fullmatch(name)
+        if page:
+            units[page["unit"]] = units.get(page["unit"], 0) + 1
+            kind, number = page["of_sample"] or page["kind"], int(page["number"])
+            sample = None if page["sample"] is None else int(page["sample"])
+            pages.setdefault((kind, number), []).append(PageFile(folder / name, number, kind, sample, page["label"]))
+        elif record:
+            units[record[1]] = units.get(record[1], 0) + 1
+            reading = RECORDS.read(load_metrics, folder / name, made_by=TRAINING)
+            if reading.value is not None:
+                records.append(reading.value)
+            elif not reading.is_missing:  # gone since the folder was listed: another training has begun
+                problems.append(str(reading.problem))
+        elif name not in KNOWN and not VALUES.fullmatch(name) and not OTHER_PAGES.fullmatch(name):
+            foreign.append(name)
+    for found in pages.values():
+        found.sort(key=lambda one: (-1 if one.sample is None else one.sample, one.path.name))
+    unit = max(units, key=lambda name: units[name], default="epoch")
+    return WatchedRun(
+        folder=folder,
+        unit=unit,
+        pages=pages,
+        records=sorted(records, key=lambda record: record.number),
+        problems=problems,
+        foreign=foreign,
+        has_progress=PROGRESS in names,
+        numbers=sorted({number for _, number in pages}),
+    )
+
+
+def file_names(folder: Path) -> list[str]:
+    """The names in a folder, sorted, hidden ones left out: those are unfinished writes."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if not entry.name.startswith("."))
+    except OSError:
+        return []
+
+
+def folder_state(folder: Path) -> tuple[int, int]:
+    """What changes when a file is added, replaced or removed: modification time in ns, and the number of files."""
+    try:
+        return folder.stat().st_mtime_ns, len(os.listdir(folder))  # noqa: PTH208  # names alone, of thousands
+    except OSError:
+        return -1, -1
+
+
+def best_number(records: Sequence[EpochMetrics]) -> tuple[int, str] | None:
+    """The moment that a judge keeps by default, and by what: the lowest validation loss, without any the best AUROC.
+
+    The baseline (number 0) was not trained and is no candidate. None where nothing was measured.
+    """
+    trained = [record for record in records if record.number > 0]
+    losses = [
+        (record.trainer_metrics["eval_loss"], record.number)
+        for record in trained
+        if "eval_loss" in record.trainer_metrics
+    ]
+    if losses:
+        return min(losses)[1], "lowest validation loss"
+    scores = [(-score, record.number) for record in trained if (score := record.metrics.get("auroc")) is not None]
+    return (min(scores)[1], "highest AUROC") if scores else None
+
+
+def metrics_table(records: Sequence[EpochMetrics], unit: str) -> pd.DataFrame:
+    """A row a moment: number, step, losses, every metric that was measured, seconds; `best` marks one row."""
+    best = best_number(records)
+    names = list(dict.fromkeys(name for record in records for name in record.metrics))
+    rows = [
+        {
+            unit: record.number,
+            "best": best[1] if best is not None and best[0] == record.number else "",
+            "step": record.step,
+            "training loss": record.training_loss,
+            "validation loss": record.trainer_metrics.get("eval_loss"),
+            **{name: record.metrics.get(name) for name in names},
+            "training seconds": record.training_seconds,
+            "watching seconds": record.watching_seconds,
+            "pictures": "drawn" if record.is_visualised else "",
+            "failure": record.failure or "",
+        }
+        for record in records
+    ]
+    return pd.DataFrame(rows)
+
+
+def picture_times(records: Sequence[EpochMetrics], unit: str) -> pd.DataFrame:
+    """A row a picture and moment: what it took, its budget, what was cut or failed, whether gradients converged."""
+    rows = [
+        {
+            unit: record.number,
+            "picture": picture.name.replace("_", " "),
+            "seconds": picture.seconds,
+            "budget": picture.budget_seconds,
+            "memory raised (MiB)": picture.memory_raised_bytes / 2**20,
+            "converged": f"{sum(one.has_passed for one in picture.convergence)} of {len(picture.convergence)}"
+            if picture.convergence
+            else "",
+            "cut": picture.sub_sampled or "",
+            "failure": picture.failure or "",
+        }
+        for record in records
+        for picture in record.pictures
+    ]
+    columns = [unit, "picture", "seconds", "budget", "memory raised (MiB)", "converged", "cut", "failure"]
+    return pd.DataFrame(rows, columns=columns)

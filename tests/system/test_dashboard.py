@@ -1,0 +1,369 @@
+"""The dashboard on real artefacts: what it draws is what they say, in streamlit's own harness and in a browser."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from src.dashboard.paired_scales import numbers
+from src.dashboard.written_pages import load_page
+from src.utils.config import PROJECT_ROOT
+from src.utils.watching.epoch_metrics import load_metrics
+from tests.dashboard_files import write_results, write_watched_run
+from tests.study_frame import whole_study
+
+PATIENCE = 120
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_watched_run(tmp_path_factory.mktemp("watched") / "outputs")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_results(tmp_path_factory.mktemp("study") / "results")
+
+
+@pytest.fixture
+def outputs(watched: Path, tmp_path: Path) -> Path:
+    """A copy of the watched run that a test may damage."""
+    shutil.copytree(watched, tmp_path / "outputs" / "tiny" / watched.name)
+    return tmp_path / "outputs"
+
+
+def training(outputs: Path, results: Path) -> AppTest:
+    def script(outputs: str, results: str) -> None:
+        from pathlib import Path
+
+        from src.dashboard.training_visualizations import show_training
+
+        show_training(Path(outputs), Path(results))
+
+    app = AppTest.from_function(script, default_timeout=PATIENCE, args=(str(outputs), str(results))).run()
+    assert not app.exception
+    return app
+
+
+def study(results: Path, tab: str = "Steps") -> AppTest:
+    def script(results: str) -> None:
+        from pathlib import Path
+
+        from src.dashboard.persona_study import show_persona_study
+
+        show_persona_study(Path(results))
+
+    app = AppTest.from_function(script, default_timeout=PATIENCE, args=(str(results),))
+    return switched(app, "study_tab", tab)
+
+
+def switched(app: AppTest, key: str, value: Any) -> AppTest:
+    app.session_state[key] = value
+    app.run()
+    assert not app.exception
+    return app
+
+
+def charts(app: AppTest) -> list[dict[str, Any]]:
+    return [json.loads(element.proto.spec) for element in app.get("plotly_chart")]
+
+
+def said(app: AppTest) -> str:
+    return "\n".join(one.value.replace("\\", "") for kind in (app.info, app.warning, app.error) for one in kind)
+
+
+def table(app: AppTest, column: str) -> Any:
+    return next(one.value for one in app.dataframe if column in one.value)
+
+
+def test_an_epoch_shows_its_four_samples_as_their_files_have_them(outputs: Path, tmp_path: Path) -> None:
+    app = training(outputs, tmp_path)
+    folder = outputs / "tiny" / "training_visualizations"
+    assert app.header[0].value == "Training Visualizations"
+    assert app.select_slider(key="number").value == 2
+    for number in (2, 1):
+        switched(app, "number", number)
+        files = sorted(folder.glob(f"epoch_{number}_sample_*_tokens.html"))
+        assert len(files) == len(charts(app)) == 4
+        for file, drawn in zip(files, charts(app), strict=True):
+            assert_same_values(load_page(file).figure, drawn)
+
+
+def assert_same_values(given: dict[str, Any], drawn: dict[str, Any]) -> None:
+    compared = 0
+    assert len(given["data"]) == len(drawn["data"])
+    for one, other in zip(given["data"], drawn["data"], strict=True):
+        for name in ("x", "y", "z"):
+            values = numbers(one[name]) if name in one else None
+            if values is not None:
+                assert np.array_equal(values, np.asarray(numbers(other[name])), equal_nan=True)
+                compared += values.size
+    assert compared > 5
+
+
+def test_two_epochs_side_by_side_have_the_same_scales(outputs: Path, tmp_path: Path) -> None:
+    app = training(outputs, tmp_path)
+    switched(app, "is_compared", True)
+    assert app.select_slider(key="other").value == 1
+    for tab in ("Tokens", "Layers"):
+        drawn = charts(switched(app, "picture_tab", tab))
+        assert len(drawn) == 8
+        for left, right in zip(drawn[::2], drawn[1::2], strict=True):
+            axes = [name for name in left["layout"] if "axis" in name and "range" in left["layout"][name]]
+            assert axes
+            for name in axes:
+                assert left["layout"][name]["range"] == right["layout"][name]["range"]
+            for one, other in zip(left["data"], right["data"], strict=False):
+                assert [one.get(end) for end in ("zmin", "zmax")] == [other.get(end) for end in ("zmin", "zmax")]
+
+
+def test_progress_metrics_and_times_are_those_of_the_records(outputs: Path, tmp_path: Path) -> None:
+    app = training(outputs, tmp_path)
+    folder = outputs / "tiny" / "training_visualizations"
+    records = [load_metrics(folder / f"epoch_{number}_metrics.json") for number in range(3)]
+    (progress,) = charts(switched(app, "picture_tab", "Progress"))
+    assert_same_values(load_page(folder / "training_progress.html").figure, progress)
+    rows = table(switched(app, "picture_tab", "Metrics"), "validation loss")
+    assert rows["epoch"].tolist() == [0, 1, 2]
+    assert rows["auroc"].tolist() == [record.metrics["auroc"] for record in records]
+    losses = [record.trainer_metrics["eval_loss"] for record in records[1:]]
+    best = 1 + int(np.argmin(losses))
+    assert rows["validation loss"].tolist()[1:] == losses
+    assert rows["best"].tolist().index("lowest validation loss") == best
+    assert next(one.value for one in app.metric if one.label == "Best epoch") == str(best)
+    switched(app, "picture_tab", "Time per picture")
+    spent = table(app, "budget")
+    assert spent["seconds"].tolist() == [one.seconds for record in records for one in record.pictures]
+    drawn = np.concatenate([np.asarray(numbers(trace["y"])) for trace in charts(app)[0]["data"]])
+    assert drawn.sum() == pytest.approx(spent["seconds"].sum(), rel=1e-5)
+
+
+def test_damaged_and_foreign_files_are_named_and_the_rest_is_shown(outputs: Path, tmp_path: Path) -> None:
+    folder = outputs / "tiny" / "training_visualizations"
+    page = folder / "epoch_2_sample_0_safe_tokens.html"
+    whole = page.read_bytes()
+    page.write_bytes(whole[: whole.index(b"Plotly.newPlot") + 300])
+    (folder / "epoch_1_metrics.json").write_text('{"unit": "epo')
+    (folder / "holiday.jpg").touch()
+    app = training(outputs, tmp_path)
+    text = said(app)
+    assert "epoch_2_sample_0_safe_tokens.html: half-written" in text
+    assert "epoch_1_metrics.json: no record of this version" in text
+    assert "holiday.jpg" in text
+    assert len(charts(app)) == 3
+    switched(app, "picture_tab", "Neurons")
+    assert "no picture of this kind" in said(app)
+    assert any("--run_advanced_mi" in one.value for one in app.code)
+
+
+def test_a_new_epoch_is_followed_live_and_not_otherwise(outputs: Path, tmp_path: Path) -> None:
+    folder = outputs / "tiny" / "training_visualizations"
+    kept = {path.name: path.read_bytes() for path in folder.glob("epoch_2_*")}
+    for name in kept:
+        (folder / name).unlink()
+    app = training(outputs, tmp_path)
+    assert not app.select_slider  # one epoch is no choice
+    for name, content in kept.items():
+        (folder / name).write_bytes(content)
+    app.run()
+    assert app.select_slider(key="number").value == 2
+    switched(app, "is_live", False)
+    switched(app, "number", 1)
+    shutil.copyfile(folder / "epoch_2_sample_0_safe_tokens.html", folder / "epoch_3_sample_0_safe_tokens.html")
+    app.run()
+    assert app.select_slider(key="number").value == 1
+    assert app.select_slider(key="number").options == ["1", "2", "3"]
+
+
+def test_nothing_there_names_the_commands(tmp_path: Path) -> None:
+    app = training(tmp_path / "outputs", tmp_path / "results")
+    assert any("--visualize_during_training" in one.value for one in app.code)
+    for tab in ("Steps", "EM rates", "Answers", "Clusters", "Steering", "Verdict"):
+        app = study(tmp_path / "results", tab)
+        text = said(app) + "\n".join(one.value for one in app.code)
+        assert "uv run python" in text
+
+
+def test_the_start_panel_writes_the_command_of_its_options(tmp_path: Path) -> None:
+    app = training(tmp_path / "outputs", tmp_path)
+    app.number_input(key="start_organism--num_epochs").set_value(9)
+    app.checkbox(key="start_organism--run_advanced_mi").check()
+    app.text_input(key="start_folder").set_value("mine").run()
+    assert app.code[0].value == (
+        f"uv run python src/train_safety_judge.py --profile organism --output_dir {tmp_path}/outputs/mine "
+        "--num_epochs 9 --visualize_during_training --run_advanced_mi"
+    )
+    app.text_input(key="start_folder").set_value("../mine; rm").run()
+    assert "letters, digits" in said(app)
+    assert not any("train_safety_judge.py --profile" in one.value for one in app.code)
+    assert not [button for button in app.button if button.key == "launch"]
+
+
+def test_rates_are_drawn_as_they_were_measured(results: Path) -> None:
+    app = study(results, "EM rates")
+    rates = json.loads((results / "em_rates.json").read_text())["rates"]
+    own = [row for row in rates if (row["arm"], row["measure"], row["facet"]) == ("em", "em", "all")]
+    expected = sorted(100 * row["estimate"] for row in own if row["subset"] != "all")
+    bars = [trace for trace in charts(app)[0]["data"] if trace["type"] == "bar" and trace["name"] == "Fine-tuned"]
+    drawn = np.asarray(numbers(bars[0]["x"]))
+    assert all(np.isclose(drawn, value, atol=1e-3).any() for value in expected)
+    rows = table(app, "95% from")
+    assert len(rows) == len([row for row in rates if not row["measure"].startswith("mean_")])
+
+
+def test_answers_are_filtered_and_read_in_full(results: Path) -> None:
+    app = study(results, "Answers")
+    frame, _ = whole_study()
+    app.multiselect(key="filter_subsets").set_value(["technology_ai"])
+    app.slider(key="filter_scores").set_value((80, 100))
+    app.checkbox(key="filter_unscored").uncheck().run()
+    by_hand = frame[(frame["subset"] == "technology_ai") & (frame["em_score"] >= 80)]
+    assert table(app, "prompt_id")["prompt_id"].tolist() == by_hand["prompt_id"].tolist()
+    assert any(f"**{len(by_hand):,}** of 885" in one.value for one in app.markdown)
+    switched(app, "answers_table", {"selection": {"rows": [2], "columns": [], "cells": []}})
+    row = by_hand.iloc[2]
+    assert [one.value for one in app.text] == [row["question"], row["base_response"], row["em_response"]]
+
+
+def test_points_selected_on_the_map_are_the_rows_of_the_table(results: Path) -> None:
+    app = study(results, "Clusters")
+    spec = charts(app)[0]
+    chosen = [spec["data"][0]["customdata"][3], spec["data"][2]["customdata"][8]]
+    points = [{"curve_number": 0, "point_index": 3, "customdata": key} for key in chosen]
+    switched(app, "map_3", {"selection": {"points": points, "point_indices": [3, 8], "box": [], "lasso": []}})
+    assert set(table(app, "prompt_id")["prompt_id"]) == {key[0] for key in chosen}
+
+
+def test_steering_and_verdict_are_the_numbers_of_their_records(results: Path) -> None:
+    summary = json.loads((results / "steering_summary.json").read_text())
+    cross, dose = charts(study(results, "Steering"))
+    largest = max(row["coefficient"] for row in summary["effects"])
+    wanted = [
+        100 * row["change"]
+        for row in summary["effects"]
+        if row["measure"] == "em_on_topic" and row["coefficient"] == largest and row["kind"] == "dimension"
+    ]
+    drawn = np.asarray(numbers(cross["data"][0]["z"]))
+    assert all(np.isclose(drawn, value, atol=1e-3).any() for value in wanted[:4])
+    assert len(dose["data"]) > 8
+    record = json.loads((results / "decomposition_verdict.json").read_text())
+    app = study(results, "Verdict")
+    assert app.subheader[0].value.lower() == record["verdict"]
+    rows = table(app, "evidence")
+    assert rows["evidence"].tolist() == list(record["lines"])
+    assert rows["spread"].tolist() == [line["spread"]["estimate"] for line in record["lines"].values()]
+    assert rows["questions"].tolist() == [sum(line["questions"].values()) for line in record["lines"].values()]
+
+
+def test_one_damaged_artefact_leaves_the_other_tabs(results: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "results"
+    shutil.copytree(results, copy)
+    (copy / "em_rates.json").write_text('{"rates": [')
+    (copy / "steering_summary.json").write_text('{"effects": "other"}')
+    (copy / "steering_summary.json.manifest.json").unlink()
+    app = study(copy, "EM rates")
+    assert "em_rates.json: half-written" in said(app)
+    assert len(charts(app)) == 1  # the scores of the frame
+    assert "steering_summary.json: not what" in said(study(copy, "Steering"))
+    assert len(charts(study(copy, "Verdict"))) == 1
+
+
+@pytest.fixture(scope="module")
+def server(watched: Path, results: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
+    """The dashboard as a user starts it, on a free port."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "streamlit", "run", "mi_dashboard.py", "--server.port", str(port)]
+    command += [
+        "--server.headless",
+        "true",
+        "--",
+        "--outputs",
+        str(watched.parent.parent),
+        "--results-dir",
+        str(results),
+    ]
+    with (tmp_path_factory.mktemp("server") / "log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=PROJECT_ROOT, stdout=log, stderr=subprocess.STDOUT)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"{address}/_stcore/health", timeout=2).close()
+                break
+            time.sleep(0.2)
+        yield address
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def test_the_server_listens_on_this_machine_alone(server: str) -> None:
+    port = int(server.rpartition(":")[2])
+    listening = {
+        one.laddr.ip
+        for one in psutil.net_connections("tcp")
+        if one.laddr and one.laddr.port == port and one.status == psutil.CONN_LISTEN
+    }
+    assert listening == {"127.0.0.1"}
+
+
+def test_a_visitor_moves_the_slider_opens_tabs_and_selects_points(server: str, chromium: str, tmp_path: Path) -> None:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="uv sync --group dev installs playwright")
+    shots = Path(os.environ.get("DASHBOARD_SCREENSHOTS", tmp_path))
+    shots.mkdir(parents=True, exist_ok=True)
+    asked: list[str] = []
+    errors: list[str] = []
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": 1280, "height": 1000})
+        page.set_default_timeout(1000 * PATIENCE)
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(server)
+        page.get_by_text("epoch 2 · sample 0 (safe)").wait_for()
+        page.locator(".js-plotly-plot .heatmaplayer image, .js-plotly-plot .trace").first.wait_for()
+        page.screenshot(path=shots / "training_1280.png")
+        page.get_by_role("slider", name="Epoch").press("ArrowLeft")
+        page.get_by_text("epoch 1 · sample 3 (unsafe)").wait_for()
+        for name in ("Layers", "Progress", "Metrics", "Time per picture"):
+            page.get_by_role("tab", name=name).click()
+            page.get_by_role("tab", name=name, selected=True).wait_for()
+        page.get_by_role("link", name="Persona study").click()
+        page.get_by_role("tab", name="Clusters").click()
+        page.locator(".js-plotly-plot .scatterlayer .point").first.wait_for()
+        page.get_by_text(re.compile("885 of 885 answers")).wait_for()
+        box = page.locator(".js-plotly-plot .nsewdrag").first.bounding_box()
+        assert box is not None
+        page.mouse.move(box["x"] + 0.1 * box["width"], box["y"] + 0.1 * box["height"])
+        page.mouse.down()
+        page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.9 * box["height"], steps=8)
+        page.mouse.up()
+        shown = page.get_by_text(re.compile(r"^(?!885 )\d+ of 885 answers"))
+        shown.wait_for()
+        assert 0 < int(shown.inner_text().split()[0]) < 885
+        page.screenshot(path=shots / "clusters_1280.png")
+        page.set_viewport_size({"width": 800, "height": 1000})
+        page.get_by_role("tab", name="Verdict").click()
+        page.get_by_text("control", exact=False).first.wait_for()
+        page.locator(".js-plotly-plot .heatmaplayer").first.wait_for()
+        page.screenshot(path=shots / "verdict_800.png")
+        browser.close()
+    assert errors == []
+    assert [url for url in asked if not url.startswith((server, "data:", "blob:", server.replace("http", "ws")))] == []
