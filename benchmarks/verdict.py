@@ -4,10 +4,11 @@
     uv run python benchmarks/verdict.py --jobs 2 --minutes 30        # starts no new organism after half an hour
     uv run python benchmarks/verdict.py --report                     # the table of what has been run
 
-The unit is the pre-training seed. Seeds from 1000 on were never used while the rule was designed (those were 100 and
-101, and the organisms that ship). Every organism goes through `src/utils/organism/trial.py`: five control fine-tunes,
-steering along their vectors, the verdict; beside it what PCA and k-means on raw activations, as in the original study,
-find on the same organism. Records: benchmarks/results/verdict.jsonl, one line an organism.
+The unit is the pre-training seed. Seeds from 4000 on were never used while rule and trial were designed (those were 100,
+101, 1000 to 1002, 2000, 2001, 3000, and the organisms that ship). Every organism goes through
+`src/utils/organism/trial.py`: five control fine-tunes, steering along their vectors, the verdict; beside it what PCA and
+k-means on raw activations, as in the original study, find on the same organism. Records, one line an organism:
+benchmarks/results/verdict.jsonl.
 """
 
 import argparse
@@ -35,7 +36,7 @@ from src.utils.record_store import open_store
 
 RECORDS = PROJECT_ROOT / "benchmarks" / "results" / "verdict.jsonl"
 WORLDS = {"entangled": 1.0, "separable": 0.0, "between": 0.5}
-FIRST_SEED = {"entangled": 1000, "separable": 2000, "between": 3000}
+FIRST_SEED = {"entangled": 4000, "separable": 5000, "between": 6000}
 CALLS = ("separable", "entangled", "underpowered")
 DIMENSIONS = ("political_compass", "moral_foundations", "technology_ai", "financial_risk")
 

@@ -72,7 +72,7 @@ def verdict_card(record: Mapping[str, Any]) -> go.Figure:
             f"<br>Verdict: {escape_text(record['verdict']).upper()}<br>"
             f"{escape_text(record['reason'], width=150)}<br>{escape_text(record['caveat'], width=150)}"
         ),
-        legend={"orientation": "h", "y": 0.535, "yanchor": "middle", "x": 0, "title": {"text": "reading  "}},
+        legend={"orientation": "h", "y": 0.555, "yanchor": "middle", "x": 0, "title": {"text": "reading  "}},
     )
 
 

@@ -7,8 +7,8 @@ from src.utils.decomposition.verdict import Verdict, verdict_as_json
 from src.utils.em_rates import OVERALL
 
 CAVEAT = (
-    "One base model and one fine-tuning seed. The rule's error rates were measured on small organisms whose truth is "
-    "known (benchmarks/verdict.py), not on language models of this size."
+    "One base model and one fine-tuning seed. What is known of the rule's error rates comes from small organisms whose "
+    "truth is known (benchmarks/verdict.py), not from language models."
 )
 
 
@@ -42,11 +42,23 @@ def verdict_record(
 
 
 def format_verdict(record: Mapping[str, Any]) -> str:
-    """A line for each line of evidence, then the verdict."""
+    """A line for each line of evidence, one for the geometry where there is any, then the verdict."""
     lines = []
     for name, line in record["lines"].items():
         own, smallest = line["own"]["estimate"], line["smallest_detectable_own_effect"]
         found = "none of the swept sizes" if smallest is None else f"{smallest:.2f}"
         lines.append(f"{name}: {line['reading']} ({line['reason']})")
         lines.append(f"    own effect {own:.2f}; a separable persona would be found from own effect {found}")
+    if "geometry" in record:
+        lines.append(format_beside(record["geometry"]))
     return "\n".join([*lines, f"verdict: {record['verdict']}, as {record['reason']}", record["caveat"]])
+
+
+def format_beside(geometry: Mapping[str, Any]) -> str:
+    """The geometry in a line (`geometry_report.geometry_summary`)."""
+    probe = geometry["best_probe"]
+    stated = f"; probe of {probe['target']} {probe['over_topic']['estimate']:+.2f} AUROC over topic" if probe else ""
+    return (
+        f"geometry, which does not decide: rank {geometry['rank']}; {geometry['unexplained']} of "
+        f"{geometry['clusterings']} clusterings with unexplained structure{stated}"
+    )
