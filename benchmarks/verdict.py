@@ -4,10 +4,10 @@
     uv run python benchmarks/verdict.py --jobs 2 --minutes 30        # starts no new organism after half an hour
     uv run python benchmarks/verdict.py --report                     # the table of what has been run
 
-The unit is the pre-training seed. Seeds from 4000 on were never used while rule and trial were designed (those were 100,
-101, 1000 to 1002, 2000, 2001, 3000, and the organisms that ship). Every organism goes through
-`src/utils/organism/trial.py`: five control fine-tunes, steering along their vectors, the verdict; beside it what PCA and
-k-means on raw activations, as in the original study, find on the same organism. Records, one line an organism:
+The unit is the pre-training seed. Seeds from 4000 on were never used while rule and trial were designed (those were
+100, 101, 1000 to 1002, 2000, 2001, 3000, and the organisms that ship). Every organism goes through
+`src/utils/organism/trial.py`: five control fine-tunes, steering along their vectors, the verdict; beside it what PCA
+and k-means on raw activations, as in the original study, find on the same organism. Records, one line an organism:
 benchmarks/results/verdict.jsonl.
 """
 

@@ -7,7 +7,7 @@ are answers to questions that no training showed.
 
 import pytest
 
-from src.utils.control_finetunes import CONTROL, SAFE
+from src.utils.control_finetunes import CONTROL, PREFIX, SAFE
 from src.utils.organism.small import build_small
 from src.utils.organism.trial import Trial, TrialSettings, run_trial
 from src.utils.prompts import FINANCE
@@ -35,7 +35,7 @@ def shares(trial: Trial, kind: str, vector: str | None = None) -> dict[str, floa
 
 def test_a_narrow_fine_tune_carries_where_the_world_is_entangled(tried: tuple[str, Trial]) -> None:
     world, trial = tried
-    base, finance = shares(trial, NO_KIND), shares(trial, CONTROL, FINANCE)
+    base, finance = shares(trial, NO_KIND), shares(trial, CONTROL, PREFIX + FINANCE)
     others = [share for dimension, share in finance.items() if dimension not in (FINANCE, "all")]
     assert base["all"] <= 0.1
     assert finance[FINANCE] >= 0.8
