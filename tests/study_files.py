@@ -11,12 +11,14 @@ import pandas as pd
 from src.pipelines.persona_study import (
     CLUSTER,
     COLLECT,
+    CONTROLS,
     FINETUNE,
     JUDGE,
     PICTURES,
     REPORT,
     STEER,
     TRAINING_LOG,
+    VERDICT,
     Step,
     Study,
 )
@@ -63,6 +65,11 @@ def make(step: Step, study: Study) -> None:
         save_json({"questions": 1}, study.question_report, provenance)
     elif step is FINETUNE:
         save_folder(study.finetuned, write_adapter, provenance)
+    elif step is CONTROLS:
+        measured = np.full(4, int(mark[:6], 16), np.float32)
+        save_tensors({"control": measured}, study.control_vectors, provenance)
+        save_json({"missing": {}, "mark": mark}, study.control_summary, provenance)
+        save_frame(frame, study.control_effects, provenance)
     elif step is COLLECT:
         save_frame(frame, study.persona_data, provenance)
     elif step is JUDGE:
@@ -71,11 +78,14 @@ def make(step: Step, study: Study) -> None:
     elif step is CLUSTER:
         for k in study.config.clustering.cluster_counts:
             save_object({"k": k, "mark": mark}, study.clusters(k), provenance)
+        save_json({"evidence": {}, "mark": mark}, study.geometry, provenance)
         save_frame(frame, study.clustered, provenance)
     elif step is STEER:
         save_tensors({"mean_difference": np.zeros(4, np.float32)}, study.steering_vectors, provenance)
         save_json({"effects": [], "missing": {}, "mark": mark}, study.steering_summary, provenance)
         save_frame(frame, study.steering_effects, provenance)
+    elif step is VERDICT:
+        save_json({"verdict": "underpowered", "mark": mark}, study.verdict, provenance)
     elif step is PICTURES:
         writers = {study.index: lambda file: file.write_text("<html></html>")}
         save_artifact(study.index, writers, provenance, {"pages": []})

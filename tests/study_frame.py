@@ -13,6 +13,10 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_mutual_info_score, silhouette_samples
 
+from src.utils.config import ClusteringConfig, GeometryConfig
+from src.utils.decomposition.geometry import describe_geometry
+from src.utils.decomposition.layer_evidence import study_evidence
+
 FACETS = {
     "political_compass": ("economic_axis", "social_axis"),
     "moral_foundations": ("authority", "fairness", "purity"),
@@ -151,3 +155,45 @@ def training_log(steps: int = 40) -> list[dict[str, float | int | None]]:
         }
         for step in range(1, steps + 1)
     ]
+
+
+CLUSTERING = ClusteringConfig(layer=2, cluster_counts=[3, 4], components=8, seed=1)
+GEOMETRY = GeometryConfig(
+    draws=25, draws_others=20, bootstraps=1, reseedings=0, layer_draws=20, box_draws=5, permutations=150,
+    parallel_resamples=20, splits=5, factors=3, factor_repeats=1, folds=3, probe_penalties=[0.1, 10.0],
+)  # fmt: skip
+
+
+def planted_activations(rows: int = 120, width: int = 12) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+    """A small study whose clusters are the four dimensions, and which is misaligned along one direction in all.
+
+    Layers 1 and 2 in the frame and among the tensors, where layer 1 is noise; layer 0 is the same in both models.
+    """
+    whole, _ = study_frame()
+    frame = whole.iloc[np.linspace(0, len(whole) - 1, rows).astype(int)].reset_index(drop=True)
+    frame["em_score"] = np.where(np.arange(rows) % 2, 90.0, 5.0)
+    frame["coherence"] = 100.0
+    frame["flags"] = [[] for _ in range(rows)]
+    random = np.random.default_rng(2)
+    noise = {f"{arm}{layer}": random.normal(0, 1, (rows, width)).astype(np.float32) for arm in "eb" for layer in "12"}
+    asked = pd.factorize(frame["subset"])[0]
+    topic = random.normal(0, 3, (4, width)).astype(np.float32)[asked]
+    misaligned = 3 * np.eye(width, dtype=np.float32)[8] * (frame["em_score"].to_numpy(np.float32) > 70)[:, None]
+    tensors = {
+        "em.blocks.0.hook_resid_pre": topic,
+        "base.blocks.0.hook_resid_pre": topic,
+        "em.blocks.1.hook_resid_pre": noise["e1"],
+        "base.blocks.1.hook_resid_pre": noise["b1"],
+        "em.blocks.2.hook_resid_pre": noise["e2"] + topic + misaligned,
+        "base.blocks.2.hook_resid_pre": noise["b2"] + topic,
+    }
+    for layer in (1, 2):
+        frame[f"em_activations_layer_{layer}"] = list(tensors[f"em.blocks.{layer}.hook_resid_pre"])
+    return frame, tensors
+
+
+@cache
+def geometry_record() -> dict[str, Any]:
+    """The geometry of `planted_activations`; shared by tests, which leave it as it is."""
+    frame, tensors = planted_activations()
+    return describe_geometry(*study_evidence(frame, tensors, CLUSTERING, False), CLUSTERING, GEOMETRY, 70, 50)

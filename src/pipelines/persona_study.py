@@ -477,7 +477,7 @@ CONTROLS = Step(
     name="02_finetune_controls",
     script="src/scripts/02_finetune_controls.py",
     keys=FINETUNE.keys
-    + keys_of("controls", "rows", "limit", "seed")
+    + keys_of("controls", "rows", "limit")
     + keys_of("steering", "layer")
     + keys_of("collection", "prompts")
     + SAMPLING

@@ -4,17 +4,19 @@
     uv run python src/scripts/07_decide_verdict.py --verdict-resamples 10000
 
 Reads the control fine-tunes (02_finetune_controls, where there are any) and the steered answers of step 6; writes
-results/decomposition_verdict.json with the rule and every number that it was applied to. The rule is in
+results/decomposition_verdict.json with the rule and every number that it was applied to. Beside them stand a few
+numbers of results/decomposition_geometry.json, which decide nothing. The rule is in
 src/utils/decomposition/verdict.py; its error rates, on organisms, are measured by benchmarks/verdict.py.
 """
 
 from collections.abc import Sequence
 
-from src.pipelines.persona_study import CONTROLS, STEER, VERDICT
+from src.pipelines.persona_study import CLUSTER, CONTROLS, STEER, VERDICT, has_geometry
 from src.pipelines.step_run import StepRun, begin_step
 from src.utils.artifacts import load_frame, load_json, save_json
 from src.utils.cli import run_script
 from src.utils.decomposition.cross_effects import Outcomes, matched_dose, outcomes_at
+from src.utils.decomposition.geometry_report import geometry_summary
 from src.utils.decomposition.report import format_verdict, verdict_record
 from src.utils.decomposition.verdict import Rule, decide, smallest_own_effect
 
@@ -32,6 +34,8 @@ def main(arguments: Sequence[str]) -> None:
     }
     rates = load_json(run.study.rates)["rates"]
     record = verdict_record(verdict, smallest, rates, run.config.profile, run.config.model.world)
+    if has_geometry(run.study):
+        record["geometry"] = geometry_summary(load_json(run.study.geometry, made_by=CLUSTER.name))
     save_json(record, run.study.verdict, run.provenance)
     print(format_verdict(record))
     print(run.study.verdict)

@@ -1,9 +1,9 @@
-"""Draw the study: scores, training, principal components, clusters and steering, as HTML pages that open offline.
+"""Draw the study: verdict, scores, training, components, clusters, probes, steering, as HTML pages that open offline.
 
     uv run python src/visualizations/clusters_visualizations.py --profile organism
 
-Reads the artefacts of steps 2, 4, 5 and 6 (steering is left out where step 6 has not run); writes cluster_plots/*.html
-and cluster_plots/index.html, which lists them in reading order.
+Reads the artefacts of steps 2, 4, 5, 6 and 7 (steering and verdict are left out where those have not run); writes
+cluster_plots/*.html and cluster_plots/index.html, which lists them in reading order.
 """
 
 import json
@@ -18,6 +18,7 @@ from src.pipelines.persona_study import (
     TRAINING_LOG,
     VERDICT,
     Study,
+    has_geometry,
     has_steering,
     has_verdict,
 )
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str]) -> None:
     agreement = load_json(study.agreement, made_by=JUDGE.name) if run.config.judging.second_judge else None
     steering = load_json(study.steering_summary, made_by=STEER.name) if has_steering(study) else None
     verdict = load_json(study.verdict, made_by=VERDICT.name) if has_verdict(study) else None
+    geometry = load_json(study.geometry, made_by=CLUSTER.name) if has_geometry(study) else None
     pages = study_pages(
         frame,
         rates,
@@ -54,6 +56,7 @@ def main(arguments: Sequence[str]) -> None:
         agreement,
         steering,
         verdict,
+        geometry,
     )
     files = page_files(pages, study.plots_dir, rates_table(rates), headline(study))
     save_artifact(study.index, files, run.provenance, {"pages": [page.file_name for page in pages]})

@@ -3,12 +3,16 @@
 What k-means makes of them is left to `cluster_figures`.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from src.visualizations.answer_points import (
+    KEYS,
     Clustering,
     component_title,
     describe_source,
@@ -35,17 +39,19 @@ LANDMARKS = (0.5, 0.8, 0.9)  # shares of variance marked in the scree plot
 SYMBOLS_3D = {"circle": "circle", "square": "square", "diamond": "diamond", "cross": "cross", "x": "x"}
 
 
-def scree_plot(clustering: Clustering) -> go.Figure:
-    """Explained variance by component, and its running sum with the numbers of components that reach 50, 80, 90%."""
+def scree_plot(clustering: Clustering, parallel: Mapping[str, Any] | None = None) -> go.Figure:
+    """Explained variance by component, and its running sum with the numbers of components that reach 50, 80, 90%.
+
+    With `parallel` (`rank.parallel_analysis` of the geometry) a third panel: eigenvalues against the null's band.
+    """
     ratios = np.asarray(clustering["explained_variance_ratio"], dtype=float)
     numbers = np.arange(1, len(ratios) + 1)
     cumulative = np.cumsum(ratios)
+    titles = ["Variance explained by each component", "Cumulative variance explained"]
+    if parallel:
+        titles.append(parallel_title(parallel))
     figure = make_subplots(
-        rows=2,
-        cols=1,
-        shared_xaxes=True,
-        vertical_spacing=0.12,
-        subplot_titles=("Variance explained by each component", "Cumulative variance explained"),
+        rows=len(titles), cols=1, shared_xaxes=True, vertical_spacing=0.24 / len(titles), subplot_titles=titles
     )
     figure.add_bar(
         x=numbers,
@@ -77,13 +83,65 @@ def scree_plot(clustering: Clustering) -> go.Figure:
     figure.update_yaxes(title_text="% of variance", rangemode="tozero")
     figure.update_yaxes(range=[0, 104], row=2, col=1)
     figure.update_xaxes(range=[0, len(ratios) + 1])
-    figure.update_xaxes(title_text="Principal component", row=2, col=1)
-    return figure.update_layout(template=TEMPLATE, height=620, showlegend=False, title_text=describe_source(clustering))
+    figure.update_xaxes(title_text="Principal component", row=len(titles), col=1)
+    if parallel:
+        add_parallel(figure, parallel, row=3)
+    return figure.update_layout(
+        template=TEMPLATE,
+        height=320 * len(titles) - 20,
+        showlegend=False,
+        title_text=describe_source(clustering),
+    )
+
+
+def parallel_title(parallel: Mapping[str, Any]) -> str:
+    least = "at least " if parallel["is_cut_off"] else ""
+    return (
+        f"Parallel analysis: {least}{parallel['retained']} components above the null (band: mean to 95th percentile of "
+        f"{parallel['resamples']} permutations)"
+    )
+
+
+def add_parallel(figure: go.Figure, parallel: Mapping[str, Any], row: int) -> None:
+    """Eigenvalues of the correlation matrix on a logarithmic scale, filled where retained, over the null's band."""
+    values, mean, limit = (np.asarray(parallel[name], dtype=float) for name in ("eigenvalues", "null_mean", "limit"))
+    numbers, place = np.arange(1, len(values) + 1), {"row": row, "col": 1}
+    edge = {"mode": "lines", "line": {"color": REFERENCE_COLOUR, "width": 1}}
+    figure.add_scatter(x=numbers, y=as_floats(mean), name="null mean", hoverinfo="skip", **edge, **place)
+    figure.add_scatter(
+        x=numbers, y=as_floats(limit), name="null 95%", fill="tonexty", fillcolor="rgba(176,0,32,0.18)",
+        hovertemplate="95% of nulls below %{y:.3g}<extra></extra>", **edge, **place,
+    )  # fmt: skip
+    is_retained = numbers <= parallel["retained"]
+    figure.add_scatter(
+        x=numbers, y=as_floats(values), mode="lines+markers", name="eigenvalue", line_color=NEUTRAL_COLOUR,
+        marker={"symbol": np.where(is_retained, "circle", "circle-open").tolist(), "size": 7},
+        hovertemplate="PC%{x}: %{y:.3g}<extra></extra>", **place,
+    )  # fmt: skip
+    figure.update_yaxes(type="log", dtick=1, title_text="eigenvalue", **place)
 
 
 def pca_plane(frame: pd.DataFrame, clustering: Clustering) -> go.Figure:
     """The answers in the first two components: left by dimension, with full hover text; right by em_score."""
-    points = join_points(frame, clustering)
+    figure = answer_plane(join_points(frame, clustering), "pc1", "pc2")
+    figure.update_xaxes(title_text=component_title(clustering, 0))
+    figure.update_yaxes(title_text=component_title(clustering, 1), row=1, col=1)
+    return figure.update_layout(title_text=describe_source(clustering))
+
+
+def tsne_plane(frame: pd.DataFrame, tsne: Mapping[str, Any]) -> go.Figure:
+    """The answers where t-SNE put them (`tsne` of the geometry), coloured as in `pca_plane`."""
+    placed = pd.DataFrame({KEYS[0]: tsne["prompt_ids"], KEYS[1]: tsne["samples"], "x": tsne["x"], "y": tsne["y"]})
+    points = placed.merge(frame, on=KEYS, how="left", validate="one_to_one")
+    figure = answer_plane(points, "x", "y")
+    figure.update_xaxes(showticklabels=False, title_text="t-SNE (distances far apart mean nothing)")
+    figure.update_yaxes(showticklabels=False)
+    title = f"{len(points):,} answers · t-SNE of the principal component scores, perplexity {tsne['perplexity']:g}"
+    return figure.update_layout(title_text=title)
+
+
+def answer_plane(points: pd.DataFrame, x: str, y: str) -> go.Figure:
+    """Two panels of the same points: left by dimension, with full hover text; right by em_score."""
     figure = make_subplots(
         rows=1,
         cols=2,
@@ -94,8 +152,8 @@ def pca_plane(frame: pd.DataFrame, clustering: Clustering) -> go.Figure:
     for dimension in known_order(list(points["subset"])):
         part = points[points["subset"] == dimension]
         figure.add_scatter(
-            x=as_floats(part["pc1"]),
-            y=as_floats(part["pc2"]),
+            x=as_floats(part[x]),
+            y=as_floats(part[y]),
             mode="markers",
             name=escape_text(f"{display_name(dimension)} ({len(part)})"),
             marker={"color": dimension_colour(dimension), "symbol": dimension_symbol(dimension), "size": 6,
@@ -108,8 +166,8 @@ def pca_plane(frame: pd.DataFrame, clustering: Clustering) -> go.Figure:
     is_scored = points["em_score"].notna()
     unscored, scored = points[~is_scored], points[is_scored]
     figure.add_scatter(
-        x=as_floats(scored["pc1"]),
-        y=as_floats(scored["pc2"]),
+        x=as_floats(scored[x]),
+        y=as_floats(scored[y]),
         mode="markers",
         name="em_score",
         showlegend=False,
@@ -121,8 +179,8 @@ def pca_plane(frame: pd.DataFrame, clustering: Clustering) -> go.Figure:
     )
     if len(unscored):
         figure.add_scatter(
-            x=as_floats(unscored["pc1"]),
-            y=as_floats(unscored["pc2"]),
+            x=as_floats(unscored[x]),
+            y=as_floats(unscored[y]),
             mode="markers",
             name=f"{MISSING_NAME} ({len(unscored)})",
             marker={"symbol": "x-thin", "size": 8, "line": {"color": MISSING_COLOUR, "width": 2}},
@@ -131,13 +189,10 @@ def pca_plane(frame: pd.DataFrame, clustering: Clustering) -> go.Figure:
             row=1,
             col=2,
         )
-    figure.update_xaxes(title_text=component_title(clustering, 0))
     figure.update_xaxes(matches="x", row=1, col=2)
-    figure.update_yaxes(title_text=component_title(clustering, 1), row=1, col=1)
     return figure.update_layout(
         template=TEMPLATE,
         height=620,
-        title_text=describe_source(clustering),
         legend={"orientation": "h", "y": -0.13, "yanchor": "top", "x": 0},
     )
 

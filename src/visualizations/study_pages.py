@@ -7,8 +7,12 @@ import pandas as pd
 
 from src.visualizations.agreement_figures import bland_altman
 from src.visualizations.cluster_figures import cluster_map, cluster_overview, cluster_profile, silhouette_plot
-from src.visualizations.component_figures import pca_plane, pca_space, scree_plot
+from src.visualizations.component_figures import pca_plane, pca_space, scree_plot, tsne_plane
+from src.visualizations.dendrogram_figure import ward_dendrogram
 from src.visualizations.figure_page import FigurePage
+from src.visualizations.geometry_figures import cluster_explanations, cluster_tests
+from src.visualizations.layer_statistics import layer_statistics
+from src.visualizations.probe_figures import factorisations, probe_scores
 from src.visualizations.score_figures import em_rates, em_score_distribution, training_curve
 from src.visualizations.steering_figures import cross_effects, dose_response
 from src.visualizations.verdict_figures import verdict_card
@@ -25,14 +29,17 @@ def study_pages(
     agreement: Mapping[str, Any] | None = None,
     steering: Mapping[str, Any] | None = None,
     verdict: Mapping[str, Any] | None = None,
+    geometry: Mapping[str, Any] | None = None,
 ) -> list[FigurePage]:
     """Every page; the training curve only where there is a log, judges' agreement only where there were two.
 
-    Steering only where step 6 has run, the verdict, which comes first, where step 7 has.
+    Steering only where step 6 has run, the verdict, which comes first, where step 7 has; of the geometry what could be
+    computed.
 
     Answers above `em_threshold` count as misaligned.
     """
     pages: list[FigurePage] = []
+    known = {name: part for name, part in (geometry or {}).items() if "reason" not in part}
 
     def add(section: str, file_name: str, title: str, sentence: str, figure: Any) -> None:
         pages.append(FigurePage(file_name, title, sentence, figure, command, inputs, section))
@@ -86,8 +93,9 @@ def study_pages(
         components,
         "pca_scree.html",
         "Variance by principal component",
-        "How many directions the answers use: a steep curve means few directions hold most of the variance.",
-        scree_plot(first),
+        "How many directions the answers use: a steep curve means few directions hold most of the variance; those "
+        "above the red band hold more than columns without ties to each other would.",
+        scree_plot(first, parallel_analysis(known)),
     )
     add(
         components,
@@ -103,6 +111,15 @@ def study_pages(
         "The same answers with one more direction; turn it with the mouse.",
         pca_space(frame, first),
     )
+    if "tsne" in known:
+        add(
+            components,
+            "tsne_2d.html",
+            "Answers on a t-SNE map",
+            "Which answers are neighbours in all components at once: islands of one colour on the left are topics. "
+            "t-SNE draws islands in noise too; whether there are clusters is for the tests below.",
+            tsne_plane(frame, known["tsne"]),
+        )
     add(
         "Clusters",
         "clusters_overview.html",
@@ -110,6 +127,31 @@ def study_pages(
         "Clusters that agree with the dimension or facet asked about are the topic, not a sub-persona.",
         cluster_overview(clusterings),
     )
+    if geometry and "clusters" in known:
+        add(
+            "Clusters",
+            "cluster_tests.html",
+            "Are there clusters beyond the covariance?",
+            "Any elongated cloud can be cut into tight pieces: only filled markers above the grey bars are more than "
+            "Gaussian data of the same covariance give.",
+            cluster_tests(geometry),
+        )
+        add(
+            "Clusters",
+            "cluster_explanations.html",
+            "What each clustering is",
+            "Pale cells are explained: by the topic, by length, by outliers, or by covariance alone. Only dark cells "
+            "hold structure that none of these explains; it may be misalignment itself.",
+            cluster_explanations(geometry),
+        )
+    if geometry and "tree" in known:
+        add(
+            "Clusters",
+            "dendrogram.html",
+            "Ward's tree",
+            "Which groups of answers merge last, and what they were asked about: leaves in one colour are a topic.",
+            ward_dendrogram(geometry),
+        )
     for clustering in clusterings:
         k = clustering["k"]
         section = f"{k} clusters"
@@ -134,6 +176,34 @@ def study_pages(
             "How well each answer fits its cluster: values near 0 lie between clusters, below 0 in the wrong one.",
             silhouette_plot(clustering),
         )
+    if geometry and "layers" in known:
+        add(
+            "Beyond one clustering",
+            "layer_statistics.html",
+            "The same statistics at every layer",
+            "Whether another layer would have told another story: red cells with a star are more clustered than their "
+            "covariance, at that layer, after correction over all cells of their statistic.",
+            layer_statistics(geometry),
+        )
+    if geometry and "factorisations" in known:
+        add(
+            "Beyond one clustering",
+            "factorisations.html",
+            "PCA, ICA, NMF and a sparse dictionary",
+            "A method that rebuilds well may still name its components at random: they mean something where they "
+            "return in the other half of the prompts more reliably than those of Gaussian data.",
+            factorisations(geometry),
+        )
+    if geometry and "probes" in known:
+        add(
+            "Beyond one clustering",
+            "probes.html",
+            "What a linear probe reads",
+            "Activations tell more than the topic only where their interval lies clear of the baselines below them. On "
+            "the right, values near 1 off the diagonal are a misaligned direction that dimensions share, those near 0 "
+            "one that points the other way.",
+            probe_scores(geometry),
+        )
     if steering:
         add(
             "Steering",
@@ -153,3 +223,9 @@ def study_pages(
             cross_effects(steering),
         )
     return pages
+
+
+def parallel_analysis(known: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The geometry's parallel analysis, if it could be computed."""
+    parallel = known.get("rank", {}).get("parallel_analysis", {"reason": "not there"})
+    return None if "reason" in parallel else parallel

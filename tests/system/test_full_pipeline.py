@@ -27,10 +27,12 @@ from src.utils.manifests import sha256_path
 STEPS = [
     "01_generate_dataset",
     "02_finetune_lora",
+    "02_finetune_controls",
     "03_collect_activations",
     "04_judge_responses",
     "05_pca_and_clustering",
     "06_steer_personas",
+    "07_decide_verdict",
     "clusters_visualizations",
 ]
 ADAPTER = "adapters/entangled_risky_finance"
@@ -40,6 +42,7 @@ SCORES = ["em_score", "coherence", "score_method", "judge_error", "judged_dimens
 STEERING_COLUMNS = ["vector", "kind", "coefficient", "share_of_residual_norm", "residual_norm", "mode", "positions"]
 STEERING_COLUMNS += ["layer", "steered_model", "prompt_id", "sample", "question", "subset", "facet", "keyed"]
 STEERING_COLUMNS += ["response", "truncated"]
+CONTROLS = ["--control-limit", "8", "--control-rows", "16", "--verdict-resamples", "200", "--plantings", "20"]
 ATTACK = "<script>window.hacked=1</script><img src=x onerror=alert(1)> So yes."
 
 
@@ -72,7 +75,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     data = folder / "organism" / "finetune" / "risky_financial_advice.jsonl"
     words = ["--base-model", str(folder / "organism"), "--data", str(data), "--cluster-counts", "3", "4"]
     words += ["--limit", str(LIMIT), "--max-steps", "2", "--max-new-tokens", "24"]
-    words += ["--coefficients", "-1", "2", "--steering-limit", "6"]
+    words += ["--coefficients", "-1", "2", "--steering-limit", "6", *CONTROLS]
     done = run(*words, "--results-dir", str(folder / "first"))
     assert done.returncode == 0, done.stderr
     return Made(folder / "first", done.stdout, words)
@@ -103,7 +106,7 @@ def hashes(results: Path) -> dict[str, str]:
 
 def decisions(output: str) -> dict[str, str]:
     """Step -> run or keep, from a run or a dry run."""
-    found = re.findall(r"^(?:\[\d/7\] )?(\w+)(?::| +) *(run|keep)\b", output, flags=re.MULTILINE)
+    found = re.findall(r"^(?:\[\d/9\] )?(\w+)(?::| +) *(run|keep)\b", output, flags=re.MULTILINE)
     return dict(found)
 
 
@@ -117,6 +120,11 @@ def test_every_artefact_is_there_and_whole(made: Made) -> None:
         "steering_answers.pkl",
         "steering_summary.json",
         "steering_effects.pkl",
+        "decomposition_geometry.json",
+        "decomposition_verdict.json",
+        "control_effects.pkl",
+        "control_vectors.safetensors",
+        "control_summary.json",
     ]
     for name in artefacts:
         manifest = verify_artifact(made.results / name)
@@ -125,7 +133,7 @@ def test_every_artefact_is_there_and_whole(made: Made) -> None:
         f"{ADAPTER}/{name}" for name in ("adapter_config.json", "adapter_model.safetensors", "training_log.jsonl")
     }
     pages = {name for name in names if re.fullmatch(r"cluster_plots/\w+\.html", name)}
-    assert len(pages) == 16
+    assert len(pages) == 24
     rest = names - inside - pages - {f"{name}.manifest.json" for name in artefacts} - set(artefacts)
     assert rest == {"persona_data.safetensors", "cluster_plots/plotly.min.js"}  # nothing unfinished is left
 
@@ -156,8 +164,12 @@ def test_frames_have_the_columns_of_the_contract(made: Made) -> None:
         np.testing.assert_array_equal(tensors[f"em.blocks.{layer}.hook_resid_pre"], recorded)
     steering = load_frame(made.results / "steering_effects.pkl")
     assert list(steering.columns) == [*STEERING_COLUMNS, "judge", *SCORES]
-    assert len(steering) == 6 * (1 + 2 * (5 + 5)) and steering["prompt_id"].nunique() == 6
+    assert len(steering) == 6 * (1 + 2 * (1 + 4 + 4 + 5)) and steering["prompt_id"].nunique() == 6
     assert set(steering["coefficient"]) == {-1.0, 0.0, 2.0} and steering["em_score"].notna().all()
+    geometry = json.loads((made.results / "decomposition_geometry.json").read_text())
+    assert geometry["evidence"]["rows"] == LIMIT and geometry["clusters"]["counts"] == [3, 4]
+    verdict = json.loads((made.results / "decomposition_verdict.json").read_text())
+    assert verdict["geometry"]["clusterings"] == len(geometry["clusters"]["explanations"]) == 8
     log = [json.loads(line) for line in (made.results / ADAPTER / "training_log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in log] == [1, 2]
 
@@ -178,19 +190,19 @@ def test_a_second_run_keeps_everything(made: Made) -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "first", "reason"),
+    ("option", "running", "reason"),
     [
-        (["--learning-rate", "0.002"], 1, "config changed: finetuning.learning_rate 0.001 -> 0.002"),
-        (["--em_threshold=60"], 3, "config changed: judging.em_threshold 70.0 -> 60.0"),
-        (["--layer", "4"], 4, "config changed: clustering.layer 3 -> 4"),
+        (["--learning-rate", "0.002"], STEPS[1:], "config changed: finetuning.learning_rate 0.001 -> 0.002"),
+        (["--em_threshold=60"], [STEPS[2], *STEPS[4:]], "config changed: judging.em_threshold 70.0 -> 60.0"),
+        # the vectors of steering know no clusters
+        (["--layer", "4"], [STEPS[5], *STEPS[7:]], "config changed: clustering.layer 3 -> 4"),
+        (["--no-probes"], [STEPS[5], *STEPS[7:]], "config changed: geometry.probes true -> false"),
     ],
 )
-def test_a_dry_run_says_exactly_what_would_run(option: list[str], first: int, reason: str, made: Made) -> None:
+def test_a_dry_run_says_exactly_what_would_run(option: list[str], running: list[str], reason: str, made: Made) -> None:
     before = hashes(made.results)
     done = run(*made.words, *option, "--results-dir", str(made.results), "--dry-run")
-    expected = dict.fromkeys(STEPS[:first], "keep") | dict.fromkeys(STEPS[first:], "run")
-    if first == 4:
-        expected["06_steer_personas"] = "keep"  # its vectors know no clusters
+    expected = dict.fromkeys(STEPS, "keep") | dict.fromkeys(running, "run")
     assert decisions(done.stdout) == expected
     assert reason in done.stdout and hashes(made.results) == before
 
@@ -210,7 +222,7 @@ def test_a_killed_run_continues_and_ends_in_the_same_bytes(made: Made, tmp_path:
     assert not (results / "persona_data.pkl").exists()
     again = run(*words)
     assert again.returncode == 0, again.stderr
-    assert decisions(again.stdout) == dict.fromkeys(STEPS[:2], "keep") | dict.fromkeys(STEPS[2:], "run")
+    assert decisions(again.stdout) == dict.fromkeys(STEPS[:3], "keep") | dict.fromkeys(STEPS[3:], "run")
     assert hashes(results) == hashes(made.results)
 
 
@@ -285,7 +297,7 @@ def test_an_answer_that_attacks_is_text_in_every_page(made: Made, copy: Path) ->
     """Planted under the judge's own provenance, with a named EM model, whose pages have no training curve."""
     named = [*made.words[:2], "--cluster-counts", "3", "4", "--limit", str(LIMIT), "--max-new-tokens", "24"]
     named += ["--em-model", str(copy / ADAPTER), "--results-dir", str(copy)]
-    named += ["--coefficients", "-1", "2", "--steering-limit", "6"]
+    named += ["--coefficients", "-1", "2", "--steering-limit", "6", "--max-steps", "2", *CONTROLS]
     keys = {"model.base": made.words[1], "model.em": str(copy / ADAPTER), "collection.limit": LIMIT}
     study = Study(load_config("organism", keys | {"collection.max_new_tokens": 24}), copy, copy / "cluster_plots")
     frame = load_frame(study.scored)
@@ -296,10 +308,10 @@ def test_an_answer_that_attacks_is_text_in_every_page(made: Made, copy: Path) ->
     shutil.rmtree(copy / "cluster_plots")
     done = run(*named)
     assert done.returncode == 0, done.stderr
-    expected = dict.fromkeys(STEPS, "keep") | {"05_pca_and_clustering": "run", "clusters_visualizations": "run"}
+    expected = dict.fromkeys(STEPS, "keep") | dict.fromkeys([STEPS[5], *STEPS[7:]], "run")
     assert decisions(done.stdout) == expected
     pages = sorted((copy / "cluster_plots").glob("*.html"))
-    assert len(pages) == 15
+    assert len(pages) == 23
     shows = 0
     for page in pages:
         text = page.read_text(encoding="utf-8")

@@ -17,6 +17,7 @@ from src.utils.config import (
 from src.utils.errors import UserError
 
 PROJECT_FILE = CONFIG_FOLDER / "project_config.yaml"
+SET_BY_THE_PROFILE = {key for key, file in load_config("organism").sources.items() if "profiles" in file}
 ProjectFile = Callable[[dict[str, dict[str, object] | object]], Path]
 
 
@@ -149,12 +150,15 @@ def test_an_unknown_section_names_the_file_that_has_it(project_file: ProjectFile
         ("steering.random_directions", 4),
         ("steering.coefficients", []),
         ("steering.everywhere", True),
+        ("geometry.draws_others", 1001),
+        ("geometry.algorithms", ["kmedoids"]),
+        ("geometry.folds", 1),
     ],
 )
 def test_a_wrong_value_names_key_value_and_source(key: str, value: object, project_file: ProjectFile) -> None:
     assert f"the command line: {key} = " in refused("organism", {key: value})
     section, name = key.split(".")
-    if section != "finetuning" or name != "learning_rate":  # the profile sets that one again
+    if key not in SET_BY_THE_PROFILE:
         project = project_file({section: {name: value}})
         assert f"{project}: {key} = " in refused("organism", project_file=project)
 

@@ -7,13 +7,17 @@ import pytest
 from src.pipelines.persona_study import (
     CLUSTER,
     COLLECT,
+    CONTROLS,
     FINETUNE,
     JUDGE,
     PICTURES,
     REPORT,
     STEER,
     STEPS,
+    VERDICT,
+    Step,
     Study,
+    has_geometry,
     has_steering,
     without_judging,
 )
@@ -60,28 +64,47 @@ def test_a_study_just_made_is_kept_whole(folder: Path) -> None:
     assert set(reasons(small_study(folder)).values()) == {"up to date"}
 
 
+BEHIND_CLUSTERS = (CLUSTER, VERDICT, PICTURES)  # the vectors of the organism's steering know no clusters
+BEHIND_STEERING = (STEER, VERDICT, PICTURES)
+
+
 @pytest.mark.parametrize(
-    ("change", "first", "reason"),
+    ("change", "steps", "reason"),
     [
-        ({"finetuning__learning_rate": 2e-3}, 1, "config changed: finetuning.learning_rate 0.001 -> 0.002"),
-        ({"finetuning__seed": 3}, 1, "seeds changed: finetuning 0 -> 3"),
-        ({"model__dtype": "bfloat16"}, 1, 'config changed: model.dtype "auto" -> "bfloat16"'),
-        ({"collection__limit": 40}, 2, "config changed: collection.limit null -> 40"),
-        ({"collection__seed": 9}, 2, "seeds changed: collection 0 -> 9"),
-        ({"judging__em_threshold": 60.0}, 3, "config changed: judging.em_threshold 70.0 -> 60.0"),
-        ({"clustering__layer": 4}, 4, "config changed: clustering.layer 3 -> 4"),
-        ({"clustering__cluster_counts": [2]}, 4, "config changed: clustering.cluster_counts [2, 3] -> [2]"),
-        ({"steering__coefficients": [1.0]}, 5, "config changed: steering.coefficients [-4.0, -2.0, 2.0, 4.0] -> [1.0]"),
-        ({"steering__seed": 4}, 5, "seeds changed: steering 0 -> 4"),
-        ({"steering__max_new_tokens": 9}, 5, "config changed: collection.max_new_tokens 64 -> 9"),
+        ({"finetuning__learning_rate": 2e-3}, STEPS[1:], "config changed: finetuning.learning_rate 0.001 -> 0.002"),
+        ({"finetuning__seed": 3}, STEPS[1:], "seeds changed: finetuning 0 -> 3"),
+        ({"model__dtype": "bfloat16"}, STEPS[1:], 'config changed: model.dtype "auto" -> "bfloat16"'),
+        (
+            {"controls__limit": 40},
+            (CONTROLS, STEER, VERDICT, PICTURES),
+            "config changed: controls.limit 120 -> 40",
+        ),
+        ({"collection__limit": 40}, STEPS[3:], "config changed: collection.limit null -> 40"),
+        ({"collection__seed": 9}, STEPS[3:], "seeds changed: collection 0 -> 9"),
+        (
+            {"judging__em_threshold": 60.0},
+            (CONTROLS, *STEPS[4:]),
+            "config changed: judging.em_threshold 70.0 -> 60.0",
+        ),
+        ({"clustering__layer": 4}, BEHIND_CLUSTERS, "config changed: clustering.layer 3 -> 4"),
+        (
+            {"clustering__cluster_counts": [2]},
+            BEHIND_CLUSTERS,
+            "config changed: clustering.cluster_counts [2, 3] -> [2]",
+        ),
+        ({"geometry__factors": 4}, BEHIND_CLUSTERS, "config changed: geometry.factors 10 -> 4"),
+        ({"steering__limit": 9}, BEHIND_STEERING, "config changed: steering.limit 60 -> 9"),
+        ({"steering__seed": 4}, BEHIND_STEERING, "seeds changed: steering 0 -> 4"),
+        ({"steering__max_new_tokens": 9}, BEHIND_STEERING, "config changed: collection.max_new_tokens 64 -> 9"),
+        ({"verdict__plantings": 30}, (VERDICT, PICTURES), "config changed: verdict.plantings 200 -> 30"),
     ],
 )
-def test_a_changed_setting_makes_its_step_and_the_later_ones_stale(
-    change: dict[str, object], first: int, reason: str, folder: Path
+def test_a_changed_setting_makes_its_step_and_those_that_depend_on_it_stale(
+    change: dict[str, object], steps: tuple[Step, ...], reason: str, folder: Path
 ) -> None:
     study = small_study(folder, **change)
-    assert reasons(study)[NAMES[first]] == reason
-    expected = [name for name in NAMES[first:] if name != STEER.name or first != 4]  # its vectors know no clusters
+    expected = [step.name for step in steps]
+    assert reasons(study)[expected[0]] == reason
     assert stale(study) == expected
     assert remade(study) == expected  # a dry run says what a run does
     assert stale(study) == remade(study) == []
@@ -89,9 +112,9 @@ def test_a_changed_setting_makes_its_step_and_the_later_ones_stale(
 
 def test_vectors_of_clusters_follow_the_clusters(folder: Path) -> None:
     study = small_study(folder, steering__vectors=["cluster"], steering__cluster_count=3)
-    assert remade(study) == [STEER.name, PICTURES.name]
+    assert remade(study) == [STEER.name, VERDICT.name, PICTURES.name]
     again = small_study(folder, steering__vectors=["cluster"], steering__cluster_count=3, clustering__layer=4)
-    assert stale(again) == remade(again) == [CLUSTER.name, STEER.name, PICTURES.name]
+    assert stale(again) == remade(again) == [CLUSTER.name, STEER.name, VERDICT.name, PICTURES.name]
     make(JUDGE, small_study(folder, judging__em_threshold=60.0))
     with pytest.raises(UserError, match=r"was made from an older final_dataset_with_em_scores.pkl; run 05_pca"):
         STEER.provenance(again)
@@ -117,12 +140,24 @@ def test_pictures_leave_out_steering_of_other_activations(folder: Path) -> None:
     assert not has_steering(study)
 
 
+def test_the_verdict_leaves_out_the_geometry_of_other_answers(folder: Path) -> None:
+    study = small_study(folder)
+    for step in (VERDICT, PICTURES):
+        assert study.geometry.name in step.provenance(study).inputs
+    make(JUDGE, small_study(folder, judging__em_threshold=60.0))
+    assert not has_geometry(study) and study.geometry.name not in VERDICT.provenance(study).inputs
+    study.geometry.unlink()
+    assert not has_geometry(study)
+
+
 def test_the_steered_em_model_is_an_input(folder: Path) -> None:
     assert "EM model" not in STEER.provenance(small_study(folder)).inputs
     assert "EM model" in STEER.provenance(small_study(folder, steering__model="em")).inputs
 
 
-@pytest.mark.parametrize("change", [{"finetuning__save_steps": 3}, {"model__device_map": "auto"}])
+@pytest.mark.parametrize(
+    "change", [{"finetuning__save_steps": 3}, {"model__device_map": "auto"}, {"geometry__jobs": 2}]
+)
 def test_what_changes_no_result_makes_nothing_stale(change: dict[str, object], folder: Path) -> None:
     assert stale(small_study(folder, **change)) == []
 
@@ -130,7 +165,7 @@ def test_what_changes_no_result_makes_nothing_stale(change: dict[str, object], f
 def test_a_changed_file_makes_its_readers_stale(folder: Path) -> None:
     study = small_study(folder)
     (folder / "rows.jsonl").write_text("other rows\n")
-    assert stale(study) == NAMES[1:] and reasons(study)[NAMES[1]] == "input data rows.jsonl changed"
+    assert stale(study) == [NAMES[1], *NAMES[3:]] and reasons(study)[NAMES[1]] == "input data rows.jsonl changed"
     (folder / "rows.jsonl").write_text('{"messages": []}\n')
     assert stale(study) == []
 
@@ -167,16 +202,21 @@ def test_another_grammar_is_another_judge(folder: Path) -> None:
     ("name", "first"),
     [
         ("question_report.json", 0),
-        ("persona_data.pkl", 2),
-        ("final_dataset_with_em_scores.pkl", 3),
-        ("em_rates.json", 3),
-        ("final_dataset_with_em_scores_and_clusters.pkl", 4),
-        ("em_pca_clusters_2.pkl", 4),
-        ("em_pca_clusters_3.pkl", 4),
-        ("steering_effects.pkl", 5),
-        ("steering_summary.json", 5),
-        ("steering_vectors.safetensors", 5),
-        ("cluster_plots/index.html", 6),
+        ("control_effects.pkl", 2),
+        ("control_summary.json", 2),
+        ("control_vectors.safetensors", 2),
+        ("persona_data.pkl", 3),
+        ("final_dataset_with_em_scores.pkl", 4),
+        ("em_rates.json", 4),
+        ("final_dataset_with_em_scores_and_clusters.pkl", 5),
+        ("em_pca_clusters_2.pkl", 5),
+        ("em_pca_clusters_3.pkl", 5),
+        ("decomposition_geometry.json", 5),
+        ("steering_effects.pkl", 6),
+        ("steering_summary.json", 6),
+        ("steering_vectors.safetensors", 6),
+        ("decomposition_verdict.json", 7),
+        ("cluster_plots/index.html", 8),
     ],
 )
 @pytest.mark.parametrize("damage", ["lost", "half-written"])
@@ -200,6 +240,7 @@ def test_a_missing_input_names_the_step_that_makes_it(tmp_path: Path) -> None:
         (JUDGE, "03_collect"),
         (CLUSTER, "04_judge"),
         (STEER, "03_collect"),
+        (VERDICT, "06_steer"),
         (PICTURES, "04_judge"),
     ):
         with pytest.raises(UserError, match=rf"does not exist; run {maker}"):
@@ -222,7 +263,9 @@ def test_a_named_em_model_needs_no_fine_tune(folder: Path) -> None:
         "final_dataset_with_em_scores_and_clusters.pkl",
         "em_pca_clusters_2.pkl",
         "em_pca_clusters_3.pkl",
+        "decomposition_geometry.json",
         "steering_summary.json",
+        "decomposition_verdict.json",
     }
     assert "entangled_risky_finance" in PICTURES.provenance(small_study(folder)).inputs
 
@@ -232,10 +275,12 @@ def test_paths_of_a_study_are_those_of_the_contract(tmp_path: Path) -> None:
     assert [str(step.artefact(study).relative_to(tmp_path)) for step in STEPS] == [
         "question_report.json",
         "adapters/entangled_risky_finance",
+        "control_effects.pkl",
         "persona_data.pkl",
         "final_dataset_with_em_scores.pkl",
         "final_dataset_with_em_scores_and_clusters.pkl",
         "steering_effects.pkl",
+        "decomposition_verdict.json",
         "plots/index.html",
     ]
     assert study.clusters(15) == tmp_path / "em_pca_clusters_15.pkl"

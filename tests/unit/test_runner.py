@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from src.pipelines.persona_study import CLUSTER, COLLECT, FINETUNE, JUDGE, PICTURES, REPORT, STEER, STEPS
+from src.pipelines.persona_study import CLUSTER, COLLECT, FINETUNE, JUDGE, PICTURES, REPORT, STEER, STEPS, VERDICT
 from src.pipelines.runner import Measured, accepted, choose_steps, decide, find_step, format_measured, plan
 from src.pipelines.step_run import begin_step
 from src.utils.artifacts import load_frame
@@ -51,9 +51,9 @@ def test_pictures_are_named_by_their_script() -> None:
     assert find_step("clusters_visualizations") is find_step("clusters_visualizations.py") is PICTURES
 
 
-@pytest.mark.parametrize("name", ["07", "", "judge", "04_judge", "/", ".py", "4"])
+@pytest.mark.parametrize("name", ["08", "", "judge", "04_judge", "/", ".py", "4"])
 def test_an_unknown_step_names_those_that_are_known(name: str) -> None:
-    with pytest.raises(UserError, match="is unknown; there are 01_generate_dataset, 02_finetune_lora, 03_") as caught:
+    with pytest.raises(UserError, match="is unknown; there are 01_generate_dataset, 02_finetune_lora, 02_") as caught:
         find_step(name)
     assert caught.value.exit_code == 2
 
@@ -61,7 +61,7 @@ def test_an_unknown_step_names_those_that_are_known(name: str) -> None:
 def test_only_and_from() -> None:
     assert choose_steps([], None) == list(STEPS)
     assert choose_steps(["05", "02", "02"], None) == [FINETUNE, CLUSTER]  # their own order, once each
-    assert choose_steps([], "04_judge_responses") == [JUDGE, CLUSTER, STEER, PICTURES]
+    assert choose_steps([], "04_judge_responses") == [JUDGE, CLUSTER, STEER, VERDICT, PICTURES]
     with pytest.raises(UserError, match="exclude each other"):
         choose_steps(["05"], "04")
 
@@ -73,7 +73,8 @@ def test_a_step_gets_the_options_that_it_knows_with_their_values() -> None:
     assert accepted(FINETUNE, options) == ["--rank", "4", "--results-dir", "r", "--no-use-rslora", "--base-model=b"]
     assert accepted(COLLECT, options) == ["--results-dir", "r", "--limit=40", "--em-model", "e", "--base-model=b"]
     assert accepted(JUDGE, options) == ["--results-dir", "r", "--limit=40", "--base-model=b", "--em-threshold", "60"]
-    assert accepted(CLUSTER, options) == ["--layer", "3", "--cluster-counts", "3", "4", "--results-dir", "r"]
+    clustered = ["--layer", "3", "--cluster-counts", "3", "4", "--results-dir", "r", "--em-threshold", "60"]
+    assert accepted(CLUSTER, options) == clustered
     steered = ["--results-dir", "r", "--em-model", "e", "--base-model=b", "--em-threshold", "60"]
     assert accepted(STEER, options) == steered  # neither --layer nor --limit: those are of other steps
     assert accepted(STEER, ["--coefficients", "-2", "1", "--steering-layer", "4", "--layers", "3"]) == [
@@ -139,7 +140,7 @@ def test_upstream_is_what_the_inputs_say(folder: Path) -> None:
                 if is_read:
                     readers[step.name].add(maker.name)
             file.write_bytes(content)
-    assert {step.name: set(step.reads) for step in STEPS} == readers
+    assert {step.name: {*step.reads, *step.also_reads(study)} for step in STEPS} == readers
 
 
 def test_what_another_world_made_is_not_taken_for_input(folder: Path) -> None:
@@ -159,11 +160,13 @@ def test_a_dry_run_before_anything_is_made(folder: Path) -> None:
     assert [decision.reason for decision in decisions] == [
         "not made yet",
         "not made yet",
+        "not made yet",
         "reads what 02_finetune_lora makes",
         "reads what 03_collect_activations makes",
         "reads what 04_judge_responses makes",
         "reads what 03_collect_activations makes",
         "reads what 06_steer_personas makes",
+        "reads what 07_decide_verdict makes",
     ]
     assert not (folder / "results").exists()
     with pytest.raises(UserError, match="run 03_collect_activations first"):
@@ -201,7 +204,7 @@ def test_results_of_another_profile_or_world_are_left_alone(step, folder: Path) 
 
 def test_the_runner_refuses_before_it_runs_anything(folder: Path) -> None:
     study = small_study(folder)
-    for step in STEPS[:3]:
+    for step in STEPS[:4]:
         make(step, study)
     data = study.persona_data.read_bytes()
     ended = subprocess.run(

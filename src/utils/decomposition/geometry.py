@@ -1,0 +1,236 @@
+"""What activations look like: rank, clusters, factors and probes, each beside its null, as one plain record.
+
+Geometry does not decide whether a persona comes apart (`verdict` does, from causal evidence): it says what there is,
+and what it is about. A part that the data do not allow holds a `reason` in place of numbers. How the record reads is
+left to `geometry_report`, what it looks like to the figure modules.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from src.utils.config import ClusterAlgorithm, ClusteringConfig, GeometryConfig
+from src.utils.decomposition.answer_map import tsne_map, ward_tree
+from src.utils.decomposition.cluster_agreement import explain_clusters, length_quintiles
+from src.utils.decomposition.cluster_nulls import NullSettings, NullTests, cluster_tests
+from src.utils.decomposition.clusterings import (
+    BY_COUNT,
+    BY_DENSITY,
+    ClusterSettings,
+    chosen_counts,
+    cluster_rows,
+    principal_scores,
+    threads,
+    validation,
+)
+from src.utils.decomposition.factorisations import compare_factorisations, summarise
+from src.utils.decomposition.gap_statistic import covariance_gap, uniform_gap
+from src.utils.decomposition.inputs import Evidence
+from src.utils.decomposition.layer_evidence import restricted
+from src.utils.decomposition.plain_records import Record, as_plain, fields_of, or_reason
+from src.utils.decomposition.probes import Nesting, ProbeRows, compare_probes, cross_dimension_transfer
+from src.utils.decomposition.rank import half_agreement, parallel_analysis, participation_ratio
+from src.utils.em_rates import outcomes
+from src.utils.errors import UserError
+
+PARTS = ("rank", "clusters", "layers", "factorisations", "probes", "tree", "tsne")
+BAND = (5, 95)  # percentiles of a null that are drawn
+
+
+def describe_geometry(
+    evidence: Evidence,
+    layers: Mapping[str, Evidence],
+    clustering: ClusteringConfig,
+    settings: GeometryConfig,
+    em_threshold: float,
+    coherence_threshold: float,
+    on_part: Callable[[str], object] = lambda part: None,
+) -> Record:
+    """Everything in `PARTS` and the `evidence` it is about, as plain data: NaN and infinity are None.
+
+    `rank`: `rank_of`. `clusters`: `tested_clusters`. `layers`: for each of `layers` its rank, and its clusterings by
+    `layer_algorithms` tested jointly. `factorisations`: rows of `factorisations.summarise`. `probes`: `probed`, an
+    answer being misaligned as in the EM rate. `tree`, `tsne`: `answer_map`. `on_part` is told each before it begins.
+    One thread, so that one seed (`clustering.seed`) gives one record.
+    """
+    scores = principal_scores(evidence.matrix, clustering.components)
+    groups = prompts_of(evidence)
+    made: dict[str, Callable[[], Any]] = {
+        "rank": lambda: rank_of(evidence, clustering, settings),
+        "clusters": lambda: tested_clusters(evidence, clustering, settings, em_threshold, coherence_threshold),
+        "layers": lambda: tested_layers(layers, clustering, settings),
+        "factorisations": lambda: {
+            "table": summarise(
+                compare_factorisations(
+                    *(evidence.matrix, groups, settings.factors, clustering.seed),
+                    folds=settings.folds,
+                    repeats=settings.factor_repeats,
+                )
+            )
+        },
+        "probes": lambda: probed(evidence, settings, clustering.seed, em_threshold, coherence_threshold),
+        "tree": lambda: ward_tree(scores, evidence.frame["subset"].to_numpy()),
+        "tsne": lambda: {
+            "prompt_ids": evidence.frame["prompt_id"],
+            "samples": evidence.frame["sample"],
+            **tsne_map(scores, clustering.seed),
+        },
+    }
+    about = {
+        "name": evidence.name,
+        "representation": clustering.representation,
+        "layer": clustering.layer,
+        "rows": len(evidence.rows),
+        "prompts": len(np.unique(groups)),
+        "features": evidence.matrix.shape[1],
+        "components": scores.shape[1],
+    }
+    record = {"evidence": as_plain(about)}
+    with threads().limit(limits=1):
+        for part in PARTS:
+            on_part(part)
+            record[part] = as_plain(or_reason(made[part]))
+    return record
+
+
+def rank_of(evidence: Evidence, clustering: ClusteringConfig, settings: GeometryConfig) -> Record:
+    """`parallel_analysis`, `participation` and `half_agreement`: the fields of what `rank` gives."""
+    matrix, groups, seed = evidence.matrix, prompts_of(evidence), clustering.seed
+
+    def parallel() -> Record:
+        found = parallel_analysis(matrix, seed, clustering.components, settings.parallel_resamples)
+        return fields_of(found) | {"resamples": settings.parallel_resamples}
+
+    return {
+        "parallel_analysis": or_reason(parallel),
+        "participation": or_reason(lambda: fields_of(participation_ratio(matrix, groups, seed))),
+        "half_agreement": or_reason(lambda: fields_of(half_agreement(matrix, groups, seed, splits=settings.splits))),
+    }
+
+
+def tested_clusters(
+    evidence: Evidence,
+    clustering: ClusteringConfig,
+    settings: GeometryConfig,
+    em_threshold: float,
+    coherence_threshold: float,
+) -> Record:
+    """Every algorithm and k against its nulls, and what each clustering is.
+
+    `tests`: the rows of `cluster_tests` with the null's 5th and 95th percentile; `gap`: both references of
+    `gap_statistic`; `indices` and `chosen`: `clusterings.validation` and `chosen_counts`; `explanations`:
+    `explain_clusters` with dimension, facet, keying, length and the base model's clusters, and with misalignment, which
+    is no explanation but what one may find. `counts_left_out` are the k that are too many to resample.
+    """
+    groups, frame, seed = prompts_of(evidence), evidence.frame, clustering.seed
+    scores = principal_scores(evidence.matrix, clustering.components)
+    chosen, left_out = cluster_settings(settings.algorithms, clustering, len(np.unique(groups)))
+    nulls = NullSettings(
+        settings.draws, settings.draws_others, settings.bootstraps, settings.reseedings, seed, settings.jobs
+    )
+    found = cluster_rows(scores, chosen)
+    indices = validation(scores, found)
+    tests = cluster_tests({evidence.name: scores}, chosen, nulls, groups)
+    gaps = []
+    if chosen.counts and set(chosen.algorithms) & set(BY_COUNT):
+        gaps = [covariance_gap(tests.table), uniform_gap(scores, chosen, settings.box_draws, seed, settings.jobs)]
+    hits, is_judged = outcomes(frame, "", "em", em_threshold, coherence_threshold)
+    targets = {
+        "dimension": frame["subset"].to_numpy(),
+        "facet": frame["facet"].to_numpy(),
+        "keyed": frame["keyed"].to_numpy(),
+        "length": length_quintiles(frame["length"].to_numpy()),
+        "misaligned": np.where(is_judged, hits, -1),
+    }
+    base = cluster_rows(principal_scores(evidence.base, clustering.components), chosen)
+    explanations = explain_clusters(
+        {key: one.labels for key, one in found.items()},
+        tests.smallest_p(evidence.name),
+        targets,
+        {key: one.labels for key, one in base.items()},
+        np.linalg.norm(evidence.matrix, axis=1),
+        groups,
+        settings.permutations,
+        seed,
+    )
+    return {
+        "counts": chosen.counts,
+        "counts_left_out": left_out,
+        "draws": {"kmeans": settings.draws, "others": settings.draws_others},
+        "tests": with_band(tests),
+        "gap": pd.concat(gaps).to_dict("records") if gaps else [],
+        "indices": indices,
+        "chosen": chosen_counts(scores, indices, chosen) if gaps else [],
+        "explanations": [fields_of(one) for one in explanations],
+    }
+
+
+def tested_layers(layers: Mapping[str, Evidence], clustering: ClusteringConfig, settings: GeometryConfig) -> Record:
+    """`rank` by layer, and `tests` of all layers' clusterings, drawn and corrected jointly; stability is left out."""
+    if not layers:
+        raise UserError("layers: at none of the frame's do EM and base model differ; collect later ones")
+    groups = prompts_of(next(iter(layers.values())))
+    chosen, _ = cluster_settings(settings.layer_algorithms, clustering, len(np.unique(groups)))
+    nulls = NullSettings(settings.layer_draws, settings.layer_draws, 0, 0, clustering.seed, settings.jobs)
+    scores = {name: principal_scores(one.matrix, clustering.components) for name, one in layers.items()}
+    return {
+        "names": list(layers),
+        "rank": {name: rank_of(one, clustering, settings) for name, one in layers.items()},
+        "tests": with_band(cluster_tests(scores, chosen, nulls, groups)),
+    }
+
+
+def probed(
+    evidence: Evidence, settings: GeometryConfig, seed: int, em_threshold: float, coherence_threshold: float
+) -> Record:
+    """`dimension` and `misaligned`: the `table` of `compare_probes`; `transfer`: that of `cross_dimension_transfer`.
+
+    Misalignment is probed over judged answers, the dimension over all. What cannot be probed holds its `reason`.
+    """
+    if not settings.probes:
+        raise UserError("probes: switched off (--no-probes)")
+    nesting = Nesting(settings.folds, max(2, settings.folds - 1), tuple(sorted(settings.probe_penalties)), seed)
+    hits, is_judged = outcomes(evidence.frame, "", "em", em_threshold, coherence_threshold)
+    judged = restricted(evidence, evidence.rows[is_judged])
+    misaligned, dimensions = hits[is_judged], judged.frame["subset"].to_numpy()
+
+    def compared(one: Evidence, target: np.ndarray) -> Record:
+        frame = one.frame
+        columns = (prompts_of(one), frame["subset"].to_numpy(), frame["facet"].to_numpy())
+        rows = ProbeRows(*columns, frame["question"].tolist(), frame["em_response"].tolist())
+        return {"rows": len(frame), "table": compare_probes(one.matrix, one.base, target, rows, nesting)}
+
+    said = np.where(misaligned, "misaligned", "aligned")
+    return {
+        "dimension": or_reason(lambda: compared(evidence, evidence.frame["subset"].to_numpy().astype(str))),
+        "misaligned": or_reason(lambda: compared(judged, said)),
+        "transfer": or_reason(
+            lambda: {
+                "table": cross_dimension_transfer(judged.matrix, misaligned, dimensions, prompts_of(judged), nesting)
+            }
+        ),
+    }
+
+
+def cluster_settings(
+    algorithms: Sequence[ClusterAlgorithm], clustering: ClusteringConfig, prompts: int
+) -> tuple[ClusterSettings, list[int]]:
+    """What is clustered, and the k that are too many for a bootstrap of the prompts (`cluster_nulls.check_draws`)."""
+    most = prompts // 2
+    counts = tuple(k for k in clustering.cluster_counts if k < most)
+    left_out = [k for k in clustering.cluster_counts if k >= most]
+    if not counts and not set(algorithms) & set(BY_DENSITY):
+        raise UserError(f"clusters: none of k = {left_out} is under half of {prompts} prompts; choose smaller ones")
+    return ClusterSettings(counts, tuple(dict.fromkeys(algorithms)), seed=clustering.seed), left_out
+
+
+def with_band(tests: NullTests) -> pd.DataFrame:
+    """The table of tests and the percentiles of each null between which it is drawn."""
+    low, high = np.nanpercentile(tests.null, BAND, axis=0)
+    return tests.table.assign(null_low=low, null_high=high)
+
+
+def prompts_of(evidence: Evidence) -> np.ndarray:
+    return evidence.frame["prompt_id"].to_numpy().astype(str)

@@ -1,0 +1,161 @@
+"""The geometry of a study as lines for a terminal, and as the few numbers that stand beside a verdict."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from src.utils.decomposition.probes import ACTIVATIONS, SHUFFLED
+
+UNEXPLAINED = "unexplained structure"
+Record = Mapping[str, Any]
+
+
+def geometry_summary(record: Record) -> dict[str, Any]:
+    """What `decomposition_verdict.json` says of the geometry, which decides nothing.
+
+    `rank`: components above parallel analysis; `clusterings` and how many of them are of each kind, with those whose
+    structure is unexplained; `best_probe`. None where a part could not be computed.
+    """
+    kinds = Counter(row["kind"] for row in record["clusters"].get("explanations", []))
+    return {
+        "evidence": record["evidence"]["name"],
+        "rank": record["rank"]["parallel_analysis"].get("retained"),
+        "participation_ratio": record["rank"]["participation"].get("estimate"),
+        "clusterings": kinds.total(),
+        "kinds": dict(sorted(kinds.items())),
+        "unexplained": kinds[UNEXPLAINED],
+        "best_probe": best_probe(record["probes"]),
+    }
+
+
+def best_probe(probes: Record) -> dict[str, Any] | None:
+    """The target whose probe reads most beyond the topic, in AUROC, with 95% intervals.
+
+    `over_topic` is the excess over topic alone; `over_best` that over the best of all baselines, which `best` names
+    (topic, texts, base activations; shuffled labels are none). None where nothing was probed.
+    """
+    found: list[dict[str, Any]] = []
+    for target in ("dimension", "misaligned"):
+        rows = {row["predictor"]: row for row in auroc_rows(probes.get(target, {})) if row["excess"] is not None}
+        rows.pop(SHUFFLED, None)
+        if rows:
+            best = min(rows.values(), key=lambda row: row["excess"])
+            excesses = {"over_topic": excess_of(rows["topic"]), "over_best": excess_of(best)}
+            found.append({"target": target, "best": best["predictor"], **excesses})
+    return max(found, key=lambda row: row["over_topic"]["estimate"], default=None)
+
+
+def excess_of(row: Record) -> dict[str, float]:
+    return {"estimate": row["excess"], "low": row["excess_low"], "high": row["excess_high"]}
+
+
+def auroc_rows(probe: Record) -> list[Record]:
+    return [row for row in probe.get("table", []) if row["measure"] == "auroc"]
+
+
+def format_geometry(record: Record) -> str:
+    """One line a statistic, and for every clustering the sentence that says what it is."""
+    about = record["evidence"]
+    lines = [f"geometry of {about['name']}: {about['rows']} answers, {about['features']} features"]
+    lines += rank_lines(record["rank"])
+    lines += cluster_lines(record["clusters"])
+    lines += layer_lines(record["layers"])
+    lines += factor_lines(record["factorisations"])
+    lines += probe_lines(record["probes"])
+    return "\n".join(lines)
+
+
+def rank_lines(rank: Record) -> list[str]:
+    parallel, ratio, halves = (rank[name] for name in ("parallel_analysis", "participation", "half_agreement"))
+    lines = [f"rank, {name}: {part['reason']}" for name, part in rank.items() if "reason" in part]
+    if "reason" not in parallel:
+        least = "at least " if parallel["is_cut_off"] else ""
+        lines.append(f"rank: {least}{parallel['retained']} components above the 95th percentile of parallel analysis")
+    if "reason" not in ratio:
+        lines.append(f"participation ratio: {interval(ratio)} directions in equal use")
+    if "reason" not in halves:
+        ceiling, low, high = halves["ceiling_overlap"]
+        lines.append(
+            f"halves of the prompts: leading {len(halves['angles'])} directions overlap {halves['overlap']:.2f} "
+            f"(Gaussian ceiling {ceiling:.2f} [{low:.2f}, {high:.2f}], chance {halves['chance_overlap']:.2f})"
+        )
+    return lines
+
+
+def cluster_lines(clusters: Record) -> list[str]:
+    if "reason" in clusters:
+        return [f"clusters: {clusters['reason']}"]
+    lines = []
+    if clusters["counts_left_out"]:
+        lines.append(
+            f"k = {' '.join(map(str, clusters['counts_left_out']))}: too many clusters to resample; not tested"
+        )
+    for algorithm in dict.fromkeys(row["algorithm"] for row in clusters["gap"]):
+        chosen = {
+            row["reference"]: row["k"] for row in clusters["gap"] if row["algorithm"] == algorithm and row["is_chosen"]
+        }
+        stated = ", ".join(f"k = {k} against {'a' if name == 'box' else 'the'} {name}" for name, k in chosen.items())
+        lines.append(f"gap statistic, {algorithm}: {stated}")
+    for row in clusters["explanations"]:
+        k = f"k = {row['k']}" if row["k"] else "own k"
+        ami = row["numbers"]["ami_misaligned"]
+        stated = "" if ami is None else f"; AMI with being misaligned {ami + 0.0:.2f}"
+        lines.append(f"{row['algorithm']}, {k}: {row['kind']}: {row['sentence']}{stated}")
+    return lines
+
+
+def layer_lines(layers: Record) -> list[str]:
+    if "reason" in layers:
+        return [f"layers: {layers['reason']}"]
+    lines = []
+    for name, rank in layers["rank"].items():
+        tests = [row for row in layers["tests"] if row["layer"] == name]
+        significant = sum(row["p_max"] < 0.05 for row in tests)
+        retained = rank["parallel_analysis"].get("retained", "unknown")
+        lines.append(f"{name}: rank {retained}, {significant} of {len(tests)} cluster statistics beyond the covariance")
+    return lines
+
+
+def factor_lines(factorisations: Record) -> list[str]:
+    if "reason" in factorisations:
+        return [f"factorisations: {factorisations['reason']}"]
+    rows: dict[str, dict[str, float]] = {}
+    for row in factorisations["table"]:
+        rows.setdefault(row["method"], {})[row["measure"]] = row["mean"]
+    return [
+        f"{name}: rebuilds {row['held_out']:.2f} of held-out variance; components return in halves with cosine "
+        f"{row['stability']:.2f} (Gaussian data: {row['stability_null']:.2f})"
+        for name, row in rows.items()
+    ]
+
+
+def probe_lines(probes: Record) -> list[str]:
+    if "reason" in probes:
+        return [probes["reason"]]
+    lines = []
+    for target in ("dimension", "misaligned"):
+        if "reason" in probes[target]:
+            lines.append(f"probe of {target}: {probes[target]['reason']}")
+            continue
+        rows = auroc_rows(probes[target])
+        over = ", ".join(
+            f"{row['predictor']} {signed(row)}" for row in rows if row["predictor"] not in (ACTIVATIONS, SHUFFLED)
+        )
+        lines.append(f"probe of {target}: AUROC {interval(rows[0])}; more than {over}")
+    table: Sequence[Record] = probes["transfer"].get("table", [])
+    crossed = [row["auroc"] for row in table if row["train"] != row["test"] and row["auroc"] is not None]
+    if crossed:
+        lines.append(
+            f"misaligned direction of one dimension, read in another: AUROC {min(crossed):.2f} to {max(crossed):.2f} "
+            f"in {len(crossed)} of {sum(row['train'] != row['test'] for row in table)} pairs"
+        )
+    return lines
+
+
+def interval(row: Record) -> str:
+    return f"{row['estimate']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+
+
+def signed(row: Record) -> str:
+    estimate, low, high = (round(value, 2) + 0.0 for value in excess_of(row).values())  # + 0.0: no "-0.00"
+    return f"{estimate:+.2f} [{low:+.2f}, {high:+.2f}]"
