@@ -88,14 +88,14 @@ def study_pages(
             "How the loss on the fine-tuning answers falls, with the learning rate and the gradient norm beside it.",
             training_curve(training_log),
         )
-    first = clusterings[0]
+    first, parallel = clusterings[0], parallel_analysis(known)
     add(
         components,
         "pca_scree.html",
         "Variance by principal component",
-        "How many directions the answers use: a steep curve means few directions hold most of the variance; those "
-        "above the red band hold more than columns without ties to each other would.",
-        scree_plot(first, parallel_analysis(known)),
+        "How many directions the answers use: a steep curve means few directions hold most of the variance"
+        + ("; those above the red band hold more than unrelated columns would." if parallel else "."),
+        scree_plot(first, parallel),
     )
     add(
         components,

@@ -4,7 +4,6 @@ One facet a dimension, a model of three blocks and width 64, a LoRA on the rows 
 are answers to questions that no training showed.
 """
 
-
 import pytest
 
 from src.utils.control_finetunes import CONTROL, PREFIX, SAFE
