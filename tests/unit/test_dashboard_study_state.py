@@ -113,7 +113,7 @@ def test_runs_are_listed_newest_first_and_damaged_records_named(tmp_path: Path) 
     records.save(run_record("new", created=NOW - timedelta(hours=1), state="running", started=started, last_seen=NOW))
     (tmp_path / "digests.json").write_text("{}")
     (tmp_path / "half.json").write_text('{"run_id": "ha')
-    (tmp_path / "other.json").write_text('{"api_key": "rp_SECRET"}')
+    (tmp_path / "other.json").write_text('{"api_key": "rp_SECRET"}')  # pragma: allowlist secret
     found, problems = read_records(tmp_path)
     assert [record.run_id for record in found] == ["new", "old"]
     assert [Path(problem.split(":")[0]).name for problem in problems] == ["half.json", "other.json"]

@@ -200,7 +200,11 @@ def test_waiting_for_an_image_and_not_for_what_will_not_come(server: ApiServer, 
 
 
 def test_settings_keep_secrets_out_of_their_repr() -> None:
-    environment = {"RUNPOD_API_KEY": " key1 ", "RUNPOD_PRIVATE_KEY": "phrase1", "HF_TOKEN": "token1"}
+    environment = {
+        "RUNPOD_API_KEY": " key1 ",  # pragma: allowlist secret
+        "RUNPOD_PRIVATE_KEY": "phrase1",  # pragma: allowlist secret
+        "HF_TOKEN": "token1",
+    }
     settings = read_settings(environment)
     assert (settings.api_key, settings.passphrase, settings.hub_token) == ("key1", "phrase1", "token1")
     assert not [secret for secret in ("key1", "phrase1", "token1") if secret in repr(settings)]

@@ -253,9 +253,10 @@ def test_activity_is_a_client_a_line_or_work(run: RunFolder) -> None:
 
 
 def test_credentials_come_from_the_containers_environment_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "rp").write_text('export RUNPOD_API_KEY="pod key"\nexport OTHER=x\nexport RUNPOD_POD_ID=abc\n')
+    exported = 'export RUNPOD_API_KEY="pod key"\nexport OTHER=x\n'  # pragma: allowlist secret
+    (tmp_path / "rp").write_text(f"{exported}export RUNPOD_POD_ID=abc\n")
     (tmp_path / "environ").write_bytes(b"RUNPOD_POD_ID=zero\0RUNPOD_API_BASE_URL=http://x\0")
-    assert read_environment(tmp_path / "rp")["RUNPOD_API_KEY"] == "pod key"
+    assert read_environment(tmp_path / "rp")["RUNPOD_API_KEY"] == "pod key"  # pragma: allowlist secret
     assert read_environment(tmp_path / "environ")["RUNPOD_POD_ID"] == "zero"
     assert read_environment(tmp_path / "none") == {}
     monkeypatch.setattr("src.pod.remote.guard.ENVIRONMENT_FILES", (str(tmp_path / "rp"), str(tmp_path / "environ")))
