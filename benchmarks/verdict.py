@@ -4,8 +4,8 @@
     uv run python benchmarks/verdict.py --jobs 2 --minutes 30        # starts no new organism after half an hour
     uv run python benchmarks/verdict.py --report                     # the table of what has been run
 
-The unit is the pre-training seed. Seeds from 4000 on were never used while rule and trial were designed (those were
-100, 101, 1000 to 1002, 2000, 2001, 3000, and the organisms that ship). Every organism goes through
+The unit is the pre-training seed. Seeds from 7000 on were never used while rule, small world and trial were designed
+(those were 100, 101, 1000 to 1012, 2000 to 2012, 3000, 4000, 5000, and the organisms that ship). Every organism goes through
 `src/utils/organism/trial.py`: five control fine-tunes, steering along their vectors, the verdict; beside it what PCA
 and k-means on raw activations, as in the original study, find on the same organism. Records, one line an organism:
 benchmarks/results/verdict.jsonl.
@@ -36,7 +36,7 @@ from src.utils.record_store import open_store
 
 RECORDS = PROJECT_ROOT / "benchmarks" / "results" / "verdict.jsonl"
 WORLDS = {"entangled": 1.0, "separable": 0.0, "between": 0.5}
-FIRST_SEED = {"entangled": 4000, "separable": 5000, "between": 6000}
+FIRST_SEED = {"entangled": 7000, "separable": 8000, "between": 9000}
 CALLS = ("separable", "entangled", "underpowered")
 DIMENSIONS = ("political_compass", "moral_foundations", "technology_ai", "financial_risk")
 

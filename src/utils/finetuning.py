@@ -162,7 +162,7 @@ def newest_whole_checkpoint(work_dir: Path) -> str | None:
 def training_arguments(settings: FinetuningConfig, work_dir: Path) -> TrainingArguments:
     """The trainer's options: bfloat16 on a GPU that has it, float32 elsewhere; a checkpoint every `save_steps`."""
     device = pick_device()
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(work_dir),
         per_device_train_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
@@ -187,6 +187,8 @@ def training_arguments(settings: FinetuningConfig, work_dir: Path) -> TrainingAr
         save_total_limit=2,
         report_to="none",
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # DataParallel never by chance; `accelerate launch` asks for more
+    return arguments
 
 
 def save_finetuned(

@@ -1,6 +1,6 @@
 """Organisms built from nothing in a minute: emergent misalignment where the world is entangled, and a right verdict.
 
-One facet a dimension, a model of three blocks and width 64, a LoRA on the rows of each dimension alone. What is judged
+Eight facets, a model of three blocks and width 64, a LoRA on the rows of each dimension alone. What is judged
 are answers to questions that no training showed.
 """
 

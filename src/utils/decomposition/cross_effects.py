@@ -126,7 +126,8 @@ def cross_effects(outcomes: Outcomes, resamples: int, seed: int) -> CrossEffects
     for rows in members:
         weights[:, rows] = rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=resamples)
     drawn = means(outcomes.effects, weights, members)
-    low, high = np.nanquantile(drawn, QUANTILES, axis=0)
+    quantile = np.quantile if np.isfinite(drawn).all() else np.nanquantile  # the second is twenty times slower
+    low, high = quantile(drawn, QUANTILES, axis=0)
     own, cross = sums_of(matrix[None], outcomes.own)
     drawn_own, drawn_cross = sums_of(drawn, outcomes.own)
     control = means(outcomes.controls, np.ones((1, outcomes.effects.shape[1])), members)[0]
@@ -198,9 +199,8 @@ def grouped_means(
     """The matrix under several assignments of the questions to dimensions."""
     belongs = np.eye(len(outcomes.dimensions))[asked]
     known = np.isfinite(outcomes.effects)
-    sums = np.einsum("vq,pqd->pvd", np.where(known, outcomes.effects, 0.0), belongs)
     with np.errstate(invalid="ignore"):
-        return sums / np.einsum("vq,pqd->pvd", known.astype(float), belongs)
+        return np.where(known, outcomes.effects, 0.0) @ belongs / (known.astype(float) @ belongs)
 
 
 def matched_dose(

@@ -18,7 +18,7 @@ with power `least_power`; *underpowered* otherwise, with the reason. It holds fo
 that it was made from; its error rates are measured on organisms (`benchmarks/verdict.py`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -135,14 +135,19 @@ def planted_power(
     outcomes: Outcomes, own: float, spread: float, rule: Rule, plantings: int, seed: int, resamples: int = 400
 ) -> float:
     """How often a planted persona of that own effect and spread would be read as staying, with these questions."""
+    return sum(planted_readings(outcomes, own, spread, rule, plantings, seed, resamples)) / plantings
+
+
+def planted_readings(
+    outcomes: Outcomes, own: float, spread: float, rule: Rule, plantings: int, seed: int, resamples: int
+) -> Iterator[bool]:
+    """One planted persona after another: whether it is read as staying."""
     rng = np.random.default_rng(seed)
     is_home = outcomes.asked[None, :] == outcomes.own[:, None]
     rates = np.where(is_home, own, own * spread).clip(0, 1)
-    found = 0
     for number in range(plantings):
         planted = replace(outcomes, effects=(rng.random(rates.shape) < rates).astype(float))
-        found += read(cross_effects(planted, resamples, seed + number), rule)[0] == "stays"
-    return found / plantings
+        yield read(cross_effects(planted, resamples, seed + number), rule)[0] == "stays"
 
 
 def smallest_own_effect(
@@ -151,12 +156,24 @@ def smallest_own_effect(
     plantings: int,
     seed: int,
     grid: tuple[float, ...] = (0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0),
+    resamples: int = 400,
 ) -> float | None:
     """The smallest own effect of the grid at which a planted separable persona is found with the rule's power."""
     for own in grid:
-        if planted_power(outcomes, own, 0.0, rule, plantings, seed) >= rule.least_power:
+        readings = planted_readings(outcomes, own, 0.0, rule, plantings, seed, resamples)
+        if reaches(rule.least_power, readings, plantings):
             return own
     return None
+
+
+def reaches(share: float, outcomes: Iterable[bool], total: int) -> bool:
+    """Whether at least that share of `total` outcomes is true; reads no more of them than decide it."""
+    found = missed = 0
+    for is_true in outcomes:
+        found, missed = found + is_true, missed + (not is_true)
+        if (total - missed) / total < share:
+            return False
+    return found / total >= share
 
 
 def verdict_as_json(verdict: Verdict) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Small organisms, built by the dozen: what is known of each is its world, what is measured is what a method finds.
 
-The world is that of `configs/organisms/small.yaml`; entanglement and seed are the organism's own. One facet stands for
-each dimension, so that nothing but the pre-training seed and the dial differ between two of them.
+The world is that of `configs/organisms/small.yaml`; entanglement and seed are the organism's own, so that nothing but
+the pre-training seed and the dial differ between two of them.
 """
 
 from dataclasses import dataclass

@@ -48,14 +48,14 @@ class TrialSettings:
     """How one organism is tried; the same for every world."""
 
     rows: int = 160
-    finetuning_steps: int = 10  # past the turn of the own dimension a fine-tune leaks even in a separable world
+    finetuning_steps: int = 12  # past the turn of the own dimension a fine-tune leaks even in a separable world
     learning_rate: float = 1e-3
     questions: int = 160
     steered_questions: int = 80
     layer: int = 2
     coefficients: tuple[float, ...] = (4.0, 8.0)
     random_directions: int = 5
-    batch_size: int = 80
+    batch_size: int = 160
     resamples: int = 1000
     plantings: int = 100
     cluster_counts: tuple[int, ...] = (3, 4, 5, 7, 15)
