@@ -48,7 +48,7 @@ class TrialSettings:
     """How one organism is tried; the same for every world."""
 
     rows: int = 160
-    finetuning_steps: int = 12  # past the turn of the own dimension a fine-tune leaks even in a separable world
+    finetuning_steps: int = 10  # past the turn of the own dimension a fine-tune leaks even in a separable world
     learning_rate: float = 1e-3
     questions: int = 160
     steered_questions: int = 80
