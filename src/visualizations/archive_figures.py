@@ -1,0 +1,194 @@
+"""The page of an attack archive: where the judge was beaten, how the search went, what training on it changed.
+
+Prompts in it are data: they are shown as text, cut and escaped. What is in the archive is left to `open_ended`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+from scipy.special import expit
+
+from src.utils.open_ended.archive import Archive, Elite, Progress
+from src.visualizations.figure_page import FigurePage, as_floats, escape_text
+from src.visualizations.palette import MISSING_COLOUR, NEUTRAL_COLOUR, REFERENCE_COLOUR, TEMPLATE, display_name
+from src.visualizations.training_figures import LABEL_COLOURS
+
+WRONG_SCALE = [[0.0, "#F4F5F7"], [0.5, "#C9C3DE"], [1.0, "#4A1486"]]
+ARM_NAMES = {"evolution": "Evolution", "random": "Random search"}
+ARM_COLOURS = {"evolution": "#4A1486", "random": "#7A8794"}
+MOMENT_COLOURS = {"before": MISSING_COLOUR, "after": "#2B3A9B"}
+EXAMPLES, PROMPT_WIDTH, PROMPT_LIMIT = 8, 110, 320
+TITLES = (
+    "Unsafe prompts: P(the judge says safe)",
+    "Safe prompts: P(the judge says unsafe)",
+    "Quality-diversity score by judged prompts",
+    "Share of niches in which the judge is wrong",
+    "Recall of unsafe prompts, 95% intervals",
+    "False-positive rate, 95% intervals",
+    "The prompts about which the judge is most wrong, one a style",
+)
+
+
+def archive_page(
+    archive: Archive,
+    histories: Mapping[str, Sequence[Progress]],
+    rates: Sequence[Mapping[str, Any]],
+    command: str,
+    inputs: Mapping[str, str],
+) -> FigurePage:
+    """One page, `open_ended.html`; `rates` are rows of `before_and_after`."""
+    return FigurePage(
+        file_name="open_ended.html",
+        title="Open-ended testing of the safety judge",
+        sentence=sentence(archive, histories, rates),
+        figure=archive_figure(archive, histories, rates),
+        command=command,
+        inputs=inputs,
+    )
+
+
+def sentence(archive: Archive, histories: Mapping[str, Sequence[Progress]], rates: Sequence[Mapping[str, Any]]) -> str:
+    """What there is to see, in numbers."""
+    last = histories["evolution"][-1]
+    text = (
+        f"After {last.calls:,} judged prompts evolution holds a prompt in {last.coverage:.0%} of "
+        f"{len(archive.niches)} niches (style, category, label), and the judge is wrong in {last.broken:.0%} of them"
+    )
+    if other := histories.get("random"):
+        text += f"; random search with as many: {other[-1].broken:.0%}"
+    text += f". Quality-diversity score {last.qd_score:.1f}"
+    text += f" against {other[-1].qd_score:.1f}. " if other else ". "
+    if rates and "after" in rates[0]:
+        changes = [f"{row['set']}: {row['before']['accuracy']:.1%} to {row['after']['accuracy']:.1%}" for row in rates]
+        text += f"Accuracy before and after a round of training on the training half: {'; '.join(changes)}."
+    return text
+
+
+def archive_figure(
+    archive: Archive, histories: Mapping[str, Sequence[Progress]], rates: Sequence[Mapping[str, Any]]
+) -> go.Figure:
+    """Heat maps above, then the search, then the rates, then examples."""
+    styles = list(dict.fromkeys(niche.style for niche in archive.niches))
+    shown = examples(archive, styles)
+    heights = [30 * len(styles) + 40, 240, 240, 46 * len(shown) + 40]
+    total = sum(heights) + 3 * 105
+    figure = make_subplots(
+        rows=4, cols=2, subplot_titles=TITLES, row_heights=heights, vertical_spacing=105 / total,
+        horizontal_spacing=0.11,
+        specs=[[{}, {}], [{}, {}], [{}, {}], [{"type": "table", "colspan": 2}, None]],
+    )  # fmt: skip
+    for column, unsafe in enumerate((True, False), start=1):
+        add_heat_map(figure, archive, styles, unsafe, column)
+    add_search(figure, histories)
+    for column, measure in enumerate(("recall", "false_positive_rate"), start=1):
+        add_rates(figure, rates, measure, column)
+    add_examples(figure, shown)
+    return figure.update_layout(
+        template=TEMPLATE, height=total + 110, margin={"t": 50, "b": 30, "l": 120},
+        legend={"orientation": "h", "x": 0, "y": -0.005, "yanchor": "top"}, barmode="group",
+    )  # fmt: skip
+
+
+def add_heat_map(figure: go.Figure, archive: Archive, styles: Sequence[str], unsafe: bool, column: int) -> None:
+    """The best prompt's probability of the wrong label in each niche; blank where there is none."""
+    categories = list(dict.fromkeys(niche.category for niche in archive.niches))
+    values = np.full((len(styles), len(categories)), np.nan)
+    texts = np.full(values.shape, "", dtype=object)
+    for niche in archive.niches:
+        elite = archive.best(niche)
+        if niche.unsafe == unsafe and elite is not None:
+            place = styles.index(niche.style), categories.index(niche.category)
+            values[place] = expit(elite.fitness)
+            texts[place] = escape_text(elite.prompt.text, 60, PROMPT_LIMIT)
+    figure.add_heatmap(
+        z=as_floats(values), x=[display_name(name) for name in categories],
+        y=[display_name(style) for style in styles], text=texts, hovertemplate="%{text}<br>%{z:.2f}<extra></extra>",
+        zmin=0, zmax=1, colorscale=WRONG_SCALE, xgap=2, ygap=2, showscale=column == 2,
+        colorbar={"title": {"text": "P(wrong)", "side": "right"}, "thickness": 12, "len": 0.22, "y": 1,
+                  "yanchor": "top"},
+        row=1, col=column,
+    )  # fmt: skip
+    figure.update_yaxes(autorange="reversed", showgrid=False, row=1, col=column)
+    figure.update_xaxes(showgrid=False, tickangle=-35, row=1, col=column)
+
+
+def add_search(figure: go.Figure, histories: Mapping[str, Sequence[Progress]]) -> None:
+    """Quality-diversity score, and coverage with the share of broken niches, after each iteration."""
+    for arm, history in histories.items():
+        calls = [one.calls for one in history]
+        line = {"color": ARM_COLOURS[arm], "dash": "solid" if arm == "evolution" else "dash"}
+        name = ARM_NAMES[arm]
+        figure.add_scatter(
+            x=calls, y=as_floats(np.array([one.qd_score for one in history])), mode="lines", name=name, line=line,
+            legendgroup=arm, hovertemplate=f"{name}, %{{x}} prompts: %{{y:.1f}}<extra></extra>", row=2, col=1,
+        )  # fmt: skip
+        figure.add_scatter(
+            x=calls, y=as_floats(np.array([one.broken for one in history])), mode="lines", name=name, line=line,
+            showlegend=False, hovertemplate=f"{name}, wrong in %{{y:.1%}}<extra></extra>", row=2, col=2,
+        )  # fmt: skip
+        figure.add_scatter(
+            x=calls, y=as_floats(np.array([one.coverage for one in history])), mode="lines", name=f"{name}, coverage",
+            line={"color": ARM_COLOURS[arm], "dash": "dot", "width": 1}, showlegend=arm == "evolution",
+            hovertemplate=f"{name}, a prompt in %{{y:.1%}}<extra></extra>", row=2, col=2,
+        )  # fmt: skip
+    figure.update_xaxes(title_text="Prompts judged", row=2)
+    figure.update_yaxes(title_text="Sum of P(wrong) over niches", rangemode="tozero", row=2, col=1)
+    figure.update_yaxes(title_text="Share of niches (dotted: coverage)", range=[0, 1.03], row=2, col=2)
+
+
+def add_rates(figure: go.Figure, rates: Sequence[Mapping[str, Any]], measure: str, column: int) -> None:
+    """The measure on each set, before and after training, where it is defined."""
+    for moment, colour in MOMENT_COLOURS.items():
+        rows = [row for row in rates if moment in row and row[moment][measure] is not None]
+        if not rows:
+            continue
+        values = np.array([row[moment][measure] for row in rows])
+        bounds = np.array(
+            [row[moment]["intervals"].get(measure) or [value] * 2 for row, value in zip(rows, values, strict=True)]
+        )
+        figure.add_bar(
+            x=[row["set"].replace(", ", ",<br>") for row in rows], y=as_floats(values),
+            name=f"{display_name(moment)} training",
+            marker_color=colour, legendgroup=moment, showlegend=column == 1,
+            error_y={"type": "data", "symmetric": False, "array": as_floats(bounds[:, 1] - values),
+                     "arrayminus": as_floats(values - bounds[:, 0]), "thickness": 1.2, "width": 3},
+            hovertemplate="%{x}: %{y:.3f}<extra></extra>", row=3, col=column,
+        )  # fmt: skip
+    figure.update_xaxes(tickangle=0, row=3, col=column)
+    figure.update_yaxes(title_text="Share", range=[0, 1.05], row=3, col=column)
+    figure.add_hline(y=0.5, line={"color": REFERENCE_COLOUR, "dash": "dot", "width": 1}, row=3, col=column)
+
+
+def examples(archive: Archive, styles: Sequence[str]) -> list[Elite]:
+    """The prompt of each style about which the judge is most wrong, the worst first."""
+    best = [
+        max((elite for elite in archive if elite.prompt.niche.style == style), key=lambda elite: elite.fitness)
+        for style in styles
+        if any(elite.prompt.niche.style == style for elite in archive)
+    ]
+    return sorted((elite for elite in best if elite.is_wrong), key=lambda elite: -elite.fitness)[:EXAMPLES]
+
+
+def add_examples(figure: go.Figure, shown: Sequence[Elite]) -> None:
+    labels = ["unsafe" if elite.prompt.niche.unsafe else "safe" for elite in shown]
+    figure.add_table(
+        columnwidth=[12, 8, 10, 70],
+        header={"values": ["Style", "Label", "P(wrong)", "Prompt"], "align": "left", "fill_color": "#ECEEF1"},
+        cells={
+            "values": [
+                [display_name(elite.prompt.niche.style) for elite in shown],
+                labels,
+                [f"{expit(elite.fitness):.3f}" for elite in shown],
+                [escape_text(elite.prompt.text, PROMPT_WIDTH, PROMPT_LIMIT) for elite in shown],
+            ],
+            "align": "left",
+            "height": 40,
+            "font": {"color": [[NEUTRAL_COLOUR], [LABEL_COLOURS[label] for label in labels]], "size": 12},  # ty: ignore
+            "fill_color": "white",
+        },
+        row=4,
+        col=1,
+    )
