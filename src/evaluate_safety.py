@@ -11,35 +11,37 @@ evaluation.html and, unless --no-baselines, baselines.json there. Temperature an
 import argparse
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
+from src.pipelines.judge_study import EVALUATE, JudgeStudy
 from src.utils.artifacts import save_artifact, save_json
 from src.utils.cli import run_script
 from src.utils.config import ModelConfig
-from src.utils.manifests import Provenance, hash_inputs
+from src.utils.manifests import Provenance, read_manifest
 from src.utils.safety_judge.arguments import PATH_KEYS, parse_judge_arguments, with_local_paths
 from src.utils.safety_judge.data import data_inputs, load_data, load_everything
-from src.utils.safety_judge.judge_folder import JUDGE, check_writable, load_record, open_judge
+from src.utils.safety_judge.judge_folder import JUDGE, JudgeRecord, check_writable, load_record, open_judge
+from src.utils.safety_judge.settings import JudgeConfig
 
-KEYS = (
-    *("data.data", "model.device_map"),
-    *(f"evaluation.{name}" for name in ("eval_batch_size", "bins", "bootstrap_resamples", "folds", "penalties")),
-    "evaluation.eval_seed",
-)
 SMALL_MODEL = 10_000_000  # parameters; below, several threads cost more than they save
 
 
 def main(arguments: Sequence[str]) -> None:
-    parsed = parse_judge_arguments(__doc__, KEYS, arguments, own_options)
+    parsed = parse_judge_arguments(__doc__, EVALUATE.keys, arguments, own_options)
     output_dir, settings = parsed.output_dir, parsed.config.evaluation
     record = load_record(output_dir / JUDGE)
     check_writable(output_dir)
     is_given = parsed.config.sources.get(PATH_KEYS[1]) == "the command line"
     names = parsed.config.data.data if is_given else record.data
     also = {name: load_everything(name) for name in with_local_paths(parsed.own.also or [])}
+    study = JudgeStudy(as_trained(parsed.config, record, names, output_dir), output_dir)
+    study = replace(study, has_baselines=not parsed.own.no_baselines)
+    provenance = with_further_data(EVALUATE.provenance(study), [*also])
+    if not parsed.force and (fresh := EVALUATE.freshness(study, provenance)):
+        print(f"{EVALUATE.name}: {study.evaluation_page} is {fresh.reason} (--force evaluates again)")
+        return
     data = load_data(names)
-    inputs = hash_inputs({JUDGE: output_dir / JUDGE}) | data_inputs([*names, *also])
-    used = {"data": names, "also": [*also], "evaluation": settings.model_dump()}
-    provenance = Provenance("evaluate_safety", record.profile, None, used, {"evaluation": settings.eval_seed}, inputs)
 
     import torch
 
@@ -69,18 +71,16 @@ def main(arguments: Sequence[str]) -> None:
     result = {"judge": record.model_dump()} | evaluate(scored(data.validation), test, settings)
     result["also"] = [{"name": name, "test": measured(scored(samples), settings)} for name, samples in also.items()]
     result["baselines"], probes = [], []
-    if not parsed.own.no_baselines:
+    if study.has_baselines:
         words = bag_of_words(data.train, data.validation, data.test, settings)
         base = open_judge(record.base_model, ModelConfig(base=record.base_model, **placement), record)
         probes = layer_probes(base, data.train, data.validation, data.test, settings)
         result["baselines"] = compare(test, words, probes, settings)
-        save_json(
-            {"baselines": baseline_table(test, [words, *probes], settings)}, output_dir / "baselines.json", provenance
-        )
-    save_json(result, output_dir / "evaluation.json", provenance)
+        save_json({"baselines": baseline_table(test, [words, *probes], settings)}, study.baselines, provenance)
+    save_json(result, study.evaluation, provenance)
     table = results_table(result)
     command = shlex.join(["uv", "run", "python", "src/evaluate_safety.py", *arguments])
-    pages = evaluation_pages(result, baseline_table(test, probes, settings), command, inputs)
+    pages = evaluation_pages(result, baseline_table(test, probes, settings), command, provenance.inputs)
     files = page_files(pages, output_dir, table, "How well the judge tells unsafe prompts from safe ones.")
     save_artifact(output_dir / pages[0].file_name, files, provenance, {"pages": [page.file_name for page in pages]})
     print(format_table(table))
@@ -89,6 +89,20 @@ def main(arguments: Sequence[str]) -> None:
         low, high = gain["interval"]
         print(f"judge minus {baseline['name']}, accuracy: {gain['estimate']:+.3f} [{low:+.3f}, {high:+.3f}]")
     print(output_dir / pages[0].file_name)
+
+
+def as_trained(config: JudgeConfig, record: JudgeRecord, names: list[str], output_dir: Path) -> JudgeConfig:
+    """The configuration with the profile, model and data of the judge that is there."""
+    made = read_manifest(output_dir / JUDGE)
+    model = config.model.model_copy(update={"base": record.base_model, "world": made.world if made else None})
+    data = config.data.model_copy(update={"data": names})
+    return config.model_copy(update={"profile": record.profile, "model": model, "data": data})
+
+
+def with_further_data(provenance: Provenance, also: list[str]) -> Provenance:
+    return replace(
+        provenance, config={**provenance.config, "also": also}, inputs={**provenance.inputs, **data_inputs(also)}
+    )
 
 
 def own_options(parser: argparse.ArgumentParser) -> None:

@@ -6,14 +6,15 @@ A step of its own process gives its memory back, is measured alone, and is exact
 import ctypes
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from src.pipelines.persona_study import STEPS, Step, Study
-from src.utils.cli import options_of
+from src.pipelines.option_words import name_of, options_in
+from src.pipelines.persona_study import STEPS
+from src.pipelines.step import AnyStudy, Step
+from src.pipelines.warm_process import can_fork, load_libraries, start_script
 from src.utils.config import PROJECT_ROOT
 from src.utils.errors import UserError
 
@@ -38,30 +39,35 @@ class Measured:
     peak_memory: int
 
 
-def choose_steps(only: Sequence[str], start: str | None) -> list[Step]:
+def choose_steps(only: Sequence[str], start: str | None, steps: Sequence[Step] = STEPS) -> list[Step]:
     """The steps named by `--only` (in their own order) or from `--from` on; see `find_step` for names."""
     if only and start:
         raise UserError("--only and --from exclude each other; give one", 2)
     if only:
-        wanted = {find_step(name).name for name in only}
-        return [step for step in STEPS if step.name in wanted]
-    first = STEPS.index(find_step(start)) if start else 0
-    return list(STEPS[first:])
+        wanted = {find_step(name, steps).name for name in only}
+        return [step for step in steps if step.name in wanted]
+    first = steps.index(find_step(start, steps)) if start else 0
+    return list(steps[first:])
 
 
-def find_step(name: str) -> Step:
+def find_step(name: str, steps: Sequence[Step] = STEPS) -> Step:
     """The step of that script name, `03_collect_activations`, `collect_activations` or `03`."""
     stem = name.rsplit("/", 1)[-1].removesuffix(".py")
-    for step in STEPS:
-        if stem in (step.name, step.name.partition("_")[0], step.name.partition("_")[2]) and stem:
+    for step in steps:
+        if stem and stem in names_of(step):
             return step
-    raise UserError(f"step {name!r} is unknown; there are {', '.join(step.name for step in STEPS)}", 2)
+    raise UserError(f"step {name!r} is unknown; there are {', '.join(step.name for step in steps)}", 2)
 
 
-def decide(step: Step, study: Study, forced: bool, running: Sequence[str] = ()) -> Decision:
+def names_of(step: Step) -> tuple[str, ...]:
+    first, _, rest = step.name.partition("_")
+    return step.name, first, rest
+
+
+def decide(step: Step, study: AnyStudy, forced: bool, running: Sequence[str] = ()) -> Decision:
     """Decide about one step now; `running` names earlier steps of a dry run that would have changed its inputs."""
     if not step.is_needed(study):
-        return Decision(step, False, f"not needed: the profile names the EM model {study.config.model.em}")
+        return Decision(step, False, f"not needed: {step.why_not_needed(study)}")
     if forced:
         return Decision(step, True, "forced")
     upstream = [name for name in running if name in (*step.reads, *step.also_reads(study))]
@@ -71,7 +77,7 @@ def decide(step: Step, study: Study, forced: bool, running: Sequence[str] = ()) 
     return Decision(step, not freshness.fresh, freshness.reason)
 
 
-def plan(steps: Sequence[Step], study: Study, forced: bool) -> list[Decision]:
+def plan(steps: Sequence[Step], study: AnyStudy, forced: bool) -> list[Decision]:
     """What a run would do, as far as that can be said before it: steps behind one that runs are taken to run."""
     decisions: list[Decision] = []
     for step in steps:
@@ -80,30 +86,31 @@ def plan(steps: Sequence[Step], study: Study, forced: bool) -> list[Decision]:
     return decisions
 
 
-def run_steps(steps: Sequence[Step], study: Study, options: Sequence[str], forced: bool) -> list[Measured]:
+def run_steps(steps: Sequence[Step], study: AnyStudy, options: Sequence[str], forced: bool) -> list[Measured]:
     """Run what is stale. Raises `UserError` as soon as a step fails; what earlier steps made stays."""
     measured = []
+    warm = len(steps) > 1 and can_fork()
     for number, step in enumerate(steps, start=1):
         decision = decide(step, study, forced)
         verb = "run" if decision.runs else "keep"
         print(f"[{number}/{len(steps)}] {step.name}: {verb} ({decision.reason})", flush=True)
         if decision.runs:
-            measured.append(run_step(step, [*accepted(step, options), *(["--force"] if forced else [])]))
+            measured.append(run_step(step, [*accepted(step, options), *step.given(study, forced)], warm))
     return measured
 
 
-def run_step(step: Step, options: Sequence[str]) -> Measured:
+def run_step(step: Step, options: Sequence[str], warm: bool = False) -> Measured:
     """One script in its own process, its output shown as it comes; Ctrl-C reaches it and ends the run."""
     started = time.perf_counter()
-    command = [sys.executable, str(PROJECT_ROOT / step.script), *options]
-    process = subprocess.Popen(command, preexec_fn=die_with_runner)  # noqa: PLW1509  # prctl alone runs in the child
+    if warm:
+        load_libraries()
+    child = start_script(PROJECT_ROOT / step.script, options, die_with_runner, warm)
     try:
-        _, status, usage = os.wait4(process.pid, 0)
+        _, status, usage = os.wait4(child, 0)
     except KeyboardInterrupt:
-        process.wait()
+        os.waitpid(child, 0)
         raise
     code = os.waitstatus_to_exitcode(status)
-    process.returncode = code
     if code < 0:
         raise UserError(f"{step.name}: was killed by signal {-code}; the same command continues there")
     if code > 0:
@@ -120,16 +127,8 @@ def die_with_runner() -> None:
 
 def accepted(step: Step, options: Sequence[str]) -> list[str]:
     """The options that a step's script knows: those of every script, and the settings that it lists."""
-    known = options_of(step.keys)
-    kept: list[str] = []
-    is_kept = False
-    for word in options:
-        if word.startswith("--"):
-            name = word.partition("=")[0]
-            is_kept = name in known or f"--{name.removeprefix('--no-')}" in known
-        if is_kept:
-            kept.append(word)
-    return kept
+    known = step.options
+    return [word for words in options_in(options) if name_of(words) in known for word in words]
 
 
 def format_measured(measured: Sequence[Measured]) -> str:

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from src.pipelines.persona_study import Step, Study
+from src.pipelines.persona_folder import Study
+from src.pipelines.step import Step
 from src.utils.cli import parse_arguments
 from src.utils.config import Config
 from src.utils.manifests import Provenance, refuse_foreign_overwrite

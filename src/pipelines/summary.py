@@ -1,6 +1,6 @@
 """The tables at the end of a run: what the fine-tune did to the answers, what clusters and steering made of them."""
 
-from src.pipelines.persona_study import Study
+from src.pipelines.persona_folder import Study
 from src.utils.artifacts import load_frame, load_json
 from src.utils.em_rates import format_rates, rates_from_json
 from src.utils.steering_effects import effects_from_json, format_effects

@@ -20,14 +20,13 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from tqdm import tqdm
 
+from src.pipelines.persona_inputs import needs_clusters, needs_controls
+from src.pipelines.persona_settings import without_judging
 from src.pipelines.persona_study import (
     CLUSTER,
     COLLECT,
     CONTROLS,
     STEER,
-    needs_clusters,
-    needs_controls,
-    without_judging,
 )
 from src.pipelines.step_run import StepRun, begin_step
 from src.utils.artifacts import load_frame, load_tensors, open_resumable, save_frame, save_json

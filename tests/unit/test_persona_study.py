@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from src.pipelines.persona_inputs import has_geometry, has_steering
+from src.pipelines.persona_settings import without_judging
 from src.pipelines.persona_study import (
     CLUSTER,
     COLLECT,
@@ -17,9 +19,6 @@ from src.pipelines.persona_study import (
     VERDICT,
     Step,
     Study,
-    has_geometry,
-    has_steering,
-    without_judging,
 )
 from src.pipelines.runner import decide, plan
 from src.utils.artifacts import load_frame
@@ -91,6 +90,12 @@ BEHIND_STEERING = (STEER, VERDICT, PICTURES)
             {"clustering__cluster_counts": [2]},
             BEHIND_CLUSTERS,
             "config changed: clustering.cluster_counts [2, 3] -> [2]",
+        ),
+        ({"clustering__whiten": True}, BEHIND_CLUSTERS, "config changed: clustering.whiten false -> true"),
+        (
+            {"clustering__layers_jointly": [2, 3]},
+            BEHIND_CLUSTERS,
+            "config changed: clustering.layers_jointly [] -> [2, 3]",
         ),
         ({"geometry__factors": 4}, BEHIND_CLUSTERS, "config changed: geometry.factors 10 -> 4"),
         ({"steering__limit": 9}, BEHIND_STEERING, "config changed: steering.limit 60 -> 9"),

@@ -228,7 +228,7 @@ def test_measured_is_a_table_with_a_sum() -> None:
 
 def test_every_option_of_a_step_is_one_of_the_runner_or_ambiguous_there() -> None:
     """Options of the whole run reach the steps; those that mean several things are given to the step's own script."""
-    from run_full_pipeline import KEYS, SHARED_NAMES
+    from src.pipelines.persona_run import KEYS, SHARED_NAMES
 
     known = options_of(KEYS)
     for step in STEPS:
