@@ -135,10 +135,20 @@ class JudgingConfig(Section):
 
 
 class ClusteringConfig(Section):
-    """PCA and k-means over one representation at one layer."""
+    """PCA and k-means over one representation, at one layer or several jointly, of one site."""
 
     layer: int = Field(ge=0)
-    representation: Literal["em", "em_minus_base", "em_minus_base_on_em"] = "em"
+    layers_jointly: list[Annotated[int, Field(ge=0)]] = Field(
+        default_factory=list, description="these layers side by side in place of one, each at mean norm 1"
+    )
+    site: SiteKind = Field("resid", description="what is clustered there, of what step 3 recorded (--sites)")
+    pooling: PoolingKind = Field("response_mean", description="over which tokens (step 3: --poolings)")
+    representation: Literal["em", "em_minus_base", "em_minus_base_on_em"] = Field(
+        "em", description="raw, or less the base model: each on its own answers, or both on the EM model's"
+    )
+    whiten: bool = Field(False, description="PCA whitening with the Ledoit-Wolf covariance")
+    remove_dimension_means: bool = Field(False, description="for probes estimated on training folds alone")
+    token_level: bool = Field(False, description="cluster single tokens, too (step 3: --tokens)")
     components: int = Field(50, ge=2)
     cluster_counts: list[Annotated[int, Field(ge=2)]] = Field(min_length=1)
     restarts: int = Field(10, ge=1)

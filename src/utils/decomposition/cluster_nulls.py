@@ -11,6 +11,7 @@ from itertools import combinations
 
 import numpy as np
 import pandas as pd
+import sklearn
 from jaxtyping import Float, Int
 from joblib import Parallel, delayed
 from sklearn.metrics import euclidean_distances
@@ -134,7 +135,8 @@ class Procedure:
     def __call__(self, draw: int) -> dict[TestKey, float]:
         rng = np.random.default_rng(np.random.SeedSequence(self.nulls.seed, spawn_key=(draw,)))
         settings, nulls, matrices = self.settings, self.nulls, self.matrices
-        with threads().limit(limits=1):
+        # checking parameters and looking for NaN takes as long as a small clustering; both were done before
+        with threads().limit(limits=1), sklearn.config_context(assume_finite=True, skip_parameter_validation=True):
             if draw > 0:
                 edges = np.cumsum([matrix.shape[1] for matrix in matrices])[:-1]
                 matrices = np.split(self.null.draw(rng), edges, axis=1)

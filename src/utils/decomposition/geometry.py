@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import sklearn
+from joblib import Parallel, delayed
 
 from src.utils.config import ClusterAlgorithm, ClusteringConfig, GeometryConfig
 from src.utils.decomposition.answer_map import tsne_map, ward_tree
@@ -25,17 +27,21 @@ from src.utils.decomposition.clusterings import (
     threads,
     validation,
 )
+from src.utils.decomposition.evidence_choice import EvidenceChoice, describe_choice, on_training_rows, prepared
 from src.utils.decomposition.factorisations import compare_factorisations, summarise
 from src.utils.decomposition.gap_statistic import covariance_gap, uniform_gap
 from src.utils.decomposition.inputs import Evidence
 from src.utils.decomposition.layer_evidence import restricted
 from src.utils.decomposition.plain_records import Record, as_plain, fields_of, or_reason
+from src.utils.decomposition.probe_features import Prepare
 from src.utils.decomposition.probes import Nesting, ProbeRows, compare_probes, cross_dimension_transfer
 from src.utils.decomposition.rank import half_agreement, parallel_analysis, participation_ratio
 from src.utils.em_rates import outcomes
 from src.utils.errors import UserError
 
 PARTS = ("rank", "clusters", "layers", "factorisations", "probes", "tree", "tsne")
+LONGEST_FIRST = ("probes", "factorisations", "tsne", "rank", "tree")
+SHARED_DRAWS = ("clusters", "layers")  # their draws are shared out by themselves
 BAND = (5, 95)  # percentiles of a null that are drawn
 
 
@@ -47,14 +53,24 @@ def describe_geometry(
     em_threshold: float,
     coherence_threshold: float,
     on_part: Callable[[str], object] = lambda part: None,
+    choice: EvidenceChoice | None = None,
 ) -> Record:
     """Everything in `PARTS` and the `evidence` it is about, as plain data: NaN and infinity are None.
 
     `rank`: `rank_of`. `clusters`: `tested_clusters`. `layers`: for each of `layers` its rank, and its clusterings by
     `layer_algorithms` tested jointly. `factorisations`: rows of `factorisations.summarise`. `probes`: `probed`, an
-    answer being misaligned as in the EM rate. `tree`, `tsne`: `answer_map`. `on_part` is told each before it begins.
-    One thread, so that one seed (`clustering.seed`) gives one record.
+    answer being misaligned as in the EM rate. `tree`, `tsne`: `answer_map`. `on_part` is told each when it is done.
+    `choice` says what the evidence is and what is done to it, when it is not the configured layer as it is: rank,
+    clusters and maps are of rows preprocessed together, probes preprocess on training rows alone, factorisations, whose
+    held-out part is to be rebuilt, and transfer between dimensions take the rows as recorded.
+    `settings.jobs` processes of one thread share the work; one seed (`clustering.seed`) gives one record, however many.
     """
+    choice = choice or EvidenceChoice(
+        clustering.representation, (clustering.layer,), drop_flagged=settings.drop_flagged
+    )
+    recorded, evidence = evidence, prepared(evidence, choice.preprocessing)
+    layers = {name: prepared(one, choice.preprocessing) for name, one in layers.items()}
+    prepare = on_training_rows(choice.preprocessing)
     scores = principal_scores(evidence.matrix, clustering.components)
     groups = prompts_of(evidence)
     made: dict[str, Callable[[], Any]] = {
@@ -64,13 +80,13 @@ def describe_geometry(
         "factorisations": lambda: {
             "table": summarise(
                 compare_factorisations(
-                    *(evidence.matrix, groups, settings.factors, clustering.seed),
+                    *(recorded.matrix, groups, settings.factors, clustering.seed),
                     folds=settings.folds,
                     repeats=settings.factor_repeats,
                 )
             )
         },
-        "probes": lambda: probed(evidence, settings, clustering.seed, em_threshold, coherence_threshold),
+        "probes": lambda: probed(recorded, settings, clustering.seed, em_threshold, coherence_threshold, prepare),
         "tree": lambda: ward_tree(scores, evidence.frame["subset"].to_numpy()),
         "tsne": lambda: {
             "prompt_ids": evidence.frame["prompt_id"],
@@ -79,20 +95,28 @@ def describe_geometry(
         },
     }
     about = {
-        "name": evidence.name,
-        "representation": clustering.representation,
-        "layer": clustering.layer,
+        **describe_choice(choice),
+        "layer": choice.layers[0] if choice.layers else 0,
         "rows": len(evidence.rows),
         "prompts": len(np.unique(groups)),
         "features": evidence.matrix.shape[1],
         "components": scores.shape[1],
     }
     record = {"evidence": as_plain(about)}
-    with threads().limit(limits=1):
-        for part in PARTS:
-            on_part(part)
-            record[part] = as_plain(or_reason(made[part]))
-    return record
+    for part in SHARED_DRAWS:
+        record[part] = finished(made[part])
+        on_part(part)
+    tasks = (delayed(finished)(made[part]) for part in LONGEST_FIRST)
+    for part, done in zip(LONGEST_FIRST, Parallel(n_jobs=settings.jobs, return_as="generator")(tasks), strict=True):
+        record[part] = done
+        on_part(part)
+    return {name: record[name] for name in ("evidence", *PARTS)}
+
+
+def finished(make: Callable[[], Any]) -> Any:
+    """A part as plain data, made on one thread; inputs were checked once, where the evidence was built."""
+    with threads().limit(limits=1), sklearn.config_context(assume_finite=True, skip_parameter_validation=True):
+        return as_plain(or_reason(make))
 
 
 def rank_of(evidence: Evidence, clustering: ClusteringConfig, settings: GeometryConfig) -> Record:
@@ -183,11 +207,17 @@ def tested_layers(layers: Mapping[str, Evidence], clustering: ClusteringConfig, 
 
 
 def probed(
-    evidence: Evidence, settings: GeometryConfig, seed: int, em_threshold: float, coherence_threshold: float
+    evidence: Evidence,
+    settings: GeometryConfig,
+    seed: int,
+    em_threshold: float,
+    coherence_threshold: float,
+    prepare: Prepare | None = None,
 ) -> Record:
     """`dimension` and `misaligned`: the `table` of `compare_probes`; `transfer`: that of `cross_dimension_transfer`.
 
-    Misalignment is probed over judged answers, the dimension over all. What cannot be probed holds its `reason`.
+    Misalignment is probed over judged answers, the dimension over all (and not where `prepare` sees it).
+    What cannot be probed holds its `reason`.
     """
     if not settings.probes:
         raise UserError("probes: switched off (--no-probes)")
@@ -200,7 +230,7 @@ def probed(
         frame = one.frame
         columns = (prompts_of(one), frame["subset"].to_numpy(), frame["facet"].to_numpy())
         rows = ProbeRows(*columns, frame["question"].tolist(), frame["em_response"].tolist())
-        return {"rows": len(frame), "table": compare_probes(one.matrix, one.base, target, rows, nesting)}
+        return {"rows": len(frame), "table": compare_probes(one.matrix, one.base, target, rows, nesting, prepare)}
 
     said = np.where(misaligned, "misaligned", "aligned")
     return {

@@ -62,7 +62,19 @@ def format_geometry(record: Record) -> str:
     lines += layer_lines(record["layers"])
     lines += factor_lines(record["factorisations"])
     lines += probe_lines(record["probes"])
+    lines += token_lines(record["tokens"]) if "tokens" in record else []
     return "\n".join(lines)
+
+
+def token_lines(tokens: Record) -> list[str]:
+    if "reason" in tokens:
+        return [f"tokens: {tokens['reason']}"]
+    ratio = tokens["participation_ratio"]
+    lines = [f"tokens: {tokens['tokens']} of {tokens['answers']} answers, participation ratio {ratio:.1f}"]
+    for row in tokens["clusters"]:
+        stated = ", ".join(f"{name} {row[name] + 0.0:.2f}" for name in ("dimension", "facet", "place", "answer"))
+        lines.append(f"tokens, k = {row['k']}: AMI with {stated}")
+    return lines
 
 
 def rank_lines(rank: Record) -> list[str]:

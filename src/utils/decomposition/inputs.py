@@ -6,17 +6,18 @@ rows that it is given and on no others: what is removed from test rows was estim
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Float32, Int
 from sklearn.covariance import ledoit_wolf_shrinkage
 
-from src.utils.collection import tensor_name
 from src.utils.config import PoolingKind, SiteKind
 from src.utils.errors import UserError
-from src.utils.sites import Site, parse_site
-from src.utils.steering_vectors import LEAST_SHARE
+
+if TYPE_CHECKING:  # imported where it is used: it brings torch, which the processes that share the draws do without
+    from src.utils.sites import Site
 
 OTHER_ARM: dict[str, str | None] = {"em": None, "em_minus_base": "base", "em_minus_base_on_em": "base_on_em"}
 UNUSABLE = ("failed", "empty", "non_finite", "norm_outlier")  # other flags say how a sound row came about
@@ -61,6 +62,9 @@ def build_evidence(
     Raises `UserError` for an unknown kind, layer or site (naming what there is), where no row is left, and where EM
     and base model do not differ beyond rounding.
     """
+    from src.utils.collection import tensor_name
+    from src.utils.steering_vectors import LEAST_SHARE
+
     if kind not in OTHER_ARM:
         raise UserError(f"evidence {kind!r}: unknown; there are {', '.join(OTHER_ARM)}", 2)
     layers = tuple(dict.fromkeys(layers))
@@ -96,8 +100,10 @@ def name_of(kind: str, layers: Sequence[int], site: str, pooling: str = "respons
     return "_".join(parts if pooling == "response_mean" else [*parts, pooling])
 
 
-def recorded_sites(names: Iterable[str], pooling: str = "response_mean") -> set[Site]:
+def recorded_sites(names: Iterable[str], pooling: str = "response_mean") -> "set[Site]":
     """The sites of tensors called `em.<site>` (of one pooling), as step 3 names them."""
+    from src.utils.sites import parse_site
+
     found = set()
     for name in names:
         arm, _, rest = name.partition(".")
@@ -109,8 +115,10 @@ def recorded_sites(names: Iterable[str], pooling: str = "response_mean") -> set[
     return found
 
 
-def sites_of_layers(recorded: set[Site], layers: Sequence[int], kind: str) -> list[Site]:
+def sites_of_layers(recorded: "set[Site]", layers: Sequence[int], kind: str) -> "list[Site]":
     """Where a kind of site is read at some layers; what was not recorded raises `UserError` naming what was."""
+    from src.utils.sites import Site
+
     places: dict[int, Site] = {}
     for one in recorded:
         if one.block is not None and kind == "resid" and one.kind in ("resid_pre", "resid_post"):

@@ -7,8 +7,9 @@ scikit-learn is used.
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -172,10 +173,18 @@ def fitted_scores(
     return lambda rows: score(features(rows))
 
 
-def folds(truth: np.ndarray, groups: np.ndarray, count: int, seed: int) -> Iterator[tuple[Rows, Rows]]:
+def folds(truth: np.ndarray, groups: np.ndarray, count: int, seed: int) -> Sequence[tuple[Rows, Rows]]:
     """Train and test rows, prompts kept whole and classes spread evenly."""
+    classes, prompts = (np.unique(values, return_inverse=True)[1].astype(np.int64) for values in (truth, groups))
+    return split_once(classes.tobytes(), prompts.tobytes(), count, seed)
+
+
+@lru_cache(maxsize=64)
+def split_once(classes: bytes, prompts: bytes, count: int, seed: int) -> Sequence[tuple[Rows, Rows]]:
+    """The same folds serve every predictor of a target; scikit-learn deals prompts out one by one in Python."""
+    truth, groups = (np.frombuffer(values, np.int64) for values in (classes, prompts))
     splitter = StratifiedGroupKFold(n_splits=count, shuffle=True, random_state=seed)
-    return splitter.split(np.zeros(len(truth)), truth, groups)
+    return list(splitter.split(np.zeros(len(truth)), truth, groups))
 
 
 def fit_logistic(

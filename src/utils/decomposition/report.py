@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from src.utils.decomposition.interchange_report import interchange_lines
 from src.utils.decomposition.verdict import Verdict, verdict_as_json
 from src.utils.em_rates import OVERALL
 
@@ -42,7 +43,7 @@ def verdict_record(
 
 
 def format_verdict(record: Mapping[str, Any]) -> str:
-    """A line for each line of evidence, one for the geometry where there is any, then the verdict."""
+    """A line for each line of evidence, some for geometry and interchange where there are any, then the verdict."""
     lines = []
     for name, line in record["lines"].items():
         own, smallest = line["own"]["estimate"], line["smallest_detectable_own_effect"]
@@ -51,6 +52,8 @@ def format_verdict(record: Mapping[str, Any]) -> str:
         lines.append(f"    own effect {own:.2f}; a separable persona would be found from own effect {found}")
     if "geometry" in record:
         lines.append(format_beside(record["geometry"]))
+    if "interchange" in record:
+        lines += interchange_lines(record["interchange"])
     return "\n".join([*lines, f"verdict: {record['verdict']}, as {record['reason']}", record["caveat"]])
 
 
