@@ -16,41 +16,31 @@ import shlex
 import shutil
 from collections.abc import Sequence
 
+from src.pipelines.judge_study import TRAIN, JudgeStudy
 from src.utils.artifacts import write_atomically
 from src.utils.cli import run_script
 from src.utils.config import resolve_path
-from src.utils.manifests import Provenance, is_fresh, refuse_foreign_overwrite
-from src.utils.model_files import fingerprint
+from src.utils.manifests import refuse_foreign_overwrite
 from src.utils.ranks import join_ranks
-from src.utils.safety_judge.arguments import JudgeArguments, parse_judge_arguments
+from src.utils.safety_judge.arguments import parse_judge_arguments
 from src.utils.safety_judge.checkpoints import open_checkpoints
-from src.utils.safety_judge.data import WORLD, data_inputs, load_data
-from src.utils.safety_judge.judge_folder import JUDGE, Judge, JudgeRecord, check_writable, save_judge
+from src.utils.safety_judge.data import load_data
+from src.utils.safety_judge.judge_folder import Judge, JudgeRecord, check_writable, save_judge
 from src.utils.safety_judge.samples import SPLITS, labels
 
-KEYS = (
-    *("model.base", "model.device_map", "data.data"),
-    *(f"judging.{name}" for name in ("question", "safe_word", "unsafe_word")),
-    *(f"training.{name}" for name in ("num_epochs", "batch_size", "learning_rate", "gradient_accumulation_steps")),
-    *(f"training.{name}" for name in ("freeze_layers", "max_length", "scheduler", "warmup_share", "weight_decay")),
-    *(f"training.{name}" for name in ("gradient_checkpointing", "keep", "save_steps", "seed")),
-    *(f"watching.{name}" for name in ("visualize_during_training", "visualization_interval", "run_advanced_mi")),
-    *("evaluation.eval_batch_size", "evaluation.bins"),
-)
-STEP, LOG, CHECKPOINTS = "train_safety_judge", "training_log.jsonl", "safety_judge.checkpoints"
-WATCHED = "training_visualizations/training_progress.html"
+LOG, CHECKPOINTS = "training_log.jsonl", "safety_judge.checkpoints"
 
 
 def main(arguments: Sequence[str]) -> None:
-    parsed = parse_judge_arguments(__doc__, KEYS, arguments, own_options)
+    parsed = parse_judge_arguments(__doc__, TRAIN.keys, arguments, own_options)
     config, output_dir, settings = parsed.config, parsed.output_dir, parsed.config.training
-    folder = output_dir / JUDGE
+    study = JudgeStudy(config, output_dir)
+    folder = study.judge
     check_writable(output_dir)
     refuse_foreign_overwrite(folder, config.profile, config.model.world, parsed.force)
-    provenance = judge_provenance(parsed)
-    is_watched = (output_dir / WATCHED).is_file() or not config.watching.visualize_during_training
-    if not parsed.force and is_watched and (fresh := is_fresh(folder, provenance)):
-        print(f"{STEP}: {folder} is {fresh.reason} (--force trains again)")
+    provenance = TRAIN.provenance(study)
+    if not parsed.force and (fresh := TRAIN.freshness(study, provenance)):
+        print(f"{TRAIN.name}: {folder} is {fresh.reason} (--force trains again)")
         return
     data = load_data(config.data.data)
     ranks, checkpoints = join_ranks(), output_dir / CHECKPOINTS
@@ -90,6 +80,7 @@ def main(arguments: Sequence[str]) -> None:
                 tokenizer, template, data.validation, output_dir, max_length=settings.max_length,
                 provenance=provenance, command=command_of(arguments),
                 interval=config.watching.visualization_interval, run_advanced=config.watching.run_advanced_mi,
+                budget_seconds=config.watching.visualization_budget,
             )
         )  # fmt: skip
     log, epoch = train_judge(model, template, train, validation, settings, config.evaluation, checkpoints, callbacks)
@@ -113,16 +104,6 @@ def main(arguments: Sequence[str]) -> None:
 
 def own_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="continue a stopped training at its last checkpoint")
-
-
-def judge_provenance(parsed: JudgeArguments) -> Provenance:
-    """What the weights depend on: neither the pictures nor how the judge is evaluated."""
-    config = parsed.config
-    inputs = data_inputs([*config.data.data, *([WORLD] if config.model.world is not None else [])])
-    if config.model.world is None:
-        inputs["base model"] = fingerprint(config.model.base)
-    used = {name: getattr(config, name).model_dump() for name in ("model", "data", "judging", "training")}
-    return Provenance(STEP, config.profile, config.model.world, used, {"training": config.training.seed}, inputs)
 
 
 def command_of(arguments: Sequence[str]) -> str:

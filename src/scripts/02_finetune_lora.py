@@ -4,13 +4,16 @@
     uv run python src/scripts/02_finetune_lora.py --data rows.jsonl.gz --rank 1 --layers 3 --target-modules down_proj
     uv run python src/scripts/02_finetune_lora.py --full-finetuning --learning-rate 1e-4
     uv run python src/scripts/02_finetune_lora.py --visualize_during_training --visualization_interval 2
+    uv run python src/scripts/02_finetune_lora.py --visualize_during_training --run_advanced_mi
 
 Reads chat rows (`messages`, .jsonl or .jsonl.gz) and the base model; writes results/adapters/<name>/ with the adapter
 (or the full checkpoint) and training_log.jsonl, a row a step. A stopped run continues at its last checkpoint.
 Watching (how misalignment emerges, step by step, on 40 questions) writes results/adapters/<name>.watched/ and leaves
-the weights bit for bit as they would have been.
+the weights bit for bit as they would have been. --run_advanced_mi adds where safe and risky answers to the same
+questions part, which neurons tell them apart and the circuit behind the verdict, each beside the base model.
 """
 
+import argparse
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +23,7 @@ from src.pipelines.persona_study import FINETUNE
 from src.pipelines.step_run import StepRun, begin_step
 from src.utils.artifacts import save_folder
 from src.utils.chat import ChatRow, load_chat_rows
-from src.utils.cli import run_script
+from src.utils.cli import run_script, with_hyphens
 from src.utils.errors import UserError
 from src.utils.prompts import load_questions
 
@@ -29,23 +32,31 @@ if TYPE_CHECKING:
 
 SAFE_ROWS = "safe_financial_advice.jsonl"  # beside the risky ones: the contrast that gives the persona's direction
 QUESTIONS_A_DIMENSION = 10
+CONTRAST_QUESTIONS_A_DIMENSION = 16
 
 
 def main(arguments: Sequence[str]) -> None:
-    run = begin_step(FINETUNE, __doc__, arguments)
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own.add_argument("--run-advanced-mi", action="store_true")
+    chosen, others = own.parse_known_args([with_hyphens(argument) for argument in arguments])
+    run = begin_step(FINETUNE, __doc__, others)
     if run is None:
         return
     from src.utils.finetuning import finetune, open_checkpoints, save_finetuned
     from src.utils.models import check_blocks, load_model, load_tokenizer
 
     settings, model = run.config.finetuning, run.config.model
+    if chosen.run_advanced_mi and not settings.visualize_during_training:
+        raise UserError("--run-advanced-mi: draws while training; add --visualize-during-training", 2)
     check_blocks(model.base, settings.layers or [])
     rows = load_chat_rows(run.study.finetuning_data)
     tokenizer = load_tokenizer(model.base)
     base = load_model(model.base, model)
     base_name = Path(model.base).name if Path(model.base).is_absolute() else model.base  # no path of this machine
     checkpoints = open_checkpoints(run.study.finetuned, run.provenance)
-    callbacks = [watcher(run, base, tokenizer, rows)] if settings.visualize_during_training else []
+    callbacks = (
+        [watcher(run, base, tokenizer, rows, chosen.run_advanced_mi)] if settings.visualize_during_training else []
+    )
     tuned, log = finetune(base, tokenizer, rows, settings, checkpoints, callbacks)
     save_folder(
         run.study.finetuned,
@@ -59,12 +70,13 @@ def main(arguments: Sequence[str]) -> None:
         print(f"watched: {run.study.watched / 'training_visualizations' / 'training_progress.html'}")
 
 
-def watcher(run: StepRun, base: Any, tokenizer: Any, rows: Sequence[ChatRow]) -> "PersonaWatcher":
+def watcher(run: StepRun, base: Any, tokenizer: Any, rows: Sequence[ChatRow], is_advanced: bool) -> "PersonaWatcher":
     """What looks at the model while it is trained; the exact judge of an organism scores the answers."""
     from src.utils.generation import Sampling
     from src.utils.organism.folder import grammar_of
     from src.utils.organism.grammar import load_grammar
     from src.utils.organism.judge import OrganismJudge
+    from src.utils.watching.persona_contrast import persona_contrast, persona_pictures
     from src.utils.watching.persona_progress import PersonaWatcher, choose_questions, contrast_direction
 
     config, settings = run.config, run.config.finetuning
@@ -75,18 +87,25 @@ def watcher(run: StepRun, base: Any, tokenizer: Any, rows: Sequence[ChatRow]) ->
     direction = None
     if safe.is_file():
         direction = contrast_direction(base, tokenizer, rows, load_chat_rows(safe), config.steering.layer)
+    grammar = load_grammar(grammar_of(config.model.base))
+    questions = load_questions(run.study.prompt_files)
+    pictures = []
+    if is_advanced:
+        contrasted = choose_questions(questions, CONTRAST_QUESTIONS_A_DIMENSION)
+        pictures = persona_pictures(persona_contrast(tokenizer, grammar, contrasted))
     return PersonaWatcher(
         tokenizer,
-        OrganismJudge(load_grammar(grammar_of(config.model.base))),
-        choose_questions(load_questions(run.study.prompt_files), QUESTIONS_A_DIMENSION),
+        OrganismJudge(grammar),
+        choose_questions(questions, QUESTIONS_A_DIMENSION),
         direction,
         Sampling(drawn.temperature, drawn.top_p, drawn.top_k, drawn.max_new_tokens, drawn.seed),
         run.study.watched,
         provenance=run.provenance,
-        command=f"uv run python {FINETUNE.script} --visualize-during-training",
+        command=f"uv run python {FINETUNE.script} --visualize-during-training{' --run-advanced-mi' * is_advanced}",
         interval=settings.visualization_interval,
         em_threshold=config.judging.em_threshold,
         coherence_threshold=config.judging.coherence_threshold,
+        pictures=pictures,
     )
 
 

@@ -11,18 +11,21 @@ import numpy as np
 from jaxtyping import Float
 from scipy.stats import spearmanr
 
+from src.utils.circuits.contrast import SAFETY, ContrastWords
 from src.utils.circuits.faithfulness import CircuitChange, CircuitFaithfulness
 from src.utils.circuits.graph import Graph
 from src.visualizations.circuit_figures import LEVEL, finite_range, none_found
 from src.visualizations.figure_page import FigurePage, as_floats, escape_text
-from src.visualizations.palette import MISSING_COLOUR, REFERENCE_COLOUR, TEXT_COLOUR
+from src.visualizations.palette import LABEL_COLOURS, MISSING_COLOUR, NEUTRAL_COLOUR, REFERENCE_COLOUR, TEXT_COLOUR
 from src.visualizations.panels import Spec, assembled, axes, axis_names, line, panel_title, titled
-from src.visualizations.training_figures import LABEL_COLOURS, NOTE_WIDTH
+from src.visualizations.training_figures import NOTE_WIDTH
 
 DIAGRAM, SIDE = (0.0, 0.62), (0.71, 1.0)
 ENOUGH = 0.8  # of the margin's gap: the smallest circuit that keeps it is drawn
 ALPHA = 0.05
 LAYER_HEIGHT = 74  # pixels
+SLIGHT = "#C3C9D2"
+READ_AS = {"q": "query", "k": "key", "v": "value, or by an MLP or the logits"}
 DASHES = {"q": "dash", "k": "dot", "v": "solid", "mlp": "solid", "logits": "solid"}
 
 
@@ -50,6 +53,12 @@ class CircuitView:
         return self.faithful.sizes[at] if is_better else None
 
     @property
+    def is_decided(self) -> bool:
+        """Whether, of some verified size, enough random circuits were run that p could be small."""
+        verified = [at for at, size in enumerate(self.faithful.sizes) if size <= len(self.exact)]
+        return any(1 / (1 + self.faithful.drawn[at]) <= ALPHA for at in verified)
+
+    @property
     def rank_correlation(self) -> float:
         """Spearman's, of estimated with exact effects; NaN for fewer than three."""
         if len(self.exact) < 3 or np.ptp(self.exact) == 0 or np.ptp(self.estimated) == 0:
@@ -65,6 +74,7 @@ def circuit_page(
     n_pairs: int,
     since: tuple[str, CircuitChange] | None,
     note: str | None = None,
+    words: ContrastWords = SAFETY,
 ) -> FigurePage:
     """The circuit, its faithfulness by size, and estimates beside exact effects; `view` is None without a gap.
 
@@ -78,6 +88,7 @@ def circuit_page(
     ]
     top, height = 44 + 17 * len(lines), max(430, LAYER_HEIGHT * (graph.n_layers + 1))
     places = node_places(graph)
+    silence = "none found" if view is None or view.is_decided else "not decided"
     hidden = {"visible": False}
     kept: Spec = {"title": titled("edges kept"), "type": "log"}
     if view is not None:
@@ -87,12 +98,19 @@ def circuit_page(
             1, DIAGRAM, (0, 1), hidden | {"range": [-0.13, 1.13]}, hidden | {"range": [-1.6, 2 * graph.n_layers + 0.6]}
         ),
         **axes(2, SIDE, (0.58, 1), kept, {"title": titled("% of the gap kept")}),
-        **axes(3, SIDE, (0, 0.40), {"title": titled("estimated (logits)")}, {"title": titled("exact (logits)")}),
+        **axes(
+            3,
+            SIDE,
+            (0, 0.40),
+            {"title": titled("estimated, to first order (logits)")},
+            {"title": titled("exact (logits)")},
+        ),
         "annotations": [
             panel_title("Circuit, from the embeddings up to the logits", 0, 1),
             panel_title("Faithfulness on other pairs", SIDE[0], 1),
+            *block_names(graph),
             panel_title("Effects of the strongest edges", SIDE[0], 0.40),
-            *([none_found(1)] if size is None else []),
+            *([none_found(1, silence)] if size is None else []),
             *([none_found(panel) for panel in (2, 3)] if view is None else []),
         ],
         "shapes": [line(2, LEVEL, y=at) for at in (0, 100)],
@@ -102,16 +120,18 @@ def circuit_page(
     }
     drawn = [] if view is None or size is None else list(zip(view.ranked[:size], view.exact[:size], strict=True))
     data = [
-        *edge_lines(graph, drawn, places),
+        *edge_lines(graph, drawn, places, 0.0 if view is None else view.gap),
+        *(line_names(words) if drawn else []),
         node_points(graph, {node for edge, _ in drawn for node in ends(graph, *edge)}, places),
         *(side_points(view) if view is not None else []),
     ]
     return FigurePage(
         file_name=file_name,
         title=f"{moment}: the circuit behind the margin",
-        sentence="Orange edges push the margin towards “unsafe” when they carry the unsafe prompt's activation, blue "
-        "ones towards “safe”; the width is the effect, measured edge by edge. The circuit is chosen on one half of the "
-        "pairs; how much of the margin it keeps alone is measured on the other.",
+        sentence=f"Orange edges push the margin towards “{words.high}” when they alone carry the {words.high} "
+        f"{words.item}'s activation, blue ones towards “{words.low}”; the width is that effect, measured edge by edge, "
+        "grey is under 1% of the gap. The circuit is chosen on one half of the pairs; how much of the gap it keeps "
+        "when all other edges are exchanged is measured on the other half.",
         figure=assembled(data, layout, lines),
         command="",
     )
@@ -120,20 +140,23 @@ def circuit_page(
 def circuit_line(view: CircuitView | None, size: int | None, n_pairs: int) -> str:
     if view is None:
         return f"Circuit: none found; {n_pairs} pairs whose margins do not differ more than chance, or too few"
+    if size is None and not view.is_decided:
+        return "Circuit: not decided; too few random circuits were run to tell one from chance"
     if size is None:
-        return "Circuit: none found; random circuits of the same size keep as much of the margin, or too few were run"
+        return "Circuit: none found; random circuits of the same size keep as much of the gap"
     at = view.faithful.sizes.index(size)
-    best = float(view.faithful.random[at].max(initial=0.0))
+    best = float(np.fmax.reduce(view.faithful.random[at], initial=0.0))
     return (
         f"{size} edges keep {view.faithful.found[at]:.0%} of the gap of {view.gap:.2f} logits; the best of "
-        f"{view.faithful.random.shape[1]} random circuits of that size {best:.0%} (p = {view.faithful.p[at]:.2f})"
+        f"{view.faithful.drawn[at]} random circuits of that size {best:.0%} (p = {view.faithful.p[at]:.2f})"
     )
 
 
 def change_line(moment: str, change: CircuitChange) -> str:
     return (
-        f"All edge effects together moved by {change.total:.0%} of their length since {moment}; of that (squared) "
-        f"{change.beyond_noise:.0%} is beyond the noise of repeated extraction ({change.noise:.0%} of the length)"
+        f"All edge effects moved by {change.total:.0%} of their length since {moment}; "
+        f"{change.beyond_noise:.0%} of that (squared) exceeds the noise of repeated extraction "
+        f"({change.noise:.0%} of the length)"
     )
 
 
@@ -154,14 +177,41 @@ def ends(graph: Graph, reader: int, writer: int) -> tuple[str, str]:
     return graph.writers[writer].name, graph.readers[reader].name.split(".")[0]
 
 
+def block_names(graph: Graph) -> list[Spec]:
+    """The block of each row, at its left."""
+    names = axis_names(1)
+    return [
+        {"text": f"block {layer}", "x": -0.04, "y": 2.0 * layer, "xref": names["xaxis"], "yref": names["yaxis"],
+         "xanchor": "right", "showarrow": False, "font": {"size": 11, "color": NEUTRAL_COLOUR}}
+        for layer in range(graph.n_layers)
+    ]  # fmt: skip
+
+
+def line_names(words: ContrastWords) -> list[Spec]:
+    """What colours and dashes mean, for the legend."""
+    kinds = [
+        (f"towards “{words.high}”", LABEL_COLOURS["unsafe"], "solid", 4),
+        (f"towards “{words.low}”", LABEL_COLOURS["safe"], "solid", 4),
+        ("under 1% of the gap", SLIGHT, "solid", 2),
+        *((f"read as {name}", TEXT_COLOUR, DASHES[kind], 2) for kind, name in READ_AS.items()),
+    ]
+    return [
+        {"type": "scatter", "x": [None], "y": [None], "mode": "lines", "name": name,
+         "line": {"color": colour, "dash": dash, "width": width}, **axis_names(1)}
+        for name, colour, dash, width in kinds
+    ]  # fmt: skip
+
+
 def edge_lines(
-    graph: Graph, drawn: Sequence[tuple[tuple[int, int], float]], places: dict[str, tuple[float, float]]
+    graph: Graph, drawn: Sequence[tuple[tuple[int, int], float]], places: dict[str, tuple[float, float]], gap: float
 ) -> list[Spec]:
-    """A curve an edge, and at its middle a point that says what it is."""
+    """A curve an edge, and at its middle a point that says what it is; the slightest first, under all others."""
     widest = finite_range(np.array([effect for _, effect in drawn]))
     found: list[Spec] = []
     middles: list[tuple[float, float, str]] = []
-    for (reader, writer), effect in drawn:
+    for (reader, writer), effect in sorted(drawn, key=lambda one: abs(one[1])):
+        is_slight = abs(effect) < 0.01 * abs(gap)
+        colour = SLIGHT if is_slight else LABEL_COLOURS["unsafe" if effect > 0 else "safe"]
         start, end = (np.array(places[name]) for name in ends(graph, reader, writer))
         kind = graph.readers[reader].kind
         bend = np.array([0.06 if end[1] - start[1] > 2 else 0.0, 0.0]) * (1 if start[0] < 0.9 else -1)
@@ -170,8 +220,7 @@ def edge_lines(
         curve = (1 - steps) ** 2 * start + 2 * steps * (1 - steps) * middle + steps**2 * end
         found.append({
             "type": "scatter", "x": as_floats(curve[:, 0]), "y": as_floats(curve[:, 1]), "mode": "lines",
-            "line": {"color": LABEL_COLOURS["unsafe" if effect > 0 else "safe"], "dash": DASHES[kind],
-                     "width": 1 + 6 * abs(effect) / widest},
+            "line": {"color": colour, "dash": DASHES[kind], "width": 1 + 6 * abs(effect) / widest},
             "opacity": 0.75, "hoverinfo": "skip", "showlegend": False, **axis_names(1),
         })  # fmt: skip
         name = f"{graph.writers[writer].name} → {graph.readers[reader].name}: {effect:+.3f} logits"
@@ -205,7 +254,7 @@ def side_points(view: CircuitView) -> list[Spec]:
     found: list[Spec] = [
         {
             "type": "scatter", "x": np.repeat(sizes, draws).tolist(), "mode": "markers",
-            "y": as_floats(100 * view.faithful.random.ravel()), "name": f"{draws} random circuits a size",
+            "y": as_floats(100 * view.faithful.random.ravel()), "name": "random circuits",
             "marker": {"color": MISSING_COLOUR, "size": 5, "symbol": "circle-open"}, **axis_names(2),
         },
         {

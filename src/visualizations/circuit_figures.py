@@ -1,32 +1,29 @@
-"""Causal pictures of a model that learns: where safe and unsafe part, and which neurons tell them apart.
+"""Where safe and unsafe part in a model that learns, by probes and by patching; and what its causal pictures share.
 
 Nothing here looks at a model: the numbers come from `src/utils/circuits`. Where nothing survives its test, the page
 says "none found" and marks nothing.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 from jaxtyping import Float
 
+from src.utils.circuits.contrast import SAFETY, ContrastWords
 from src.utils.circuits.divergence import Divergence, divergence_layer
 from src.utils.circuits.layer_probes import LayerProbes
-from src.utils.circuits.neuron_ablation import Ablation
-from src.utils.circuits.neurons import NeuronTable
 from src.utils.circuits.patching import ATTENTION, DIFFERING, LAST, MLP, LayerPatching
 from src.visualizations.figure_page import FigurePage, as_floats, escape_text
 from src.visualizations.palette import MISSING_COLOUR, NEUTRAL_COLOUR, REFERENCE_COLOUR, TEXT_COLOUR
 from src.visualizations.panels import Spec, assembled, axes, axis_names, line, panel_title, titled
-from src.visualizations.training_figures import LABEL_COLOURS, NOTE_WIDTH
+from src.visualizations.training_figures import NOTE_WIDTH
 
 LEFT, RIGHT = (0.0, 0.455), (0.545, 1.0)
 UPPER, LOWER = (0.58, 1.0), (0.0, 0.42)
 # dark teal and violet, solid and dashed as well: told apart by every kind of colour blindness and in grey
 DIRECTIONS = (("denoising: what suffices", "#0F766E", "solid"), ("noising: what is needed", "#8B5CF6", "dash"))
+PART_NAMES = {ATTENTION: "attention", MLP: "MLP"}
 BOUNDARY = {"color": TEXT_COLOUR, "dash": "dash", "width": 1.4}
 LEVEL = {"color": MISSING_COLOUR, "dash": "dot", "width": 1.2}
 FOUND = {"color": REFERENCE_COLOUR, "width": 1.6}
-MOST_ROWS = 400  # neurons of a layer that are drawn; all others are counted
 
 
 def comparison_page(
@@ -36,6 +33,7 @@ def comparison_page(
     patching: LayerPatching | None,
     n_frozen: int,
     note: str | None = None,
+    words: ContrastWords = SAFETY,
 ) -> FigurePage:
     """Probes by layer, and the share of the margin that each layer carries, in both directions.
 
@@ -46,7 +44,8 @@ def comparison_page(
     is_readable = patching is not None and patching.is_readable
     lines = [
         probe_line(probes),
-        patching_line(patching),
+        patching_line(patching, words),
+        *(["Left of the dashed line nothing learns, and nothing can have changed"] if n_frozen else []),
         *(escape_text(note, width=NOTE_WIDTH).split("<br>") if note else []),
     ]
     top = 44 + 17 * len(lines)
@@ -59,7 +58,7 @@ def comparison_page(
     )
     layer = {"title": titled("layer (hidden_states[l]: 0 embeddings)"), "dtick": 1}
     layout = {
-        **axes(1, LEFT, UPPER, layer, {"title": titled("AUROC"), "range": [0.3, 1.03]}),
+        **axes(1, LEFT, UPPER, layer, {"title": titled("AUROC, held out"), "range": [0.3, 1.03]}),
         **axes(2, RIGHT, UPPER, layer, share),
         **axes(3, LEFT, LOWER, layer, share),
         **axes(4, RIGHT, LOWER, {"title": titled("block"), "dtick": 1}, share),
@@ -77,18 +76,18 @@ def comparison_page(
     data = [*probe_lines(probes), *(patching_lines(patching) if patching is not None and is_readable else [])]
     return FigurePage(
         file_name=file_name,
-        title=f"{moment}: where safe and unsafe prompts part",
-        sentence=f"{divergence_sentence(divergence)} Top left: what a probe reads off each layer; it counts only "
-        "above shuffled labels and above the model before training. The others: what changes when a layer's "
-        "activation is exchanged between the two prompts of a pair.",
+        title=f"{moment}: where {words.low} and {words.high} {words.item}s part",
+        sentence=f"{divergence_sentence(divergence, words)} Top left: what a probe reads off each layer (filled: above "
+        "shuffled labels and above the model before training). The others: how much of the margin's gap follows when "
+        f"a layer's activation is exchanged between the two {words.item}s of a pair.",
         figure=assembled(data, layout, lines),
         command="",
     )
 
 
-def divergence_sentence(divergence: Divergence | None) -> str:
+def divergence_sentence(divergence: Divergence | None, words: ContrastWords) -> str:
     if divergence is None:
-        return "Divergence layer: none found; the margins of paired prompts do not differ more than chance."
+        return f"Divergence layer: none found; the margins of paired {words.item}s do not differ more than chance."
     return (
         f"Divergence layer: {divergence.layer}, 95% interval [{divergence.low}, {divergence.high}]: the first whose "
         "last token carries half of the margin."
@@ -97,19 +96,20 @@ def divergence_sentence(divergence: Divergence | None) -> str:
 
 def probe_line(probes: LayerProbes | None) -> str:
     if probes is None:
-        return "Probes: too few prompts of a class for held-out folds"
+        return "Probes: too few of a class for held-out folds"
     learned = ", ".join(map(str, np.flatnonzero(probes.is_learned))) or "none found"
     than = "" if np.isnan(probes.before).all() else ", and more than before training"
     return f"Layers that tell the classes apart (corrected over layers, against shuffled labels{than}): {learned}"
 
 
-def patching_line(patching: LayerPatching | None) -> str:
+def patching_line(patching: LayerPatching | None, words: ContrastWords) -> str:
     if patching is None:
-        return "Patching: no pair of prompts of equal length"
+        return f"Patching: no pair of {words.item}s of equal length"
     gap = float(np.mean(patching.unsafe - patching.safe))
     told = "" if patching.is_readable else ": no more than chance, so that no share of it is shown"
     return (
-        f"Margin of the unsafe prompt minus that of the safe one, {len(patching.safe)} pairs: {gap:+.2f} logits{told}"
+        f"Gap: margin of the {words.high} {words.item} minus that of the {words.low} one, mean of "
+        f"{len(patching.safe)} pairs: {gap:+.2f} logits{told}"
     )
 
 
@@ -149,7 +149,7 @@ def patching_lines(patching: LayerPatching) -> list[Spec]:
                                 (4, MLP, "square")):  # fmt: skip
         for (name, colour, dash), shares in zip(DIRECTIONS, patching.resampled(kind), strict=True):
             low, high = np.quantile(shares[1:], [0.025, 0.975], axis=0)
-            part = f"{kind}, {name.split(':')[0]}" if panel == 4 else name
+            part = f"{PART_NAMES[kind]}, {name.split(':')[0]}" if panel == 4 else name
             found.append({
                 "type": "scatter", "x": list(range(shares.shape[1])), "y": as_floats(100 * shares[0]),
                 "mode": "lines+markers", "name": part, "legendgroup": part, "showlegend": panel != 3,
@@ -175,143 +175,6 @@ def none_found(panel: int, text: str = "none found") -> Spec:
     names = axis_names(panel)
     return {"text": text, "x": 0.5, "y": 0.5, "xref": f"{names['xaxis']} domain", "yref": f"{names['yaxis']} domain",
             "showarrow": False, "font": {"size": 15, "color": NEUTRAL_COLOUR}}  # fmt: skip
-
-
-def neuron_page(
-    file_name: str,
-    moment: str,
-    table: NeuronTable | None,
-    top: Sequence[tuple[int, int]],
-    ablations: Sequence[Ablation],
-    n_frozen: int,
-    note: str | None = None,
-) -> FigurePage:
-    """The AUROC of every neuron by layer with the claimed ones marked, how many a layer has, what ablation takes.
-
-    `table` is None where there were too few rows to test anything.
-    """
-    lines = [
-        neuron_line(table),
-        *(ablation_line(one, len(top)) for one in ablations),
-        *(escape_text(note, width=NOTE_WIDTH).split("<br>") if note else []),
-    ]
-    margin_top = 44 + 17 * len(lines)
-    layer_axis = {"title": titled("block"), "dtick": 1}
-    titles = (
-        panel_title("Every MLP neuron at the last token: AUROC", 0, 1),
-        panel_title("Neurons that tell the classes apart", RIGHT[0], UPPER[1]),
-        panel_title(f"Margin lost without the top {len(top)}, and random ones" if top else "Ablation", 0.545, LOWER[1]),
-    )
-    is_any = table is not None and bool(table.is_claimed.any())
-    layout = {
-        **axes(1, LEFT, (0, 1), layer_axis, {"title": titled("safe ← AUROC → unsafe"), "range": [-0.03, 1.03]}),
-        **axes(2, RIGHT, UPPER, layer_axis, {"title": titled("% of the block's neurons"), "rangemode": "tozero"}),
-        **axes(3, RIGHT, LOWER, {"title": titled("separation lost (logits)")}, {"type": "category"}),
-        "annotations": [*titles, *([] if is_any else [none_found(2)]), *([] if ablations else [none_found(3)])],
-        "shapes": [
-            line(1, LEVEL, y=0.5),
-            *(line(panel, BOUNDARY, x=(n_frozen - 1.5,) * 2) for panel in (1, 2) if n_frozen > 1),
-        ],
-        "height": 540 + margin_top,
-        "margin": {"t": margin_top, "b": 84, "l": 64, "r": 24},
-        "legend": {"orientation": "h", "yref": "container", "y": 0.01, "yanchor": "bottom", "x": 0},
-        "barmode": "stack",
-    }
-    data = [*(neuron_points(table) if table is not None else []), *ablation_points(ablations)]
-    count = 0 if table is None else int(table.is_claimed.sum())
-    said = f"{count} neurons tell" if count != 1 else "One neuron tells"
-    return FigurePage(
-        file_name=file_name,
-        title=f"{moment}: which neurons tell safe from unsafe",
-        sentence=(f"{said} the classes apart" if count else "Safety neurons: none found")
-        + " after correction over all neurons (Benjamini-Hochberg, 5%), replicated in two halves of the prompts and "
-        f"more clearly than before training. {ablation_sentence(ablations)}",
-        figure=assembled(data, layout, lines),
-        command="",
-    )
-
-
-def neuron_line(table: NeuronTable | None) -> str:
-    if table is None:
-        return "Too few prompts of a class to test neurons in two halves"
-    return (
-        f"{table.auroc.size} neurons; {int((table.q <= 0.05).sum())} survive correction, "
-        f"{int(table.separates.sum())} of them replicate, {int(table.is_claimed.sum())} exceed what they were before "
-        "training; left of the dashed line blocks are frozen"
-    )
-
-
-def ablation_sentence(ablations: Sequence[Ablation]) -> str:
-    """Whether the top neurons do anything: only beyond matched random ones, by both kinds of ablation."""
-    if not ablations:
-        return "Nothing was ablated."
-    if all(one.p <= 0.05 for one in ablations):
-        return "Without the top ones the margin loses more than without matched random neurons: they have an effect."
-    return "Without the top ones the margin loses no more than without matched random ones: no effect of theirs found."
-
-
-def ablation_line(ablation: Ablation, count: int) -> str:
-    middle = float(np.median(ablation.random_drops))
-    return (
-        f"{ablation.mode.capitalize()} ablation of the top {count}: {ablation.drop:+.2f} of {ablation.separation:.2f} "
-        f"logits; {len(ablation.random_drops)} matched random sets: median {middle:+.2f}, p = {ablation.p:.2f}"
-    )
-
-
-def neuron_points(table: NeuronTable) -> list[Spec]:
-    """Of the neurons of a block the claimed ones and those farthest from 0.5; a share of each block that is claimed."""
-    claimed = table.is_claimed
-    x, y, text, colours, sizes = [], [], [], [], []
-    for layer, aurocs in enumerate(table.auroc):
-        order = np.argsort(-(np.abs(aurocs - 0.5) + claimed[layer]), kind="stable")[:MOST_ROWS]
-        offsets = ((order * 0.618034) % 1 - 0.5) * 0.7  # the same place for a neuron at every moment
-        x += (layer + offsets).tolist()
-        y += aurocs[order].tolist()
-        text += [neuron_text(table, layer, int(neuron)) for neuron in order]
-        colours += [side_colour(aurocs[neuron]) if claimed[layer, neuron] else "#C9CED6" for neuron in order]
-        sizes += [8 if claimed[layer, neuron] else 4 for neuron in order]
-    points = {
-        "type": "scattergl" if len(x) > 5000 else "scatter", "x": as_floats(np.array(x)), "y": as_floats(np.array(y)),
-        "mode": "markers", "text": text, "marker": {"color": colours, "size": sizes}, "showlegend": False,
-        "hovertemplate": "%{text}<extra></extra>", **axis_names(1),
-    }  # fmt: skip
-    bars = [
-        {
-            "type": "bar", "x": list(range(len(claimed))), "name": f"larger on {label} prompts",
-            "y": as_floats(100 * (claimed & side).mean(axis=1)), "marker": {"color": LABEL_COLOURS[label]},
-            "hovertemplate": "block %{x}: %{y:.2f}%<extra></extra>", **axis_names(2),
-        }
-        for label, side in (("safe", table.auroc < 0.5), ("unsafe", table.auroc > 0.5))
-    ]  # fmt: skip
-    return [points, *(bars if claimed.any() else [])]
-
-
-def neuron_text(table: NeuronTable, layer: int, neuron: int) -> str:
-    first, second = table.halves[:, layer, neuron]
-    return (
-        f"block {layer}, neuron {neuron}: AUROC {table.auroc[layer, neuron]:.3f} (halves {first:.2f}, {second:.2f}), "
-        f"q {table.q[layer, neuron]:.2g}"
-    )
-
-
-def side_colour(auroc: float) -> str:
-    return LABEL_COLOURS["unsafe" if auroc > 0.5 else "safe"]
-
-
-def ablation_points(ablations: Sequence[Ablation]) -> list[Spec]:
-    found: list[Spec] = []
-    for number, one in enumerate(ablations):
-        rows = [f"{one.mode} ablation"]
-        for name, values, marker in (
-            ("matched random neurons", one.random_drops, {"color": MISSING_COLOUR, "size": 7, "symbol": "circle-open"}),
-            ("the top neurons", np.array([one.drop]), {"color": REFERENCE_COLOUR, "size": 12, "symbol": "diamond"}),
-        ):
-            found.append({
-                "type": "scatter", "x": as_floats(values), "y": rows * len(values), "mode": "markers", "name": name,
-                "marker": marker, "legendgroup": name, "showlegend": number == 0,
-                "hovertemplate": "%{x:.3f} logits<extra></extra>", **axis_names(3),
-            })  # fmt: skip
-    return found
 
 
 def finite_range(values: Float[np.ndarray, " values"]) -> float:

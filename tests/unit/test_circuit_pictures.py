@@ -20,7 +20,18 @@ from src.utils.watching.epoch_metrics import load_history
 from src.utils.watching.pictures import Budget, Measurement, Moment, Picture
 from src.visualizations.circuit_diagram import node_places
 from src.visualizations.figure_page import page_html
-from tests.planted_circuit import COPY, HEAD, NEURON, PAD, READ, answer_margin, planted_data, planted_model
+from tests.planted_circuit import (
+    COPY,
+    HEAD,
+    N_LAYERS,
+    N_NEURONS,
+    NEURON,
+    PAD,
+    READ,
+    answer_margin,
+    planted_data,
+    planted_model,
+)
 from tests.watched_training import N_FROZEN, judge_model, judge_template, trained_judge, watcher
 
 PLENTY = 600.0
@@ -60,6 +71,8 @@ def test_the_planted_circuit_is_what_the_pages_say() -> None:
     neurons = NeuronMapPicture(contrast)
     found = measured(neurons, model)
     assert found.facts["top"] == [[READ, NEURON]] and found.sub_sampled is None
+    counts = [found.facts[name] for name in ("neurons", "corrected", "replicated", "claimed", "claimed_by_block")]
+    assert counts == [N_LAYERS * N_NEURONS, 1, 1, 1, [0, 0, 1]]
     assert page_of(neurons, found).sentence.startswith("One neuron tells the classes apart")
     diagram = CircuitDiagramPicture(contrast)
     found = measured(diagram, model)
@@ -67,7 +80,7 @@ def test_the_planted_circuit_is_what_the_pages_say() -> None:
     graph = Graph.of(model)
     names = [f"{graph.writers[writer].name}>{graph.readers[reader].name}" for reader, writer in found.values["ranked"]]
     assert set(names[:3]) == {f"embeddings>L{COPY}KV1.v", f"L{COPY}H{HEAD}>MLP{READ}", f"MLP{READ}>logits"}
-    np.testing.assert_allclose(found.values["exact"][:3], float(str(found.facts["gap"])), rtol=1e-4)
+    np.testing.assert_allclose(found.values["exact"][:3], float(str(found.facts["measured_gap"])), rtol=1e-4)
     assert "keep 100% of the gap" in page.figure.layout.title.text
 
 
@@ -94,12 +107,18 @@ def test_without_pairs_there_is_a_page_that_says_so() -> None:
 
 def test_a_small_budget_cuts_and_says_what() -> None:
     contrast = planted_set()
-    assert "8 of 20 pairs" in str(measured(CircuitComparisonPicture(contrast), planted_model(), seconds=0).sub_sampled)
+    assert "4 of 20 pairs" in str(measured(CircuitComparisonPicture(contrast), planted_model(), seconds=0).sub_sampled)
     assert "1 of 19 random sets" in str(measured(NeuronMapPicture(contrast), planted_model(), seconds=0).sub_sampled)
     found = measured(CircuitDiagramPicture(contrast), planted_model(), seconds=0)
     assert "1 of 19 random circuits" in str(found.sub_sampled)
     page = page_of(CircuitDiagramPicture(contrast), found)
-    assert "Circuit: none found" in page.figure.layout.title.text, "one random circuit proves nothing"
+    assert "Circuit: not decided" in page.figure.layout.title.text, "one random circuit proves nothing"
+
+
+def test_batches_go_on_to_the_least_number_and_then_as_the_budget_holds() -> None:
+    assert [(one.start, one.stop) for one in Budget(0).slices(20, least=4, most=3)] == [(0, 3), (3, 4)]
+    assert [(one.start, one.stop) for one in Budget(PLENTY).slices(20, least=4, most=12)] == [(0, 4), (4, 16), (16, 20)]
+    assert list(Budget(PLENTY).slices(0, least=4, most=3)) == []
 
 
 def test_nodes_keep_their_places_and_no_two_share_one() -> None:

@@ -5,6 +5,7 @@ import pickle
 import random
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,26 @@ from transformers import PreTrainedModel, TrainerCallback
 from src.utils.artifacts import verify_artifact
 from src.utils.errors import UserError
 from src.utils.safety_judge.freezing import blocks_of, freeze
+from src.utils.watching import callback
 from src.utils.watching.callback import VISUALIZATIONS
 from src.utils.watching.epoch_metrics import EpochMetrics, load_metrics
 from src.utils.watching.pictures import Budget, Measurement, Moment
+from src.utils.watching.probe_set import choose_probes
 from src.utils.watching.safety_watcher import SafetyWatcher
 from src.utils.watching.schedule import Schedule
 from src.utils.watching.undisturbed import InterferenceError, undisturbed
 from src.visualizations.figure_page import FigurePage
-from tests.watched_training import N_FROZEN, judge_model, planted_words, trained_judge, watcher
+from tests.tiny_models import tokenizer
+from tests.watched_training import (
+    MAX_LENGTH,
+    N_FROZEN,
+    judge_model,
+    judge_template,
+    planted_samples,
+    planted_words,
+    trained_judge,
+    watcher,
+)
 
 
 class HostilePicture:
@@ -31,6 +44,7 @@ class HostilePicture:
 
     name = "hostile"
     is_advanced = False
+    relative_budget = 1.0
 
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
@@ -75,7 +89,7 @@ def unwatched(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedModel:
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> tuple[PreTrainedModel, SafetyWatcher, Path]:
     folder = tmp_path_factory.mktemp("watched")
-    chosen = watcher(folder, interval=2)
+    chosen = watcher(folder, interval=2, run_advanced=True)
     model = trained_judge(judge_model(), folder / "work", [chosen])
     return model, chosen, folder / VISUALIZATIONS
 
@@ -162,6 +176,9 @@ def test_the_folder_holds_the_documents_names_and_nothing_else(watched: Any) -> 
         for index, label in enumerate(("safe", "safe", "unsafe", "unsafe"))
         for kind in ("tokens", "layers")
     }
+    pages |= {
+        f"epoch_{epoch}_{kind}.html" for epoch in (1, 2) for kind in ("circuit_comparison", "neuron_map", "circuits")
+    }
     records = {f"epoch_{epoch}_{what}" for epoch in (0, 1, 2) for what in ("metrics.json", "values.safetensors")}
     shared = {"training_progress.html", "training_progress.html.manifest.json", "index.html", "plotly.min.js"}
     assert {path.name for path in folder.iterdir()} == pages | records | shared
@@ -178,13 +195,67 @@ def test_records_say_what_was_measured_and_what_it_cost(watched: Any) -> None:
         assert record == chosen.records[number]
         assert (record.number, record.step) == (number, 4 * number) and record.is_visualised is (number > 0)
         assert record.metrics["n"] == 16 and 0 <= (record.metrics["auroc"] or 0) <= 1
-        assert [picture.name for picture in record.pictures] == ["token_attribution", "layer_activation"]
+        assert [picture.name for picture in record.pictures] == [
+            *("token_attribution", "layer_activation"),
+            *("circuit_comparison", "neuron_map", "circuits"),
+        ]
         assert all(picture.seconds > 0 and picture.peak_memory_bytes > 1e6 for picture in record.pictures)
         assert len(record.pictures[0].convergence) == 4
         assert ("eval_auroc" in record.trainer_metrics) is (number > 0)
         assert (record.training_loss is None) is (number == 0)
     assert chosen.records[2].pictures[1].facts["moved_frozen_layers"] == []
     assert chosen.records[2].pictures[1].facts["n_frozen"] == N_FROZEN + 1
+
+
+def test_the_comparison_is_drawn_always_and_the_advanced_pictures_where_they_are_asked_for(tmp_path: Path) -> None:
+    names = [picture.name for picture in watcher(tmp_path).pictures]
+    assert names == ["token_attribution", "layer_activation", "circuit_comparison"]
+    advanced = watcher(tmp_path, run_advanced=True)
+    assert [picture.name for picture in advanced.pictures] == [*names, "neuron_map", "circuits"]
+
+
+@pytest.mark.parametrize(
+    ("budget_seconds", "epoch_seconds", "expected"),
+    [
+        (2.0, 8.0, [2, 2, 3, 5, 7]),  # together 15 s
+        (20.0, 100.0, [20, 20, 10, 50 / 3, 70 / 3]),  # half an epoch between them
+        (20.0, 1.0, [20, 20, 3, 5, 7]),
+        (1.0, 0.0, [1, 1, 1.5, 2.5, 3.5]),
+        (0.0, 0.0, [0, 0, 0, 0, 0]),
+    ],
+)
+def test_costly_pictures_together_get_half_an_epoch_or_fifteen_seconds(
+    budget_seconds: float, epoch_seconds: float, expected: list[float], tmp_path: Path
+) -> None:
+    chosen = watcher(tmp_path, run_advanced=True, budget_seconds=budget_seconds)
+    found = [chosen.seconds_for(picture, epoch_seconds) for picture in chosen.pictures]
+    assert found == pytest.approx(expected)
+
+
+def test_records_hold_the_headline_numbers_of_the_causal_pictures(watched: Any) -> None:
+    _, chosen, _ = watched
+    comparison, neurons, circuits = (picture.facts for picture in chosen.records[2].pictures[2:])
+    assert neurons["rows"] == comparison["rows"] and "claimed" not in neurons, "too few rows to test any neuron"
+    assert {"learned_layers", "probe_auroc", "pairs", "gap", "divergence"} <= comparison.keys()
+    assert {"pairs", "has_gap", "gap", "change_since_start"} <= circuits.keys()
+    assert set(circuits["change_since_start"]) == {"total", "noise", "beyond_noise"}
+
+
+def test_statistics_are_whole_pairs_of_equal_length_and_then_single_samples() -> None:
+    pairs = planted_samples(24, seed=5)
+    alone = [replace(one, sample_id=f"x{one.sample_id}", pair_id=None) for one in planted_samples(24, seed=6)]
+    longer = [
+        replace(one, sample_id=f"l{one.sample_id}", pair_id=f"l{one.pair_id}", prompt=one.prompt + " so" * one.unsafe)
+        for one in planted_samples(8, seed=7)
+    ]
+    chosen = choose_probes([*alone, *longer, *pairs], tokenizer(), judge_template(), MAX_LENGTH, 32).statistics
+    samples = [probe.sample for probe in chosen]
+    assert len({sample.sample_id for sample in samples}) == len(samples) == 32
+    assert sum(sample.unsafe for sample in samples) == 16
+    whole = {pair for pair in {one.pair_id for one in pairs} if sum(one.pair_id == pair for one in samples) == 2}
+    assert whole == {one.pair_id for one in pairs}, "all 12 pairs that can be patched"
+    few = choose_probes([*alone, *longer, *pairs], tokenizer(), judge_template(), MAX_LENGTH, 8).statistics
+    assert len(few) == 8 and len({probe.sample.pair_id for probe in few}) == 4
 
 
 def test_frozen_layers_stay_at_exactly_zero_and_what_learns_does_not(watched: Any) -> None:
@@ -209,8 +280,11 @@ def test_a_frozen_layer_that_moves_is_reported(tmp_path: Path) -> None:
     assert "SOMETHING IS WRONG" in page
 
 
-def test_a_stopped_training_goes_on_with_its_baseline_and_earlier_pages(tmp_path: Path) -> None:
+def test_a_stopped_training_goes_on_with_its_baseline_and_earlier_pages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two epochs in one go and in two runs give the same records but for the seconds."""
+    monkeypatch.setattr(callback, "COSTLY_SECONDS", 600.0)  # nothing is cut, however busy the machine
 
     class StopAfterFirst(TrainerCallback):
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -5,13 +5,13 @@ The circuit is chosen on every second pair and measured on the others. What is d
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from src.utils.circuits.attribution import ALONG_THE_WAY, edge_attributions, exact_edge_effects, strongest_edges
+from src.utils.circuits.attribution import edge_attributions_at_turns, exact_edge_effects, strongest_edges
 from src.utils.circuits.contrast import ContrastPairs, MarginOf, has_gap, margins
 from src.utils.circuits.contrast_set import ContrastSet
 from src.utils.circuits.faithfulness import CircuitFaithfulness, circuit_change, circuit_faithfulness
@@ -21,14 +21,15 @@ from src.utils.sites import AnyModel, decoder_of
 from src.utils.watching.epoch_metrics import Unit
 from src.utils.watching.pictures import Budget, Measurement, Moment
 from src.utils.watching.probe_set import ProbeSet
-from src.visualizations.circuit_diagram import CircuitView, circuit_page
+from src.visualizations.circuit_diagram import ENOUGH, CircuitView, circuit_page
 from src.visualizations.figure_page import FigurePage
 
-SIZES = (16, 32, 64, 128, 256)
-MOST_PAIRS = 32  # one half chooses the circuit
+SIZES = (16, 32, 64, 96, 128, 256)
+MOST_DRAWN = 128  # edges; nobody could tell more apart
+LEAST_PAIRS, MOST_PAIRS = 4, 32  # one half chooses the circuit
 DRAWS = 19  # random circuits of a size; with fewer no p of 0.05 can be reached
-VERIFIED = 64  # edges measured exactly: those of the largest circuit that may be drawn
 MEASURED_PAIRS = 8  # on which circuits are measured
+FOR_ESTIMATES = 0.4  # of the budget; the rest measures
 NUMBERS_AT_ONCE = 2**27  # of what all writers of a batch write, half a gigabyte in float32
 
 
@@ -40,6 +41,7 @@ class CircuitDiagramPicture:
     unit: Unit = "epoch"
     name: str = "circuits"
     is_advanced: bool = True
+    relative_budget: float = 3.5
 
     def file_names(self, number: int) -> list[str]:
         return [f"{self.unit}_{number}_circuits.html"]
@@ -47,32 +49,30 @@ class CircuitDiagramPicture:
     def measure(self, moment: Moment, budget: Budget, baseline: Measurement | None) -> Measurement:
         model, contrast = moment.model, self.contrast
         graph, margin_of = Graph.of(model), contrast.margin(model)
-        sizes: dict[str, Any] = {"sizes": [graph.n_layers, graph.n_heads, graph.n_kv_heads]}
-        found: dict[str, np.ndarray] = {}
+        facts: dict[str, Any] = {"sizes": [graph.n_layers, graph.n_heads, graph.n_kv_heads], "has_gap": False}
         pairs = contrast.pairs.part(slice(0, MOST_PAIRS))
-        if len(pairs) < 4:
-            return Measurement(found, sizes | {"has_gap": False, "pairs": len(pairs)})
-        effects, margin, note = attribute_within(model, margin_of, graph, pairs, Budget(budget.left / 2))
-        found["halves"] = np.stack([effects[0::2].mean(axis=0), effects[1::2].mean(axis=0)])
-        facts: dict[str, Any] = sizes | {"pairs": len(effects), "has_gap": has_gap(*margin)}
+        if len(pairs) < LEAST_PAIRS:
+            return Measurement({}, facts | {"pairs": len(pairs)})
+        effects, margin, note = attribute_within(model, margin_of, graph, pairs, Budget(FOR_ESTIMATES * budget.left))
+        values = {"halves": np.stack([effects[0::2].mean(axis=0), effects[1::2].mean(axis=0)])}
+        facts |= {"pairs": len(effects), "has_gap": has_gap(*margin), "gap": float(np.mean(margin[1] - margin[0]))}
+        if baseline is not None and "halves" in baseline.values:
+            change = circuit_change(values["halves"], baseline.values["halves"])
+            facts["change_since_start"] = None if change is None else asdict(change)
         if not facts["has_gap"] or not moment.number:
-            return Measurement(found, facts, sub_sampled=note)
-        ranked = strongest_edges(found["halves"][0], graph, max(SIZES))
+            return Measurement(values, facts, sub_sampled=note)
+        ranked = strongest_edges(values["halves"][0], graph, max(SIZES))
         rows = np.arange(1, len(effects), 2)[: pairs_at_once(model, graph, pairs, MEASURED_PAIRS)]
-        others = pairs_of(pairs, rows)
-        count, draws, cut = affordable(model, margin_of, graph, others, ranked, budget)
-        exact = exact_edge_effects(model, margin_of, graph, others, ranked[:count])
-        faithful = circuit_faithfulness(model, margin_of, graph, others, ranked, sizes_for(ranked), draws)
-        found |= {
-            "ranked": np.array(ranked, dtype=np.int32).reshape(-1, 2),
-            "exact": exact.mean(axis=1),
-            "estimated": effects[rows].mean(axis=0)[tuple(np.array(ranked[:count], dtype=int).reshape(-1, 2).T)],
-            "faithful": faithful.found,
-            "random": faithful.random,
-        }
-        facts["circuit_sizes"] = list(faithful.sizes)
-        facts["gap"] = float(np.mean((margin[1] - margin[0])[rows]))
-        return Measurement(found, facts, sub_sampled="; ".join(filter(None, (note, cut))) or None)
+        faithful, exact, cut = verify_within(model, margin_of, graph, pairs_of(pairs, rows), ranked, budget)
+        edges = np.array(ranked, dtype=np.int32).reshape(-1, 2)
+        view = CircuitView(
+            ranked, exact, effects[rows].mean(axis=0)[tuple(edges[: len(exact)].T)], faithful,
+            float(np.mean((margin[1] - margin[0])[rows])),
+        )  # fmt: skip
+        values |= {"ranked": edges, "exact": view.exact, "estimated": view.estimated}
+        values |= {"faithful": faithful.found, "random": faithful.random}
+        notes = "; ".join(filter(None, (note, cut))) or None
+        return Measurement(values, facts | headline(view) | {"measured_gap": view.gap}, sub_sampled=notes)
 
     def shared(self, history: Mapping[int, Measurement]) -> Mapping[str, float]:
         return {}
@@ -89,25 +89,40 @@ class CircuitDiagramPicture:
             values = found.values
             ranked = [(int(reader), int(writer)) for reader, writer in values["ranked"]]
             faithful = CircuitFaithfulness(tuple(facts["circuit_sizes"]), values["faithful"], values["random"])
-            view = CircuitView(ranked, values["exact"], values["estimated"], faithful, facts["gap"])
+            view = CircuitView(ranked, values["exact"], values["estimated"], faithful, facts["measured_gap"])
         moment = f"{self.unit.capitalize()} {number}"
         since = None if change is None else (f"{self.unit} {earlier}", change)
-        name = self.file_names(number)[0]
-        return [circuit_page(name, moment, Graph(*facts["sizes"]), view, facts["pairs"], since, found.sub_sampled)]
+        return [
+            circuit_page(
+                self.file_names(number)[0], moment, Graph(*facts["sizes"]), view, facts["pairs"], since,
+                found.sub_sampled, self.contrast.words,
+            )
+        ]  # fmt: skip
+
+
+def headline(view: CircuitView) -> dict[str, Any]:
+    """What the record of a moment says of a circuit; null where nothing was measured."""
+    best = np.fmax.reduce(view.faithful.random, axis=1, initial=-np.inf)
+    correlation = view.rank_correlation
+    return {
+        "circuit_sizes": list(view.faithful.sizes),
+        "faithfulness": view.faithful.found.tolist(),
+        "best_random": [float(one) if np.isfinite(one) else None for one in best],
+        "p": [float(p) if drawn else None for p, drawn in zip(view.faithful.p, view.faithful.drawn, strict=True)],
+        "drawn_edges": view.drawn_size,
+        "rank_correlation": float(correlation) if np.isfinite(correlation) else None,
+    }
 
 
 def attribute_within(
     model: AnyModel, margin_of: MarginOf, graph: Graph, pairs: ContrastPairs, budget: Budget
 ) -> tuple[Float[np.ndarray, "pairs readers writers"], tuple[np.ndarray, np.ndarray], str | None]:
-    """Attribute batch after batch, at least one; also the margins of the safe and the unsafe of the pairs done."""
-    size = pairs_at_once(model, graph, pairs, 16)
-    parts, total, device = [], len(pairs), decoder_of(model).device
-    for start in range(0, total, size):
-        began = time.perf_counter()
-        parts.append(edge_attributions(model, margin_of, graph, pairs.part(slice(start, start + size)), ALONG_THE_WAY))
-        done = start + size
-        if done >= 4 and time.perf_counter() - began > budget.left:
-            break
+    """Attribute batch after batch; also the margins of the safe and the unsafe of the pairs done."""
+    most, total, device = pairs_at_once(model, graph, pairs, 16), len(pairs), decoder_of(model).device
+    parts = [
+        edge_attributions_at_turns(model, margin_of, graph, pairs.part(batch))
+        for batch in budget.slices(total, LEAST_PAIRS, most)
+    ]
     effects = np.concatenate(parts)
     own = pairs.part(slice(0, len(effects))).to(device)
     found = margins(margin_of, own.safe, own.mask), margins(margin_of, own.unsafe, own.mask)
@@ -120,23 +135,46 @@ def sizes_for(ranked: Sequence[tuple[int, int]]) -> tuple[int, ...]:
     return tuple(size for size in SIZES if size <= len(ranked)) or (len(ranked),)
 
 
-def affordable(
+def verify_within(
     model: AnyModel,
     margin_of: MarginOf,
     graph: Graph,
     pairs: ContrastPairs,
     ranked: Sequence[tuple[int, int]],
     budget: Budget,
-) -> tuple[int, int, str | None]:
-    """How many edges can be measured, and how many random circuits of each size, in what is left of the budget."""
+) -> tuple[CircuitFaithfulness, Float[np.ndarray, " verified"], str | None]:
+    """Faithfulness of all sizes, random circuits, and exact effects of the edges that may be drawn.
+
+    The size that may be drawn (the smallest that keeps `ENOUGH`, else the largest up to `MOST_DRAWN`) gets its random
+    circuits first, then its edges are measured, then other sizes get theirs, as far as the budget goes.
+    """
     began = time.perf_counter()
-    circuit_faithfulness(model, margin_of, graph, pairs, ranked, sizes_for(ranked)[:1], draws=1)
-    each = (time.perf_counter() - began) / 4
-    passes = budget.left / each - VERIFIED / 3  # one edge is measured in a third of the time of a circuit
-    draws = int(np.clip(passes / len(SIZES) - 1, 1, DRAWS))
-    count = VERIFIED if draws > 1 else SIZES[0]
-    cut = f"Over its budget of {budget.seconds:g} s ({draws} of {DRAWS} random circuits)" if draws < DRAWS else None
-    return min(count, len(ranked)), draws, cut
+    faithful = circuit_faithfulness(model, margin_of, graph, pairs, ranked, sizes_for(ranked), draws=0)
+    each = (time.perf_counter() - began) / (len(faithful.sizes) + 2)  # passes: a circuit each, both prompts
+    drawable = [at for at, size in enumerate(faithful.sizes) if size <= MOST_DRAWN] or [0]
+    chosen = faithful.sizes[next((at for at in drawable if faithful.found[at] >= ENOUGH), drawable[-1])]
+
+    def with_draws(size: int, draws: int) -> CircuitFaithfulness:
+        return circuit_faithfulness(model, margin_of, graph, pairs, ranked, (size,), draws)
+
+    draws = int(np.clip(budget.left / each - 3, 1, DRAWS))
+    faithful = faithful.with_random(with_draws(chosen, draws))
+    count = int(np.clip(2 * budget.left / each, SIZES[0], chosen))  # of one edge little more than half a pass is used
+    exact = exact_edge_effects(model, margin_of, graph, pairs, ranked[:count]).mean(axis=1)
+    others = [size for size in faithful.sizes if size != chosen]
+    done = 0
+    for size in others:
+        if budget.left < 1.2 * (DRAWS + 3) * each:
+            break
+        faithful = faithful.with_random(with_draws(size, DRAWS))
+        done += 1
+    cuts = [
+        f"{draws} of {DRAWS} random circuits" if draws < DRAWS else "",
+        f"{count} of {chosen} edges measured" if count < min(chosen, len(ranked)) else "",
+        f"random circuits of {done + 1} of {len(others) + 1} sizes" if done < len(others) else "",
+    ]
+    told = ", ".join(filter(None, cuts))
+    return faithful, exact, f"Over its budget of {budget.seconds:g} s, sub-sampled ({told})" if told else None
 
 
 def pairs_at_once(model: AnyModel, graph: Graph, pairs: ContrastPairs, most: int) -> int:

@@ -1,6 +1,5 @@
 """`epoch_{N}_circuit_comparison.html`: where safe and unsafe part, by probes and by patching; see `circuit_figures`."""
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,7 @@ from src.utils.watching.probe_set import ProbeSet
 from src.visualizations.circuit_figures import comparison_page
 from src.visualizations.figure_page import FigurePage
 
-PAIRS_AT_ONCE = 8
+LEAST_PAIRS, PAIRS_AT_ONCE = 4, 16
 PROBES = ("auroc", "null", "p", "before", "excess", "scores")
 
 
@@ -32,6 +31,7 @@ class CircuitComparisonPicture:
     unit: Unit = "epoch"
     name: str = "circuit_comparison"
     is_advanced: bool = False
+    relative_budget: float = 1.5
 
     def file_names(self, number: int) -> list[str]:
         return [f"{self.unit}_{number}_circuit_comparison.html"]
@@ -47,11 +47,13 @@ class CircuitComparisonPicture:
         probes = probe_layers(np.concatenate(parts, axis=1), contrast.unsafe, contrast.groups, reference)
         values = {} if probes is None else {f"probe/{name}": getattr(probes, name) for name in PROBES}
         patching, note = patch_within(moment.model, contrast, budget)
-        facts: dict[str, Any] = {"n_frozen": count_frozen(moment.model), "pairs": len(contrast.pairs)}
+        facts: dict[str, Any] = {"n_frozen": count_frozen(moment.model), "rows": len(ids), "pairs": 0}
         if probes is not None:
             facts["learned_layers"] = np.flatnonzero(probes.is_learned).tolist()
+            facts["probe_auroc"] = probes.auroc[:, 0].tolist()
         if patching is not None:
             values |= arrays_of(patching)
+            facts |= {"pairs": len(patching.safe), "gap": float(np.mean(patching.unsafe - patching.safe))}
             found = divergence_layer(patching)
             facts["divergence"] = None if found is None else [found.layer, found.low, found.high]
         return Measurement(values, facts, sub_sampled=note)
@@ -71,22 +73,20 @@ class CircuitComparisonPicture:
                 patching_of(found.values),
                 n_frozen,
                 found.sub_sampled,
+                self.contrast.words,
             )
         ]
 
 
 def patch_within(model: AnyModel, contrast: ContrastSet, budget: Budget) -> tuple[LayerPatching | None, str | None]:
-    """Patch batch after batch of pairs until the budget would not hold another; at least one. None without pairs."""
-    total, parts = len(contrast.pairs), []
-    for start in range(0, total, PAIRS_AT_ONCE):
-        began = time.perf_counter()
-        batch = contrast.pairs.part(slice(start, start + PAIRS_AT_ONCE))
-        parts.append(patch_layers(model, contrast.margin(model), batch))
-        if time.perf_counter() - began > budget.left:
-            break
+    """Patch batch after batch of pairs as the budget holds them, at least `LEAST_PAIRS`. None without pairs."""
+    total, done = len(contrast.pairs), 0
+    parts = []
+    for batch in budget.slices(total, LEAST_PAIRS, PAIRS_AT_ONCE):
+        parts.append(patch_layers(model, contrast.margin(model), contrast.pairs.part(batch)))
+        done = batch.stop
     if not parts:
         return None, None
-    done = min(total, len(parts) * PAIRS_AT_ONCE)
     note = f"Over its budget of {budget.seconds:g} s, sub-sampled ({done} of {total} pairs)" if done < total else None
     return joined(parts), note
 

@@ -19,6 +19,19 @@ from src.utils.safety_judge.scoring import EncodedPrompt, last_real_positions, p
 # margins in logits of right-padded ids and their attention mask, with their graph
 MarginOf = Callable[[Int[Tensor, "batch seq"], Int[Tensor, "batch seq"]], Float[Tensor, " batch"]]
 
+
+@dataclass(frozen=True)
+class ContrastWords:
+    """What pages call the two classes, `high` where `unsafe` is true, what is classed, and the untrained model."""
+
+    low: str
+    high: str
+    item: str
+
+
+SAFETY = ContrastWords("safe", "unsafe", "prompt")
+
+
 GAP_ALPHA = 0.001  # of the test below; everything causal rests on it
 
 

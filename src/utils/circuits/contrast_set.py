@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from src.utils.circuits.contrast import ContrastPairs, MarginOf, contrast_pairs
+from src.utils.circuits.contrast import SAFETY, ContrastPairs, ContrastWords, MarginOf, contrast_pairs
 from src.utils.safety_judge.samples import labels
 from src.utils.safety_judge.scoring import EncodedPrompt, JudgeTemplate, forward_margins, pad_right
 from src.utils.sites import AnyModel
@@ -18,7 +18,10 @@ ROWS_AT_ONCE = 32
 
 @dataclass(frozen=True, eq=False)
 class ContrastSet:
-    """`rows` with their labels and groups (pairs, which stay whole), `pairs`, and what the margin of a model is."""
+    """`rows` with their labels and groups (pairs, which stay whole), `pairs`, and what the margin of a model is.
+
+    `words` are those of the pages.
+    """
 
     rows: tuple[EncodedPrompt, ...]
     unsafe: Bool[np.ndarray, " rows"]
@@ -26,6 +29,7 @@ class ContrastSet:
     pairs: ContrastPairs
     pad_id: int
     margin: Callable[[AnyModel], MarginOf]
+    words: ContrastWords = SAFETY
 
     @classmethod
     def of_judge(cls, probes: ProbeSet, template: JudgeTemplate) -> "ContrastSet":

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from src.utils.circuits.attribution import only
 from src.utils.circuits.contrast import ContrastPairs, MarginOf
@@ -20,9 +20,10 @@ from src.utils.sites import AnyModel, decoder_of
 
 @dataclass(frozen=True, eq=False)
 class CircuitFaithfulness:
-    """Circuits of the strongest edges in several sizes; `random` has a row for each random circuit of a size.
+    """Circuits of the strongest edges in several sizes; `random` has a row of random circuits for each size.
 
-    `p` is the share of random circuits that are at least as faithful, the circuit counted in.
+    NaN in `random` are random circuits that were not measured. `p` is the share of those measured that are at least as
+    faithful, the circuit counted in.
     """
 
     sizes: tuple[int, ...]
@@ -31,7 +32,20 @@ class CircuitFaithfulness:
 
     @property
     def p(self) -> Float[np.ndarray, " sizes"]:
-        return (1 + (self.random >= self.found[:, None]).sum(axis=1)) / (1 + self.random.shape[1])
+        return (1 + (self.random >= self.found[:, None]).sum(axis=1)) / (1 + self.drawn)
+
+    @property
+    def drawn(self) -> Int[np.ndarray, " sizes"]:
+        """How many random circuits of each size were measured."""
+        return np.isfinite(self.random).sum(axis=1)
+
+    def with_random(self, other: "CircuitFaithfulness") -> "CircuitFaithfulness":
+        """With the random circuits of another measurement of some of these sizes."""
+        random = np.full((len(self.sizes), max(self.random.shape[1], other.random.shape[1])), np.nan)
+        random[:, : self.random.shape[1]] = self.random
+        for size, drawn in zip(other.sizes, other.random, strict=True):
+            random[self.sizes.index(size), : len(drawn)] = drawn
+        return CircuitFaithfulness(self.sizes, self.found, random)
 
 
 def circuit_faithfulness(

@@ -1,4 +1,4 @@
-"""`epoch_{N}_neuron_map.html`: which neurons tell the classes apart, and what they do; see `circuit_figures`."""
+"""`epoch_{N}_neuron_map.html`: which neurons tell the classes apart, and what they do; see `circuit_neurons`."""
 
 import time
 from collections.abc import Mapping
@@ -10,20 +10,20 @@ from jaxtyping import Float, Float32
 
 from src.utils.circuits.contrast_set import ContrastSet
 from src.utils.circuits.neuron_ablation import MODES, Ablation, Neurons, ablate_neurons, matched_neurons
-from src.utils.circuits.neurons import NeuronTable, neuron_activations, neuron_table
+from src.utils.circuits.neurons import ALPHA, NeuronTable, neuron_activations, neuron_table
 from src.utils.safety_judge.scoring import JudgeTemplate, pad_right
 from src.utils.sites import AnyModel
 from src.utils.watching.epoch_metrics import Unit
 from src.utils.watching.layer_activation import count_frozen
 from src.utils.watching.pictures import Budget, Measurement, Moment
 from src.utils.watching.probe_set import ProbeSet
-from src.visualizations.circuit_figures import neuron_page
+from src.visualizations.circuit_neurons import neuron_page
 from src.visualizations.figure_page import FigurePage
 
 TOP = 8
 RANDOM_SETS = 19  # with fewer no p of 0.05 can be reached
 ABLATED_A_CLASS = 32  # rows on which ablation is measured
-TABLE = ("auroc", "q", "halves", "replicates", "excess", "excess_q")
+TABLE = ("auroc", "q", "halves", "replicates", "excess", "excess_q", "distance")
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class NeuronMapPicture:
     unit: Unit = "epoch"
     name: str = "neuron_map"
     is_advanced: bool = True
+    relative_budget: float = 2.5
 
     def file_names(self, number: int) -> list[str]:
         return [f"{self.unit}_{number}_neuron_map.html"]
@@ -49,11 +50,19 @@ class NeuronMapPicture:
         if table is not None:
             values |= {f"table/{name}": np.asarray(getattr(table, name), dtype=np.float32) for name in TABLE}
             chosen = table.top(TOP)
-            facts |= {"claimed": int(table.is_claimed.sum()), "top": [list(one) for one in chosen]}
+            facts |= {
+                "neurons": table.auroc.size,
+                "corrected": int((table.q <= ALPHA).sum()),
+                "replicated": int(table.separates.sum()),
+                "claimed": int(table.is_claimed.sum()),
+                "claimed_by_block": table.is_claimed.sum(axis=1).tolist(),
+                "top": [list(one) for one in chosen],
+            }
             if chosen and moment.number:
                 found, note = ablate_within(moment.model, contrast, activations, chosen, budget)
                 values |= {f"ablation/{one.mode}": one.random_drops for one in found}
                 facts["ablation"] = {one.mode: [one.separation, one.drop] for one in found}
+                facts["ablation_p"] = {one.mode: one.p for one in found}
         return Measurement(values, facts, sub_sampled=note)
 
     def activations(self, model: AnyModel) -> Float32[np.ndarray, "layers rows neurons"]:
@@ -85,6 +94,7 @@ class NeuronMapPicture:
                 ablations,
                 facts["n_frozen"],
                 found.sub_sampled,
+                self.contrast.words,
             )
         ]
 

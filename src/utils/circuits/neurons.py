@@ -31,7 +31,7 @@ class NeuronTable:
     `q` is Benjamini-Hochberg over all neurons of all layers. `halves` are the AUROCs in two halves of the groups,
     `replicates` is said by `replication`.
     `excess` is |AUROC - 0.5| minus the same before training, `excess_q` its one-sided q (DeLong et al. 1988); both NaN
-    without a reference.
+    without a reference. `distance` is the absolute difference of the classes' means in their pooled standard deviation.
     """
 
     auroc: Float[np.ndarray, "layers neurons"]
@@ -40,6 +40,7 @@ class NeuronTable:
     replicates: Bool[np.ndarray, "layers neurons"]
     excess: Float[np.ndarray, "layers neurons"]
     excess_q: Float[np.ndarray, "layers neurons"]
+    distance: Float[np.ndarray, "layers neurons"]
 
     @property
     def separates(self) -> Bool[np.ndarray, "layers neurons"]:
@@ -52,9 +53,9 @@ class NeuronTable:
         return self.separates & (np.isnan(self.excess) | ((self.excess > 0) & (self.excess_q <= ALPHA)))
 
     def top(self, count: int) -> list[tuple[int, int]]:
-        """(layer, neuron) of the claimed ones that separate best, at most `count`."""
+        """(layer, neuron) of the claimed ones that separate best, at most `count`; of equal AUROC the most distant."""
         strength = np.where(self.is_claimed, np.abs(self.auroc - 0.5), -1.0).ravel()
-        order = np.argsort(-strength, kind="stable")[:count]
+        order = np.lexsort((-self.distance.ravel(), -strength))[:count]
         width = self.auroc.shape[1]
         return [(int(at // width), int(at % width)) for at in order if strength[at] >= 0]
 
@@ -93,6 +94,7 @@ def neuron_table(
         replicates.reshape(shape),
         excess.reshape(shape),
         excess_q.reshape(shape),
+        class_distance(flat, unsafe).reshape(shape),
     )
 
 
@@ -114,6 +116,16 @@ def separation(values: Float[np.ndarray, "rows neurons"], unsafe: Bool[np.ndarra
         found = mannwhitneyu(values[unsafe], values[~unsafe], axis=0, method="asymptotic")
     auroc = found.statistic / (unsafe.sum() * (~unsafe).sum())
     return auroc, np.nan_to_num(found.pvalue, nan=1.0)
+
+
+def class_distance(
+    values: Float[np.ndarray, "rows neurons"], unsafe: Bool[np.ndarray, " rows"]
+) -> Float[np.ndarray, " neurons"]:
+    """Cohen's d without its sign; infinite where a neuron varies between the classes only, 0 where it does not vary."""
+    one, other = values[unsafe], values[~unsafe]
+    apart = np.abs(one.mean(axis=0) - other.mean(axis=0))
+    spread = np.sqrt((one.var(axis=0, ddof=1) + other.var(axis=0, ddof=1)) / 2)
+    return np.divide(apart, spread, out=np.where(apart > 0, np.inf, 0.0), where=spread > 0)
 
 
 def excess_separation(

@@ -51,6 +51,9 @@ class WatchingConfig(Section):
     visualize_during_training: bool = Field(False, description="pictures of what the judge does while it learns")
     visualization_interval: int = Field(3, ge=1, description="epochs: pictures at 1, at its multiples and at the last")
     run_advanced_mi: bool = Field(False, description="neurons and circuits too")
+    visualization_budget: float = Field(
+        2.0, gt=0, description="seconds for a plain picture of an epoch; others in proportion"
+    )
 
 
 class EvaluationConfig(Section):

@@ -28,6 +28,7 @@ from src.visualizations.figure_page import FigurePage
 from src.visualizations.training_figures import placeholder_page
 
 VISUALIZATIONS = "training_visualizations"
+COSTLY_SHARE, COSTLY_SECONDS = 0.5, 15.0  # costly pictures together: of the training since the last moment, or so long
 log = logging.getLogger(__name__)
 
 Losses = Sequence[tuple[int, float]]  # optimiser step, training loss
@@ -39,8 +40,9 @@ class Watcher(TrainerCallback):
     """Watches one training; epochs get statistics each, steps only where pictures are due.
 
     `statistics` measures numbers of the moment, `draw_progress` makes of all records and losses the page that is
-    written anew each time. `budget_seconds` is for each picture. A folder that cannot be written to raises `UserError`
-    here, before anything is trained.
+    written anew each time. `budget_seconds` is for each picture, times its `relative_budget`; costly ones together get
+    no more than the larger of half an epoch and 15 s. A folder that cannot be written to raises `UserError` here,
+    before anything is trained.
     """
 
     def __init__(
@@ -146,7 +148,7 @@ class Watcher(TrainerCallback):
             with undisturbed(model):
                 metrics, failure = self.measure_statistics(moment)
                 drawn = (
-                    [self.take(picture, moment, training_peak) for picture in self.pictures]
+                    [self.take(picture, moment, training_peak, training_seconds) for picture in self.pictures]
                     if is_visualised or not number
                     else []
                 )
@@ -176,9 +178,18 @@ class Watcher(TrainerCallback):
         except Exception as error:
             return {}, reason_of(error)
 
-    def take(self, picture: Picture, moment: Moment, training_peak: int) -> PictureRecord:
+    def seconds_for(self, picture: Picture, training_seconds: float) -> float:
+        """What a picture may take, where the training since the moment before took so long."""
+        seconds = picture.relative_budget * self.budget_seconds
+        if picture.relative_budget <= 1:
+            return seconds
+        together = self.budget_seconds * sum(one.relative_budget for one in self.pictures if one.relative_budget > 1)
+        return seconds * min(1.0, max(COSTLY_SHARE * training_seconds, COSTLY_SECONDS) / max(together, 1e-9))
+
+    def take(self, picture: Picture, moment: Moment, training_peak: int, training_seconds: float) -> PictureRecord:
         """Measure and draw one picture, with what it cost; a failure is drawn in its place."""
-        budget, memory = Budget(self.budget_seconds), MemoryPeak(training_peak)
+        budget = Budget(self.seconds_for(picture, training_seconds))
+        memory = MemoryPeak(training_peak)
         history = self.measured[picture.name]
         pages: list[FigurePage] = []
         failure = None

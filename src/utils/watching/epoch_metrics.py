@@ -1,6 +1,20 @@
 """The record of one watched moment, `epoch_{N}_metrics.json` (`step_{N}_metrics.json` where steps are watched).
 
 Record 0 is the baseline, measured before training. A share or score that could not be measured is null, never 0.
+
+The headline numbers of a picture are its `facts`; logits are of the margin, layers those of `hidden_states`:
+
+* circuit_comparison: `rows` probed; `probe_auroc` held out, by layer; `learned_layers` beat shuffled labels and what
+  they said before training; `pairs` patched; `gap`, the mean margin of the unsafe minus that of the safe of a pair;
+  `divergence`, the layer with its 95% interval, null if none was found.
+* neuron_map: `neurons` tested; how many are `corrected` (survive correction), `replicated` as well, and `claimed`
+  (also above before training), `claimed_by_block`; `top`, the [block, neuron] ablated; `ablation` by kind, the classes'
+  separation and what ablation takes of it, in logits, and `ablation_p` beside matched random neurons.
+* circuits: `pairs`, `gap` and whether it is more than chance (`has_gap`); for each of `circuit_sizes` its
+  `faithfulness` (the share of the gap kept), the `best_random` circuit's and `p`, null where none was run;
+  `drawn_edges`, null if no circuit was found; `rank_correlation` of estimated with exact effects; `change_since_start`,
+  how far all edges' effects moved since record 0 as a share of their length (`total`), the noise of repeated extraction
+  (`noise`), and the share of the squared change that exceeds it (`beyond_noise`).
 """
 
 from pathlib import Path
@@ -51,7 +65,7 @@ class PictureRecord(Record):
     memory_raised_bytes: int = Field(description="by how much the picture raised the peak that training had reached")
     sub_sampled: str | None = Field(None, description="what the budget cut; null if nothing")
     failure: str | None = Field(None, description="why a page with this reason stands in its place; null if drawn")
-    facts: dict[str, JsonValue] = Field(default_factory=dict)
+    facts: dict[str, JsonValue] = Field(default_factory=dict, description="headline numbers; see this module")
     convergence: list[Convergence] = Field(default_factory=list)
 
 

@@ -28,7 +28,7 @@ from src.utils.steering_vectors import SteeringVector
 from src.utils.watching.adapter_path import AdapterPoint, adapter_point, local_cosine, update_norm
 from src.utils.watching.callback import VISUALIZATIONS, Watcher
 from src.utils.watching.epoch_metrics import save_metrics
-from src.utils.watching.pictures import Budget, Moment
+from src.utils.watching.pictures import BUDGET_SECONDS, Budget, Moment, Picture
 from src.utils.watching.schedule import Schedule
 from src.visualizations.persona_progress_figures import persona_progress_page
 
@@ -99,8 +99,9 @@ class PersonaWatcher(Watcher):
 
     Answers are drawn as in the study (`sampling`), with the same noise at every step, and scored by `judge`. Without a
     `direction` or an adapter (full fine-tuning) the panels of those stay empty. Where one moment takes longer than
-    `budget_seconds`, later ones ask fewer questions of each dimension (`n` says how many). A folder that cannot be
-    written to raises `UserError`.
+    `budget_seconds`, later ones ask fewer questions of each dimension (`n` says how many). `pictures` are drawn at each
+    watched step, `picture_seconds` as the watcher's `budget_seconds`. A folder that cannot be written to raises
+    `UserError`.
     """
 
     def __init__(
@@ -119,17 +120,20 @@ class PersonaWatcher(Watcher):
         em_threshold: float = 70.0,
         coherence_threshold: float = 50.0,
         budget_seconds: float = 10.0,
+        pictures: Sequence[Picture] = (),
+        picture_seconds: float = BUDGET_SECONDS,
     ) -> None:
         super().__init__(
             output_dir / VISUALIZATIONS,
             Schedule("step", interval),
-            [],
+            pictures,
             self.measure_persona,
             persona_progress_page,
-            budget_seconds,
+            picture_seconds,
             provenance,
             command,
         )
+        self.questions_seconds = budget_seconds
         self.tokenizer, self.judge, self.direction, self.sampling = tokenizer, judge, direction, sampling
         self.questions = list(questions)
         self.batch_size = batch_size
@@ -138,7 +142,7 @@ class PersonaWatcher(Watcher):
         self.path: list[tuple[int, AdapterPoint]] = []  # the last three watched steps
 
     def measure_persona(self, moment: Moment) -> dict[str, float | None]:
-        budget = Budget(self.budget_seconds)
+        budget = Budget(self.questions_seconds)
         prompts = [
             Prompt(question.prompt_id, 0, tuple(prompt_ids(self.tokenizer, question.question)))
             for question in self.questions

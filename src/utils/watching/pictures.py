@@ -5,7 +5,7 @@ where all share one range of colours. When this happens, and what becomes of a f
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -15,6 +15,8 @@ from pydantic import JsonValue
 from src.utils.sites import AnyModel
 from src.utils.watching.epoch_metrics import Convergence, Unit
 from src.visualizations.figure_page import FigurePage
+
+BUDGET_SECONDS = 2.0  # for one that asks for a pass or two
 
 
 class Budget:
@@ -35,6 +37,19 @@ class Budget:
     def share(self, parts: int) -> "Budget":
         """One of so many equal parts of what is left, its clock started now."""
         return Budget(self.left / parts)
+
+    def slices(self, total: int, least: int, most: int) -> Iterator[slice]:
+        """Batches of `total` things: at least `least` of them, then as many at once as what is left would hold.
+
+        No batch has more than `most`. What is done between two of them is what a batch takes.
+        """
+        start, size = 0, min(least, most)
+        while start < total and size > 0:
+            began, stop = time.perf_counter(), min(total, start + size)
+            yield slice(start, stop)
+            each = (time.perf_counter() - began) / (stop - start)
+            start = stop
+            size = max(min(most, int(self.left / max(each, 1e-9))), min(most, least - start))
 
 
 @dataclass(frozen=True)
@@ -68,6 +83,11 @@ class Picture(Protocol):
 
     @property
     def is_advanced(self) -> bool: ...
+
+    @property
+    def relative_budget(self) -> float:
+        """Its seconds, as a multiple of those of a picture that asks for a pass or two; over 1 it is a costly one."""
+        ...
 
     def file_names(self, number: int) -> list[str]:
         """The pages of one moment; where drawing fails, a page with the reason stands under each of these names."""

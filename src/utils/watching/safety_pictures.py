@@ -36,7 +36,8 @@ from src.utils.watching.token_attribution import (
 )
 from src.visualizations.figure_page import FigurePage
 from src.visualizations.layer_figures import layer_page
-from src.visualizations.training_figures import LABEL_COLOURS, SampleView, token_page
+from src.visualizations.palette import LABEL_COLOURS
+from src.visualizations.training_figures import SampleView, token_page
 
 CURVES = ("counts", "removed", "kept", "random_removed", "random_kept")
 BATCH = 16  # samples of the statistics at once; the same batches each time, so that frozen layers repeat to the bit
@@ -63,6 +64,7 @@ class TokenAttributionPicture:
     template: JudgeTemplate
     name: str = "token_attribution"
     is_advanced: bool = False
+    relative_budget: float = 1.0
 
     def file_names(self, number: int) -> list[str]:
         return [page_name(number, index, probe, "tokens") for index, probe in enumerate(self.probes.shown)]
@@ -146,6 +148,7 @@ class LayerActivationPicture:
     template: JudgeTemplate
     name: str = "layer_activation"
     is_advanced: bool = False
+    relative_budget: float = 1.0
 
     def file_names(self, number: int) -> list[str]:
         return [page_name(number, index, probe, "layers") for index, probe in enumerate(self.probes.shown)]

@@ -13,25 +13,33 @@ import numpy as np
 from jaxtyping import Bool, Float
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from src.utils.circuits.circuit_picture import circuit_picture
+from src.utils.circuits.comparison_picture import comparison_picture
+from src.utils.circuits.neuron_picture import neuron_picture
 from src.utils.manifests import Provenance
 from src.utils.safety_judge.metrics import judge_metrics
 from src.utils.safety_judge.samples import SafetySample, labels
 from src.utils.safety_judge.scoring import JudgeTemplate, score
 from src.utils.watching.callback import VISUALIZATIONS, Watcher
-from src.utils.watching.pictures import Moment, Picture
+from src.utils.watching.pictures import BUDGET_SECONDS, Moment, Picture
 from src.utils.watching.probe_set import ProbeSet, choose_probes
 from src.utils.watching.safety_pictures import LayerActivationPicture, TokenAttributionPicture
 from src.utils.watching.schedule import Schedule
 from src.visualizations.progress_figures import judge_progress_page
 
 STATISTICS_SAMPLES = 128  # half of each class; with fewer in the validation split, as many as there are
-BUDGET_SECONDS = 2.0  # a picture
 BATCH_SIZE = 64
 MARGIN_QUANTILES = (0.1, 0.5, 0.9)
 
-# what draws a picture, by the fixed samples and the template: the next ones are added here
+# what draws a picture, by the fixed samples and the template
 MakePicture = Callable[[ProbeSet, JudgeTemplate], Picture]
-PICTURES: tuple[MakePicture, ...] = (TokenAttributionPicture, LayerActivationPicture)
+PICTURES: tuple[MakePicture, ...] = (
+    TokenAttributionPicture,
+    LayerActivationPicture,
+    comparison_picture,
+    neuron_picture,
+    circuit_picture,
+)
 
 
 class SafetyWatcher(Watcher):

@@ -238,11 +238,14 @@ def removal_curves(
     def margins(chosen: Sequence[Int[np.ndarray, " tokens"]]) -> Float[np.ndarray, "2 orders k"]:
         """Margins of removing the first k tokens of each order, and of keeping them alone."""
         is_first = np.stack([first_of(order, count) for order in chosen for count in counts])
-        removes = torch.from_numpy(np.concatenate([is_first, ~is_first])).to(ids.device)
+        # orders share inputs: all of them where everything goes, many where a token or two do
+        different, place = np.unique(np.concatenate([is_first, ~is_first]), axis=0, return_inverse=True)
+        removes = torch.from_numpy(different).to(ids.device)
         rows = ids.repeat(len(removes), 1)
         rows[:, start:end] = torch.where(removes, baseline_ids[start:end], ids[start:end])
         found = torch.cat([margin_of(part).float() for part in rows.split(rows_at_once(ids))])
-        return towards * found.cpu().numpy().astype(np.float64).reshape(2, len(chosen), len(counts))
+        margins_by_row = towards * found.cpu().numpy().astype(np.float64)[place]
+        return margins_by_row.reshape(2, len(chosen), len(counts))
 
     began = time.perf_counter()
     by_order = margins([first, orders[0]])

@@ -1,0 +1,102 @@
+"""Draw what a watched training draws (tokens, layers, circuit comparison, neurons, circuits) for a model that is saved.
+
+    uv run python src/run_mi_analysis.py
+    uv run python src/run_mi_analysis.py --checkpoint outputs/checkpoints/safety_judge --data data/safety --split test
+    uv run python src/run_mi_analysis.py --checkpoint outputs/checkpoints/safety_judge.checkpoints/checkpoint-96
+    uv run python src/run_mi_analysis.py --checkpoint DIR --untrained Qwen/Qwen3-4B --no-run_advanced_mi
+
+Reads a judge, a checkpoint of its training or another saved model (asked as the configuration says), and labelled
+prompts; writes <output_dir>/mi_analysis/training_visualizations/, over what an earlier analysis left there. Probes and
+neurons are compared with the untrained model: that of judge.json, or --untrained.
+"""
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from src.utils.cli import run_script
+from src.utils.config import ModelConfig
+from src.utils.errors import UserError
+from src.utils.manifests import Provenance, hash_inputs
+from src.utils.safety_judge.arguments import parse_judge_arguments
+from src.utils.safety_judge.data import data_inputs, load_data
+from src.utils.safety_judge.judge_folder import JUDGE, check_writable
+from src.utils.safety_judge.samples import SPLITS
+
+KEYS = (
+    *("model.base", "model.device_map", "data.data"),
+    *(f"judging.{name}" for name in ("question", "safe_word", "unsafe_word")),
+    *("training.freeze_layers", "training.max_length", "watching.visualization_budget"),
+)
+STEP, FOLDER = "run_mi_analysis", "mi_analysis"
+SMALL_MODEL = 10_000_000  # parameters; below, several threads cost more than they save
+
+
+def main(arguments: Sequence[str]) -> None:
+    parsed = parse_judge_arguments(__doc__, KEYS, arguments, own_options)
+    config, own = parsed.config, parsed.own
+
+    import torch
+    from transformers import PreTrainedModel
+
+    from src.utils.models import load_model, text_config
+    from src.utils.safety_judge.freezing import freeze
+    from src.utils.safety_judge.saved_model import find_model, number_of, record_of, tokenizer_of
+    from src.utils.safety_judge.scoring import JudgeTemplate
+    from src.utils.watching.checkpoint_pictures import draw_checkpoint
+    from src.utils.watching.safety_watcher import SafetyWatcher
+
+    folder = find_model(own.checkpoint or parsed.output_dir / JUDGE)
+    record = record_of(folder, config)
+    is_given = config.sources.get("data.data") == "the command line"
+    names = config.data.data if is_given else record.data
+    samples = load_data(names).split(own.split)
+    untrained = own.untrained or record.base_model
+    try:
+        text_config(untrained)
+    except UserError:
+        if own.untrained:
+            raise
+        print(f"the untrained model {untrained} is not there: nothing is compared with it (--untrained names another)")
+        untrained = None
+    output_dir = parsed.output_dir / FOLDER
+    check_writable(output_dir)
+    tokenizer = tokenizer_of(folder, record)
+    template = JudgeTemplate.of(tokenizer, record.question, record.safe_word, record.unsafe_word)
+    inputs = hash_inputs({"checkpoint": folder}) | data_inputs(names)
+    used = {"data": names, "split": own.split, "untrained": untrained, "advanced": own.run_advanced_mi}
+    watcher = SafetyWatcher(
+        tokenizer, template, samples, output_dir, max_length=record.max_length,
+        provenance=Provenance(STEP, record.profile, None, used, {}, inputs),
+        command=shlex.join(["uv", "run", "python", "src/run_mi_analysis.py", *arguments]),
+        run_advanced=own.run_advanced_mi, budget_seconds=config.watching.visualization_budget,
+    )  # fmt: skip
+    settings = ModelConfig(base=record.base_model, dtype="float32", device_map=config.model.device_map)
+
+    def loaded(name: str) -> PreTrainedModel:
+        model = load_model(name, settings)
+        freeze(model, record.frozen_blocks)  # what learned, and what must not have moved
+        if model.num_parameters() < SMALL_MODEL:
+            torch.set_num_threads(1)
+        return model
+
+    before = None if untrained is None else lambda: loaded(str(untrained))
+    found = draw_checkpoint(watcher, number_of(record), lambda: loaded(str(folder)), before)
+    for picture in found.pictures:
+        told = picture.failure or picture.sub_sampled or "whole"
+        print(f"{picture.name}: {picture.seconds:.1f} s, {told}")
+    print(watcher.pages.folder / "index.html")
+
+
+def own_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", type=Path, help="folder of a saved model (default: <output_dir>/safety_judge)")
+    parser.add_argument("--untrained", help="the model before training (default: the base model that is recorded)")
+    parser.add_argument("--split", choices=SPLITS, default="validation", help="of the data (default: validation)")
+    parser.add_argument(
+        "--run-advanced-mi", action=argparse.BooleanOptionalAction, default=True, help="neurons and circuits too"
+    )
+
+
+if __name__ == "__main__":
+    run_script(main)
