@@ -5,10 +5,10 @@
     uv run python benchmarks/verdict.py --report                     # the table of what has been run
 
 The unit is the pre-training seed. Seeds from 7000 on were never used while rule, small world and trial were designed
-(those were 100, 101, 1000 to 1012, 2000 to 2012, 3000, 4000, 5000, and the organisms that ship). Every organism goes through
-`src/utils/organism/trial.py`: five control fine-tunes, steering along their vectors, the verdict; beside it what PCA
-and k-means on raw activations, as in the original study, find on the same organism. Records, one line an organism:
-benchmarks/results/verdict.jsonl.
+(those were 100, 101, 1000 to 1012, 2000 to 2012, 3000, 4000, 5000, and the organisms that ship). Every organism goes
+through `src/utils/organism/trial.py`: five control fine-tunes, steering along their vectors, the verdict; beside it
+what PCA and k-means on raw activations, as in the original study, find on the same organism. Records, one line an
+organism: benchmarks/results/verdict.jsonl.
 """
 
 import argparse
