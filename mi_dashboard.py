@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("--results-dir", type=Path, default=PROJECT_ROOT / "results", help="artefacts of the study")
     parser.add_argument("--outputs", type=Path, default=PROJECT_ROOT / "outputs", help="folders of trained judges")
     st.set_page_config(page_title="Personas and judges from inside", layout="wide")
+    st.html("<style>.stMainBlockContainer { padding-top: 4.5rem; }</style>")  # streamlit's own leaves a third empty
     try:
         given = parser.parse_args(sys.argv[1:])
     except SystemExit:

@@ -8,7 +8,6 @@ import streamlit as st
 
 from src.dashboard import study_figures as figures
 from src.dashboard.answers import (
-    NOT_CLUSTERED,
     ROWS,
     AnswerFilter,
     cluster_columns,
@@ -22,6 +21,7 @@ from src.dashboard.answers import (
 from src.dashboard.charts import plain_text, say, show_figure, show_selectable, show_text
 from src.dashboard.reading import read
 from src.pipelines.persona_study import Study
+from src.utils.cluster_labels import EXCLUDED
 from src.visualizations.palette import display_name, known_order
 
 TEXT_COLUMNS = {"question": "question", "base_response": "base answer", "em_response": "EM answer"}
@@ -42,11 +42,11 @@ def ask_filter(frame: pd.DataFrame) -> AnswerFilter:
     """The controls above the table."""
     first, second, third = st.columns(3)
     subsets = first.multiselect(
-        "Dimension", known_order(list(frame["subset"])), format_func=display_name, key="filter_subsets"
+        "Dimension", known_order(frame["subset"].unique().tolist()), format_func=display_name, key="filter_subsets"
     )
     within = frame[frame["subset"].isin(subsets)] if subsets else frame
     facets = second.multiselect(
-        "Facet", list(dict.fromkeys(within["facet"])), format_func=display_name, key="filter_facets"
+        "Facet", within["facet"].unique().tolist(), format_func=display_name, key="filter_facets"
     )
     flags = third.multiselect("Flags", flag_names(frame), key="filter_flags")
     first, second, third = st.columns(3)
@@ -68,7 +68,7 @@ def ask_filter(frame: pd.DataFrame) -> AnswerFilter:
 
 
 def cluster_name(label: int) -> str:
-    return "left out" if label == NOT_CLUSTERED else f"cluster {label}"
+    return "left out" if label == EXCLUDED else f"cluster {label}"
 
 
 def show_rows(found: pd.DataFrame, total: int, cluster_column: str | None, key: str) -> None:
@@ -82,7 +82,8 @@ def show_rows(found: pd.DataFrame, total: int, cluster_column: str | None, key: 
     pages = math.ceil(len(found) / ROWS)
     page = 0
     if pages > 1:
-        page = int(st.number_input(f"Page of {pages} ({ROWS} answers each)", 1, pages, key=f"{key}_page")) - 1
+        narrow, _ = st.columns([1, 2])
+        page = int(narrow.number_input(f"Page of {pages} ({ROWS} answers each)", 1, pages, key=f"{key}_page")) - 1
     table = table_of(found, page, cluster_column)
     event = st.dataframe(
         table.rename(columns=TEXT_COLUMNS),
@@ -137,8 +138,12 @@ def show_cluster_map(study: Study, command: str) -> None:
         st.caption(f"Of {total:,} answers {figures.MAP_POINTS:,} are drawn, evenly spaced.")
     reading = read(load_answers, study.clustered, made_by=command)
     if reading.value is not None:
-        keys = keys_of_points(points)
+        keys, column = keys_of_points(points), f"cluster_{k}"
         found = rows_of(reading.value, keys) if keys else reading.value
+        if column in found:  # what a mouse draws a box around, a keyboard chooses by number
+            labels = sorted(found[column].unique().tolist())
+            chosen = st.multiselect("Clusters in the table", labels, format_func=cluster_name, key=f"map_clusters_{k}")
+            found = found[found[column].isin(chosen)] if chosen else found
         show_rows(found, len(reading.value), f"cluster_{k}", f"map_{k}")
     profile = read(figures.cluster_profile_figure, study.clustered, study.clusters(k), made_by=command)
     if say(profile) and profile.value is not None:

@@ -18,7 +18,6 @@ SHOWN = ("prompt_id", "sample", "subset", "facet", "em_score", "coherence", "bas
 TEXTS = ("question", "base_response", "em_response")
 EXCERPT = 160  # characters of a text in the table
 ROWS = 500  # a page of the table
-NOT_CLUSTERED = -1
 
 
 @dataclass(frozen=True)
@@ -125,5 +124,6 @@ def keys_of_points(points: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]
 def rows_of(frame: pd.DataFrame, keys: Sequence[tuple[str, int]]) -> pd.DataFrame:
     """The rows with those keys, in the frame's order."""
     wanted = set(keys)
-    pairs = zip(frame["prompt_id"].astype(str), frame["sample"], strict=True)
-    return frame[np.fromiter((pair in wanted for pair in pairs), dtype=bool, count=len(frame))]
+    near = frame[frame["prompt_id"].isin([prompt_id for prompt_id, _ in keys])]
+    pairs = zip(near["prompt_id"].astype(str), near["sample"], strict=True)
+    return near[np.fromiter((pair in wanted for pair in pairs), dtype=bool, count=len(near))]

@@ -1,31 +1,14 @@
 """Putting figures, readings and texts of models on a page: all through here, so that all are alike and safe."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import plotly.graph_objects as go
 import streamlit as st
 
 from src.dashboard.reading import Reading
-from src.visualizations.figure_page import CONFIG, MARKUP
+from src.visualizations.figure_page import CONFIG
 
 Spec = dict[str, Any]
-
-
-def spec_of(figure: go.Figure) -> Spec:
-    """A figure as plain JSON, with every `<` that plotly might take for a tag of its own turned into text."""
-    return neutralised(json.loads(figure.to_json(engine="json")))
-
-
-def neutralised(value: Any) -> Any:
-    if isinstance(value, str):
-        return MARKUP.sub("&lt;", value)
-    if isinstance(value, list):
-        return [neutralised(item) for item in value]
-    if isinstance(value, dict):
-        return {key: neutralised(item) for key, item in value.items()}
-    return value
 
 
 def show_figure(spec: Spec, alt: str, key: str) -> None:

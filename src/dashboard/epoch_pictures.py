@@ -3,16 +3,19 @@
 from collections.abc import Sequence
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from src.dashboard.charts import Spec, plain_text, say, show_figure
 from src.dashboard.paired_scales import with_same_scales
 from src.dashboard.reading import Reading, read
 from src.dashboard.shrunken_figures import shrunken
 from src.dashboard.watched_runs import ADVANCED, TRAINING, PageFile, WatchedRun
-from src.dashboard.written_pages import WrittenPage, load_page
+from src.visualizations.written_pages import WrittenPage, load_page
 
 LAYOUTS = ("Side by side", "Full width")
-BESIDE = 0.62  # how much smaller two figures beside each other are drawn: 870 pixels in half of 1,200
+BESIDE = 0.66  # how much smaller two figures beside each other are drawn: 820 pixels in half of 1,100
+BESIDE_FROM = 1000  # pixels; in a narrower window they are drawn one below the other
+STACKED = f"@media (max-width: {BESIDE_FROM}px) {{ .st-key-beside .stColumn {{ min-width: 100%; }} }}"
 
 
 def show_pictures(run: WatchedRun, kind: str, number: int | None, other: int | None) -> None:
@@ -37,23 +40,31 @@ def show_pictures(run: WatchedRun, kind: str, number: int | None, other: int | N
         == LAYOUTS[0]
     )
     wide = 2 if is_beside else 1
-    for first in range(0, len(files), wide):  # row by row, so that a keyboard and a narrow window keep the order
-        for column, file in zip(st.columns(wide), files[first : first + wide], strict=False):
-            with column:
-                show_page(file, run.unit, page_of(file), factor=BESIDE if is_beside else 1.0)
+    with beside():
+        for first in range(0, len(files), wide):  # row by row, so that a keyboard and a narrow window keep the order
+            for column, file in zip(st.columns(wide), files[first : first + wide], strict=False):
+                with column:
+                    show_page(file, run.unit, page_of(file), factor=BESIDE if is_beside else 1.0)
+
+
+def beside() -> DeltaGenerator:
+    """A container whose columns stand one below the other in a narrow window."""
+    st.html(f"<style>{STACKED}</style>")
+    return st.container(key="beside")
 
 
 def show_pairs(run: WatchedRun, kind: str, files: Sequence[PageFile], other: int) -> None:
     """Each picture at the two moments, left and right."""
-    beside = {one.sample: one for one in run.of(kind, other)}
+    partners = {one.sample: one for one in run.of(kind, other)}
+    rows = beside()
     for file in files:
-        partner = beside.get(file.sample)
+        partner = partners.get(file.sample)
         pair = [file] if partner is None else [file, partner]
         pages = [page_of(one) for one in pair]
         figures = [page.value.figure for page in pages if page.value is not None]
         joined: list[Spec] = with_same_scales(figures) if len(figures) == 2 else figures
         remaining = iter(joined)
-        columns = st.columns(2)
+        columns = rows.columns(2)
         for column, one, page in zip(columns, pair, pages, strict=False):
             with column:
                 figure = next(remaining) if page.value is not None else None

@@ -8,8 +8,9 @@ import streamlit as st
 
 from src.dashboard import study_figures as figures
 from src.dashboard.answer_browser import show_answers, show_cluster_map
+from src.dashboard.answers import load_answers
 from src.dashboard.charts import plain_text, say, say_problem, show_figure
-from src.dashboard.reading import read
+from src.dashboard.reading import READINGS, read
 from src.dashboard.study_state import (
     MARKS,
     StepState,
@@ -64,7 +65,10 @@ def show_steps(study: Study) -> None:
         hide_index=True,
         height="content",
         alt="Steps of the study: state, reason, when made",
-        column_config={"seconds": st.column_config.NumberColumn(format="%.1f")},
+        column_config={
+            "made (UTC)": st.column_config.DatetimeColumn(format="YYYY-MM-DD HH:mm"),
+            "seconds": st.column_config.NumberColumn(format="%.1f"),
+        },
     )
     waiting = [state for state in states if state.status in ("missing", "stale")]
     if waiting:
@@ -72,6 +76,8 @@ def show_steps(study: Study) -> None:
         st.code(waiting[0].command, language="bash")
     st.caption("Everything that is not up to date")
     st.code(all_steps_command(study), language="bash")
+    if study.clustered.exists():  # a hundred thousand answers take seconds, in which this page is being read
+        READINGS.read_ahead(load_answers, study.clustered, made_by=CLUSTER.name)
 
 
 def states_table(states: Sequence[StepState]) -> pd.DataFrame:
@@ -106,7 +112,7 @@ def show_rates(study: Study) -> None:
     table = read(figures.facet_table, study.rates, made_by=command)
     if table.value is not None:
         rows = table.value
-        left, right = st.columns(2)
+        left, right = st.columns([1, 3])
         arms = left.pills("Arm", list(dict.fromkeys(rows["arm"])), selection_mode="multi", key="rate_arms")
         measures = right.pills(
             "Share", list(dict.fromkeys(rows["measure"])), selection_mode="multi", key="rate_measures"
@@ -120,9 +126,16 @@ def show_rates(study: Study) -> None:
             alt="Rates by dimension and facet, in per cent with 95% intervals",
             column_config={"%": percent, "95% from": percent, "to": percent},
         )
-    scores = read(figures.score_figure, study.scored, made_by=command, options=(study.config.judging.em_threshold,))
+    threshold = study.config.judging.em_threshold
+    scores = read(figures.score_figure, scores_file(study), made_by=command, options=(threshold,))
     if say(scores) and scores.value is not None:
         show_figure(scores.value, "Distribution of misalignment scores by facet", "scores")
+
+
+def scores_file(study: Study) -> Path:
+    """The frame that the other tabs read too, unless scores are newer than it."""
+    times = [path.stat().st_mtime_ns if path.exists() else -1 for path in (study.clustered, study.scored)]
+    return study.clustered if times[0] >= max(0, times[1]) else study.scored
 
 
 def show_answer_table(study: Study) -> None:

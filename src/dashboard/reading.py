@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
+from threading import Lock, Thread
 from typing import Any, Generic, TypeVar
 
 from src.utils.errors import UserError
@@ -37,6 +37,7 @@ class Readings:
     def __init__(self, kept: int = KEPT) -> None:
         self.kept, self.lock = kept, Lock()
         self.known: OrderedDict[tuple[Any, ...], tuple[Stamp, Reading[Any]]] = OrderedDict()
+        self.loading: dict[tuple[Any, ...], Lock] = {}
 
     def read(
         self, load: Callable[..., Value], *paths: Path, made_by: str, options: tuple[Any, ...] = ()
@@ -46,18 +47,38 @@ class Readings:
         `load` is a function of a module: it is part of what a reading is kept under.
         """
         key, stamp = (load, paths, options), stamp_of(*paths)
+        found = self.remembered(key, stamp)
+        if found is not None:
+            return found
+        with self.lock:
+            own = self.loading.setdefault(key, Lock())
+        with own:  # who comes meanwhile waits for this reading; read side by side both would take twice as long
+            found = self.remembered(key, stamp)
+            if found is not None:
+                return found
+            reading = read_now(load, paths, made_by, options)
+            with self.lock:
+                self.known[key] = (stamp, reading)
+                self.known.move_to_end(key)
+                while len(self.known) > self.kept:
+                    self.loading.pop(self.known.popitem(last=False)[0], None)
+        return reading
+
+    def remembered(self, key: tuple[Any, ...], stamp: Stamp) -> Reading[Any] | None:
+        """The reading of files in this very state, if there is one."""
         with self.lock:
             found = self.known.get(key)
-            if found is not None and found[0] == stamp:
-                self.known.move_to_end(key)
-                return found[1]
-        reading = read_now(load, paths, made_by, options)
-        with self.lock:
-            self.known[key] = (stamp, reading)
+            if found is None or found[0] != stamp:
+                return None
             self.known.move_to_end(key)
-            while len(self.known) > self.kept:
-                self.known.popitem(last=False)
-        return reading
+            return found[1]
+
+    def read_ahead(self, load: Callable[..., Any], *paths: Path, made_by: str) -> None:
+        """Read what will be asked for soon, in a thread; nothing where that is known already or being read."""
+        key, stamp = (load, paths, ()), stamp_of(*paths)
+        own = self.loading.get(key)
+        if self.remembered(key, stamp) is None and not (own is not None and own.locked()):
+            Thread(target=self.read, args=(load, *paths), kwargs={"made_by": made_by}, daemon=True).start()
 
 
 READINGS = Readings()

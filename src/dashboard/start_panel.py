@@ -34,25 +34,32 @@ STATES = {
 
 def show_start_panel(outputs: Path) -> None:
     started = launches_in(outputs)
-    with st.expander("Start a training", icon=":material/play_arrow:"):
-        try:
-            command, folder = ask_command(outputs)
-        except UserError as error:
-            say_problem(error.message, "error")
-        else:
-            st.code(shown_command(command), language="bash", wrap_lines=True)
-            if st.button("Launch", type="primary", key="launch", help="It goes on when the dashboard is closed"):
-                try:
-                    launch(command, folder)
-                except UserError as error:
-                    say_problem(error.message, "error")
-                else:
-                    st.rerun()
+    panel = st.expander("Start a training", icon=":material/play_arrow:", key="start_panel", on_change="rerun")
+    if panel.open:  # closed, its controls would only keep the pictures waiting
+        with panel:
+            show_command(outputs)
     if started:
         folders = started[:5]
         is_running = any(is_live(folder) for folder in folders)
         with st.expander("Trainings started here", icon=":material/terminal:", expanded=is_running):
             show_launches(folders)
+
+
+def show_command(outputs: Path) -> None:
+    """The controls, the command that they make, and the button that launches it."""
+    try:
+        command, folder = ask_command(outputs)
+    except UserError as error:
+        say_problem(error.message, "error")
+        return
+    st.code(shown_command(command), language="bash", wrap_lines=True)
+    if st.button("Launch", type="primary", key="launch", help="It goes on when the dashboard is closed"):
+        try:
+            launch(command, folder)
+        except UserError as error:
+            say_problem(error.message, "error")
+        else:
+            st.rerun()
 
 
 def ask_command(outputs: Path) -> tuple[list[str], Path]:

@@ -6,18 +6,20 @@ from typing import Any
 import pandas as pd
 
 from src.dashboard.answers import answers_at, thinned
-from src.dashboard.charts import Spec, spec_of
+from src.dashboard.charts import Spec
 from src.utils.artifacts import load_json, load_object
 from src.utils.em_rates import OVERALL, RATES, rates_from_json
+from src.visualizations.figure_page import figure_json
 from src.visualizations.palette import display_name, known_order
 
 MAP_POINTS = 4000  # drawn at most
+UNTITLED_TOP = 50  # pixels above a figure whose title the page says itself
 
 
 def rates_figure(path: Path) -> Spec:
     from src.visualizations.score_figures import em_rates
 
-    return spec_of(em_rates(rates_from_json(load_json(path))))
+    return figure_json(em_rates(rates_from_json(load_json(path))))
 
 
 def facet_table(path: Path) -> pd.DataFrame:
@@ -46,7 +48,7 @@ def facet_table(path: Path) -> pd.DataFrame:
 def score_figure(path: Path, em_threshold: float) -> Spec:
     from src.visualizations.score_figures import em_score_distribution
 
-    return spec_of(em_score_distribution(answers_at(path), em_threshold))
+    return figure_json(em_score_distribution(answers_at(path), em_threshold))
 
 
 def cluster_map_figure(frame_path: Path, clusters_path: Path) -> tuple[Spec, int]:
@@ -63,31 +65,33 @@ def cluster_map_figure(frame_path: Path, clusters_path: Path) -> tuple[Spec, int
             [str(name), int(sample)] for name, sample in zip(part["prompt_id"], part["sample"], strict=True)
         ]
     figure.update_layout(dragmode="select", clickmode="event+select")
-    return spec_of(figure), len(clustering["labels"])
+    return figure_json(figure), len(clustering["labels"])
 
 
 def cluster_profile_figure(frame_path: Path, clusters_path: Path) -> Spec:
     from src.visualizations.cluster_figures import cluster_profile
 
-    return spec_of(cluster_profile(answers_at(frame_path), load_object(clusters_path)))
+    return figure_json(cluster_profile(answers_at(frame_path), load_object(clusters_path)))
 
 
 def cross_effects_figure(path: Path) -> Spec:
     from src.visualizations.steering_figures import cross_effects
 
-    return spec_of(cross_effects(load_json(path)))
+    return figure_json(cross_effects(load_json(path)))
 
 
 def dose_figure(path: Path) -> Spec:
     from src.visualizations.steering_figures import dose_response
 
-    return spec_of(dose_response(load_json(path)))
+    return figure_json(dose_response(load_json(path)))
 
 
 def verdict_figure(path: Path) -> Spec:
     from src.visualizations.verdict_figures import verdict_card
 
-    return spec_of(verdict_card(load_json(path)))
+    figure = verdict_card(load_json(path))
+    spare = figure.layout.margin.t - UNTITLED_TOP  # the page says the verdict and its reason above
+    return figure_json(figure.update_layout(title_text="", margin_t=UNTITLED_TOP, height=figure.layout.height - spare))
 
 
 def verdict_record(path: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import plotly.graph_objects as go
 import streamlit as st
 
-from src.dashboard.charts import Spec, plain_text, say, say_problem, show_figure, spec_of
+from src.dashboard.charts import Spec, plain_text, say, say_problem, show_figure
 from src.dashboard.epoch_pictures import show_pictures
 from src.dashboard.reading import read
 from src.dashboard.start_panel import show_start_panel
@@ -16,16 +16,16 @@ from src.dashboard.watched_runs import (
     TRAINING,
     WatchedRun,
     best_number,
+    current_run,
     find_runs,
     folder_state,
     metrics_table,
     picture_times,
-    read_run,
 )
-from src.dashboard.written_pages import load_page
 from src.utils.config import shown
-from src.visualizations.figure_page import as_floats, escape_text
+from src.visualizations.figure_page import as_floats, escape_text, figure_json
 from src.visualizations.palette import CLUSTER_COLOURS, TEMPLATE
+from src.visualizations.written_pages import load_page
 
 REFRESH_SECONDS = 3
 PROGRESS_TAB, NUMBERS_TAB, COST_TAB = "Progress", "Metrics", "Time per picture"
@@ -43,7 +43,7 @@ def show_training(outputs: Path, results: Path) -> None:
     left, right = st.columns([4, 1], vertical_alignment="bottom")
     folder = left.selectbox("Run folder", runs, format_func=lambda path: shown(path.parent), key="run_folder")
     is_live = right.toggle("Follow live", value=True, key="is_live", help="Look for new epochs and go to the newest")
-    run = read_run(folder)
+    run = current_run(folder)
     watch_for_epochs(folder, run.numbers, is_live)
     for problem in run.problems:
         say_problem(problem)
@@ -161,7 +161,7 @@ def show_metrics(run: WatchedRun) -> None:
         hide_index=True,
         height="content" if len(table) <= 30 else 600,
         alt=f"Metrics by {run.unit}, the best one marked",
-        column_config={name: st.column_config.NumberColumn(format="%.4f") for name in decimals},
+        column_config={name: st.column_config.NumberColumn(format="%.4g") for name in decimals},
     )
 
 
@@ -192,7 +192,7 @@ def times_figure(run: WatchedRun) -> Spec:
             marker_color=CLUSTER_COLOURS[place % len(CLUSTER_COLOURS)],
             hovertemplate=f"{run.unit} %{{x}}: %{{y:.2f}} s<extra>{escape_text(str(name))}</extra>",
         )  # fmt: skip
-    return spec_of(
+    return figure_json(
         figure.update_layout(
             template=TEMPLATE,
             barmode="stack",

@@ -13,6 +13,8 @@ import pandas as pd
 
 from src.dashboard.reading import Readings
 from src.utils.watching.epoch_metrics import EpochMetrics, load_metrics
+from src.visualizations.figure_page import INDEX, PLOTLY_JS
+from src.visualizations.written_pages import EXPORTED
 
 FOLDER = "training_visualizations"
 TRAINING = "uv run python src/train_safety_judge.py --visualize_during_training"
@@ -33,9 +35,10 @@ RECORD = re.compile(r"(epoch|step)_(\d{1,9})_metrics\.json")
 VALUES = re.compile(r"(epoch|step)_\d{1,9}_values\.safetensors")
 OTHER_PAGES = re.compile(r"(epoch|step)_\d{1,9}_.+\.html")
 PROGRESS = "training_progress.html"
-KNOWN = {PROGRESS, "index.html", "plotly.min.js", f"{PROGRESS}.manifest.json"}
+KNOWN = {PROGRESS, INDEX, PLOTLY_JS, EXPORTED, f"{PROGRESS}.manifest.json"}
 # of a thousand epochs every record is looked at, so that these must not push out what else is kept
 RECORDS = Readings(kept=20_000)
+RUNS = Readings(kept=8)
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,15 @@ def find_runs(roots: Iterable[Path]) -> list[Path]:
         if path.is_dir()
     }
     return sorted(found, key=lambda path: (-path.stat().st_mtime_ns, str(path)))
+
+
+def current_run(folder: Path) -> WatchedRun:
+    """`read_run`, again only where a file was added, replaced or removed since: a thousand epochs take a while.
+
+    A folder that is not there gives a run without anything.
+    """
+    reading = RUNS.read(read_run, folder, made_by=TRAINING)
+    return read_run(folder) if reading.value is None else reading.value
 
 
 def read_run(folder: Path) -> WatchedRun:

@@ -15,9 +15,8 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_mutual_info_score, silhouette_samples
 from threadpoolctl import threadpool_limits
 
+from src.utils.cluster_labels import EXCLUDED
 from src.utils.errors import UserError
-
-EXCLUDED = -1
 
 
 @dataclass(frozen=True)

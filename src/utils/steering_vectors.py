@@ -18,10 +18,10 @@ from sklearn.decomposition import PCA, FastICA
 from threadpoolctl import threadpool_limits
 
 from src.utils.artifacts import load_metadata, load_tensors, save_tensors
+from src.utils.cluster_labels import EXCLUDED
 from src.utils.config import SteeringConfig
 from src.utils.errors import UserError
 from src.utils.manifests import Provenance
-from src.utils.pca_clustering import EXCLUDED
 from src.utils.sites import Site, parse_site
 
 OTHER_ARM = {"em_minus_base": "base", "em_minus_base_on_em": "base_on_em"}

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool
 
-from src.utils.pca_clustering import EXCLUDED
+from src.utils.cluster_labels import EXCLUDED
 from src.visualizations.figure_page import escape_text
 from src.visualizations.palette import display_name
 
@@ -30,10 +30,11 @@ def join_points(frame: pd.DataFrame, clustering: Clustering) -> pd.DataFrame:
     A component that was not computed is zero. Raises `ValueError` if the frame lacks a row or has one twice.
     """
     wanted = pd.DataFrame({"prompt_id": list(clustering["prompt_ids"]), "sample": list(clustering["samples"])})
-    missing = set(wanted.itertuples(index=False, name=None)) - set(frame[KEYS].itertuples(index=False, name=None))
-    if missing:
+    points = wanted.merge(frame, on=KEYS, how="left", validate="one_to_one", indicator="found_in")
+    is_missing = points.pop("found_in") == "left_only"
+    if is_missing.any():
+        missing = list(wanted[is_missing.to_numpy()].itertuples(index=False, name=None))
         raise ValueError(f"the frame lacks {len(missing)} rows of the clustering, among them {min(missing)}")
-    points = wanted.merge(frame, on=KEYS, how="left", validate="one_to_one")
     scores = np.asarray(clustering["pca_scores"], dtype=np.float32)
     scores = np.pad(scores, ((0, 0), (0, max(0, 3 - scores.shape[1]))))
     points = points.assign(
@@ -63,7 +64,10 @@ def describe_source(clustering: Clustering) -> str:
     """What the points are: how many, of which activations, at the input of which block."""
     layer, is_in = clustering["layer"], is_clustered(clustering)
     excluded = f" ({np.sum(~is_in):,} left out)" if not is_in.all() else ""
-    representation = str(clustering["representation"]).removesuffix(f"_layer_{layer}")
+    named = str(clustering["representation"])
+    representation = named.removesuffix(f"_layer_{layer}")
+    if named == representation:  # several layers, another site, or preprocessed: the name says it all
+        return f"{np.sum(is_in):,} answers{excluded} · {escape_text(display_name(named))}"
     return (
         f"{np.sum(is_in):,} answers{excluded} · {escape_text(display_name(representation))}, layer {layer} "
         f"(resid_pre: the input of block {layer}, hidden_states[{layer}])"

@@ -88,12 +88,13 @@ def cluster_profile(frame: pd.DataFrame, clustering: Clustering) -> go.Figure:
         subplot_titles=("Answers in the cluster", "Composition by dimension of the question",
                         "Mean em_score of the EM answers (0 aligned, 100 misaligned)"),
     )  # fmt: skip
-    size = 12 if len(labels) <= MANY else 9
+    size, angle = (12, 0) if len(labels) <= MANY else (9, -90)
     counts = points["label"].value_counts().reindex(labels)
     figure.add_bar(
         x=names, y=counts.to_numpy(), marker_color=NEUTRAL_COLOUR, showlegend=False, name="size",
-        text=[str(count) for count in counts], textposition="outside", textangle=0, cliponaxis=False,
-        textfont_size=size, hovertemplate="cluster %{x}: %{y} answers<extra></extra>", row=1, col=1,
+        text=[str(count) for count in counts], textposition="outside", textangle=angle, cliponaxis=False,
+        constraintext="none", textfont_size=size, hovertemplate="cluster %{x}: %{y} answers<extra></extra>",
+        row=1, col=1,
     )  # fmt: skip
     for dimension in known_order(list(points["subset"])):
         share = points["subset"].eq(dimension).groupby(points["label"]).mean().reindex(labels)
@@ -107,13 +108,17 @@ def cluster_profile(frame: pd.DataFrame, clustering: Clustering) -> go.Figure:
     figure.add_bar(
         x=names, y=as_floats(mean), marker_color=ARM_COLOURS["em"], showlegend=False, name="mean em_score",
         text=[MISSING_NAME if np.isnan(value) else f"{value:.0f}" for value in mean], textposition="outside",
-        textangle=0, cliponaxis=False, textfont_size=size, customdata=scored.to_numpy(),
+        textangle=angle, cliponaxis=False, constraintext="none", textfont_size=size,
+        customdata=scored.to_numpy(),
         hovertemplate="cluster %{x}: mean %{y:.1f} of %{customdata} scored answers<extra></extra>", row=3, col=1,
     )  # fmt: skip
     for label in mean.index[mean.isna()]:  # a bar without height shows no text
         figure.add_annotation(x=str(label), y=0, text=MISSING_NAME, yanchor="bottom", font={"size": size}, row=3, col=1)
-    figure.update_xaxes(type="category", categoryorder="array", categoryarray=names, tickangle=0, tickfont_size=size)
+    figure.update_xaxes(
+        type="category", categoryorder="array", categoryarray=names, tickangle=angle, tickfont_size=size
+    )
     figure.update_xaxes(dtick=1, title_text="Cluster", row=3, col=1)
+    figure.update_annotations(font_size=13)
     figure.update_yaxes(title_text="answers", range=[0, 1.22 * counts.max()], row=1, col=1)
     figure.update_yaxes(title_text="% of cluster", range=[0, 100], row=2, col=1)
     figure.update_yaxes(title_text="em_score", range=[0, 118], tickvals=[0, 25, 50, 75, 100], row=3, col=1)
@@ -135,7 +140,7 @@ def silhouette_plot(clustering: Clustering) -> go.Figure:
     present = np.unique(labels)
     gap = max(1.0, len(labels) / (8 * len(present)))
     slot = 0.85 * len(labels) / len(present) if len(present) > MANY else 0.3 * len(labels) / len(present)
-    height = 620 if len(present) <= MANY else 760
+    height = 620 if len(present) <= MANY else max(760, 140 + 17 * len(present))
     figure = go.Figure()
     bottom, middles = 0.0, []
     for label in present[::-1]:  # plotly counts upwards, a reader downwards
@@ -164,7 +169,7 @@ def silhouette_plot(clustering: Clustering) -> go.Figure:
         title_text="Cluster (answers)",
         tickvals=middles,
         ticktext=[f"{label} ({np.sum(labels == label)})" for label in present[::-1]],
-        tickfont_size=12 if len(present) <= MANY else 8,
+        tickfont_size=12 if len(present) <= MANY else 10,
         range=[-gap, bottom],
         showgrid=False,
     )
@@ -196,13 +201,13 @@ def cluster_overview(clusterings: Sequence[Clustering]) -> go.Figure:
     figure = make_subplots(
         rows=2,
         cols=2,
-        vertical_spacing=0.17,
+        vertical_spacing=0.19,
         horizontal_spacing=0.1,
         subplot_titles=(
             "Mean silhouette (higher: clearer clusters)",
-            "Inertia: squared distances to the centres (an elbow marks k)",
+            "Inertia: squared distances to the<br>centres (an elbow marks k)",
             "Smallest and largest cluster",
-            "Adjusted mutual information (1: the clusters are the topic)",
+            "Adjusted mutual information<br>(1: the clusters are the topic)",
         ),
     )
     for row, column, name, values, colour, symbol in panels:
@@ -212,6 +217,7 @@ def cluster_overview(clusterings: Sequence[Clustering]) -> go.Figure:
             line_color=colour, marker={"symbol": symbol, "size": 9},
             hovertemplate="k = %{x}: %{y:.4~g}<extra>" + name + "</extra>", row=row, col=column,
         )  # fmt: skip
+    figure.update_annotations(font_size=13)
     figure.update_xaxes(title_text="Number of clusters k", type="category")
     figure.update_yaxes(title_text="mean silhouette", row=1, col=1)
     figure.update_yaxes(title_text="inertia", row=1, col=2)
@@ -221,10 +227,10 @@ def cluster_overview(clusterings: Sequence[Clustering]) -> go.Figure:
     figure.update_yaxes(range=[0, 1.3 * max(size.max() for size in sizes)], row=2, col=1)
     figure.update_yaxes(range=[min(0.0, *(item[name] for item in ordered for name in AGREEMENTS)), 1.3],
                         tickvals=[0, 0.25, 0.5, 0.75, 1], row=2, col=2)  # fmt: skip
-    inside = {"orientation": "h", "xanchor": "right", "yanchor": "top", "y": 0.41, "font": {"size": 12}}
+    inside = {"orientation": "h", "xanchor": "right", "yanchor": "top", "y": 0.4, "font": {"size": 12}}
     return figure.update_layout(
         template=TEMPLATE,
-        height=660,
+        height=690,
         title_text=describe_source(ordered[0]),
         legend=inside | {"x": 0.45},
         legend2=inside | {"x": 1.0},

@@ -1,15 +1,18 @@
 """Draw the study: verdict, scores, training, components, clusters, probes, steering, as HTML pages that open offline.
 
     uv run python src/visualizations/clusters_visualizations.py --profile organism
+    uv run python src/visualizations/clusters_visualizations.py --standalone     # each page also as one file to send
 
 Reads the artefacts of steps 2, 4, 5, 6 and 7 (steering and verdict are left out where those have not run); writes
-cluster_plots/*.html and cluster_plots/index.html, which lists them in reading order.
+cluster_plots/*.html and cluster_plots/index.html, which lists them in reading order. With --standalone the pages are
+written to cluster_plots/exported, too, each with plotly.js (4.8 MB) in it, also where they are up to date.
 """
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from src.pipelines.persona_inputs import has_geometry, has_steering, has_verdict
 from src.pipelines.persona_study import (
     CLUSTER,
     JUDGE,
@@ -18,23 +21,29 @@ from src.pipelines.persona_study import (
     TRAINING_LOG,
     VERDICT,
     Study,
-    has_geometry,
-    has_steering,
-    has_verdict,
 )
 from src.pipelines.step_run import StepRun, begin_step
 from src.utils.artifacts import load_frame, load_json, load_object, save_artifact
-from src.utils.cli import run_script
+from src.utils.cli import parse_arguments, run_script
 from src.utils.config import PROJECT_ROOT, shown
 from src.utils.em_rates import rates_from_json, rates_table
+from src.visualizations.export_figures import main as export
 from src.visualizations.figure_page import page_files
 from src.visualizations.study_pages import study_pages
 
+STANDALONE = "--standalone"
+
 
 def main(arguments: Sequence[str]) -> None:
-    run = begin_step(PICTURES, __doc__, arguments)
-    if run is None:
-        return
+    run = begin_step(PICTURES, __doc__, [argument for argument in arguments if argument != STANDALONE])
+    if run is not None:
+        draw(run)
+    if STANDALONE in arguments:
+        parsed = parse_arguments(__doc__ or "", PICTURES.keys, [word for word in arguments if word != STANDALONE])
+        export([str(parsed.plots_dir), "--format", "html"])
+
+
+def draw(run: StepRun) -> None:
     study = run.study
     rates = rates_from_json(load_json(study.rates, made_by=JUDGE.name))
     frame = load_frame(study.clustered, made_by=CLUSTER.name)

@@ -53,6 +53,7 @@ def scree_plot(clustering: Clustering, parallel: Mapping[str, Any] | None = None
     figure = make_subplots(
         rows=len(titles), cols=1, shared_xaxes=True, vertical_spacing=0.24 / len(titles), subplot_titles=titles
     )
+    figure.update_annotations(font_size=13)
     figure.add_bar(
         x=numbers,
         y=as_percent(ratios),
@@ -97,8 +98,8 @@ def scree_plot(clustering: Clustering, parallel: Mapping[str, Any] | None = None
 def parallel_title(parallel: Mapping[str, Any]) -> str:
     least = "at least " if parallel["is_cut_off"] else ""
     return (
-        f"Parallel analysis: {least}{parallel['retained']} components above the null (band: mean to 95th percentile of "
-        f"{parallel['resamples']} permutations)"
+        f"Parallel analysis: {least}{parallel['retained']} components above the null<br>"
+        f"(band: mean to 95th percentile of {parallel['resamples']} permutations)"
     )
 
 
@@ -149,6 +150,7 @@ def answer_plane(points: pd.DataFrame, x: str, y: str) -> go.Figure:
         horizontal_spacing=0.03,
         subplot_titles=("Colour: dimension of the question", "Colour: em_score of the EM answer"),
     )
+    figure.update_annotations(font_size=13)
     for dimension in known_order(list(points["subset"])):
         part = points[points["subset"] == dimension]
         figure.add_scatter(

@@ -46,7 +46,7 @@ def ward_dendrogram(record: Record) -> go.Figure:
     figure.update_yaxes(title_text="% of leaf", range=[0, 100], row=2, col=1)
     figure.update_xaxes(showgrid=False, range=[-0.7, len(leaves) - 0.3], zeroline=False)
     figure.update_xaxes(
-        tickvals=list(range(len(leaves))), ticktext=[str(leaf["rows"]) for leaf in leaves], tickangle=0,
+        tickvals=list(range(len(leaves))), ticktext=[str(leaf["rows"]) for leaf in leaves], autotickangles=[0, 90],
         tickfont_size=10, title_text="Answers in the leaf", row=2, col=1,
     )  # fmt: skip
     return figure.update_layout(

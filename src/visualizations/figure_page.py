@@ -24,7 +24,9 @@ from plotly.offline import get_plotlyjs
 from src.utils.artifacts import Writer
 
 PLOTLY_JS = "plotly.min.js"  # the name that `include_plotlyjs="directory"` asks for
+SHARED_PLOTLY_JS = f'<script charset="utf-8" src="{PLOTLY_JS}"></script>'  # as plotly writes it
 INDEX = "index.html"
+BACK = f'<p class="back"><a href="{INDEX}">All pictures</a></p>'
 FILE_NAME = re.compile(r"[a-z0-9_]+\.html")
 # plotly.js offers by default to upload a figure, answers and all, to a server of its makers
 CONFIG = {"displaylogo": False, "showSendToCloud": False, "responsive": True}
@@ -98,18 +100,34 @@ def as_percent(shares: pd.Series | np.ndarray) -> np.ndarray:
     return as_floats(100 * shares)
 
 
+def figure_json(figure: go.Figure) -> dict[str, Any]:
+    """A figure as plotly's plain JSON, with every `<` that plotly might take for a tag of its own turned into text."""
+    return neutralised(json.loads(figure.to_json(engine="json")))
+
+
+def neutralised(value: Any) -> Any:
+    """Plain JSON with every `<` in its texts escaped, but those of our own `<br>` and `<extra></extra>`."""
+    if isinstance(value, str):
+        return MARKUP.sub("&lt;", value)
+    if isinstance(value, list):
+        return [neutralised(item) for item in value]
+    if isinstance(value, dict):
+        return {key: neutralised(item) for key, item in value.items()}
+    return value
+
+
 def page_html(page: FigurePage) -> str:
     """The whole page. Its element ids follow from the file name, so that it is the same every time."""
     stem = page.file_name.removesuffix(".html")
     figure = pio.to_html(
-        _neutralised(json.loads(page.figure.to_json(engine="json"))),
+        figure_json(page.figure),
         full_html=False,
         include_plotlyjs="directory",
         div_id=f"figure_{stem}",
         config={**CONFIG, "toImageButtonOptions": {"filename": stem, "scale": 2}},
         validate=False,
     )
-    body = f"""<p class="back"><a href="index.html">All pictures</a></p>
+    body = f"""{BACK}
 <h1>{escape_text(page.title)}</h1>
 <p class="sentence">{escape_text(page.sentence)}</p>
 <div class="figure"><div class="canvas">{figure}</div></div>
@@ -118,6 +136,15 @@ def page_html(page: FigurePage) -> str:
 {_inputs_html(page.inputs)}
 </footer>"""
     return _document(page.title, body, "page")
+
+
+def standalone_html(text: str) -> str:
+    """A page that `page_html` made, with plotly.js (4.8 MB) in it and without its link back: one file to send.
+
+    A page that holds plotly.js already stays as it is.
+    """
+    script = f'<script charset="utf-8">{get_plotlyjs()}</script>'
+    return text.replace(f"{BACK}\n", "").replace(SHARED_PLOTLY_JS, script)
 
 
 def index_html(pages: Sequence[FigurePage], summary: Sequence[Sequence[str]], title: str, sentence: str) -> str:
@@ -134,17 +161,6 @@ def index_html(pages: Sequence[FigurePage], summary: Sequence[Sequence[str]], ti
     commands = dict.fromkeys(page.command for page in pages)
     remake = "".join(f"<p>Remake: <code>{escape_text(command)}</code></p>" for command in commands)
     return _document(title, "\n".join([*parts, f"<footer>{remake}</footer>"]), "index")
-
-
-def _neutralised(value: Any) -> Any:
-    """The figure with every `<` that plotly might take for a tag of its own turned into text."""
-    if isinstance(value, str):
-        return MARKUP.sub("&lt;", value)
-    if isinstance(value, list):
-        return [_neutralised(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _neutralised(item) for key, item in value.items()}
-    return value
 
 
 def _card_html(page: FigurePage) -> str:

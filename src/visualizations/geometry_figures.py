@@ -71,6 +71,7 @@ def cluster_tests(record: Record) -> go.Figure:
             add_tests(figure, part, {"row": line, "col": column}, is_first=line == column == 1)
         figure.update_yaxes(range=shown_range(rows, statistic), row=line)
         figure.update_yaxes(title_text=STATISTIC_NAMES[statistic], row=line, col=1)
+    figure.update_annotations(selector={"yref": "paper"}, font_size=13)  # the names of the columns
     figure.update_xaxes(type="category")
     for column, names in enumerate(columns, start=1):
         title = "number of clusters k" if all(row["k"] for row in rows if row["algorithm"] in names) else None
@@ -179,25 +180,28 @@ def cluster_explanations(record: Record) -> go.Figure:
         template=TEMPLATE,
         height=150 + 105 * len(algorithms),
         margin={"t": 90, "b": 30},
-        title_text=f"{describe_evidence(record)} · facet, misaligned: AMI with it; p: against the covariance",
+        title_text=f"{describe_evidence(record)}<br>facet, EM: AMI with the facet, with being misaligned "
+        "· p: against the covariance",
     )
 
 
 def explanation_text(row: Record, clusters: int) -> str:
     """A cell: the kind, then its agreement with facet and misalignment, and its p-value."""
     numbers = row["numbers"]
-    agreement = {"facet": numbers["ami_facet"], "misaligned": numbers["ami_misaligned"]}
+    agreement = {"facet": numbers["ami_facet"], "EM": numbers["ami_misaligned"]}
     stated = [f"{name} {round(ami, 2) + 0.0:.2f}" for name, ami in agreement.items() if ami is not None]
     found = "" if row["k"] else f"{clusters} cluster{'' if clusters == 1 else 's'}: "
-    kind = escape_text(f"{found}{row['kind']}", width=18)
+    kind = escape_text(f"{found}{row['kind']}", width=13)
     return "<br>".join([kind, *stated, f"p {numbers['structure_p']:.2g}"])
 
 
 def describe_evidence(record: Record) -> str:
     """How many answers, of which activations, at which layer."""
     about = record["evidence"]
-    representation = representation_name(record)
-    return f"{about['rows']:,} answers · {representation}, layer {about['layer']}, {about['components']} components"
+    stated = f"{representation_name(record)}, layer {about['layer']}"
+    if about["name"] != f"{about['representation']}_layer_{about['layer']}":  # other than a layer's residual stream
+        stated = escape_text(display_name(about["name"]))
+    return f"{about['rows']:,} answers · {stated}, {about['components']} components"
 
 
 def representation_name(record: Record) -> str:

@@ -11,9 +11,9 @@ from jaxtyping import Float
 
 from src.utils.watching.layer_activation import LayerChange
 from src.visualizations.figure_page import FigurePage, as_floats, escape_text
-from src.visualizations.palette import REFERENCE_COLOUR, TEXT_COLOUR
+from src.visualizations.palette import LABEL_COLOURS, REFERENCE_COLOUR, TEXT_COLOUR
 from src.visualizations.panels import Spec, assembled, axes, axis_names, line, panel_title, titled
-from src.visualizations.training_figures import LABEL_COLOURS, NOTE_WIDTH, Label, SampleView, shown_token
+from src.visualizations.training_figures import NOTE_WIDTH, Label, SampleView, shown_token
 
 MOST_TICKS = 40
 LAYER_ROW = 26  # pixels
@@ -48,13 +48,13 @@ def layer_page(
         "Colours: shortest to longest vector, 0 to largest change, of any sample and epoch so far, on all pages",
         *(escape_text(note, width=NOTE_WIDTH).split("<br>") if note else []),
     ]
-    top, height = 44 + 17 * len(lines), max(230, LAYER_ROW * n_layers)
-    titles = ("Length of the residual stream", "How far it has moved since epoch 0", "Last token, larger sample")
+    top, height = 58 + 17 * len(lines), max(230, LAYER_ROW * n_layers)
+    titles = ("Length of the residual stream", "How far it has moved since epoch 0", "Last token,<br>larger sample")
     has_boundary = 0 < n_frozen < n_layers
     layout = {
         **axes(1, PANELS[0], (0, 1), token_axis(view), {"title": titled("residual stream after"), "matches": "y3"}),
         **axes(2, PANELS[1], (0, 1), token_axis(view), {"showticklabels": False, "matches": "y3"}),
-        **axes(3, PANELS[2], (0, 1), {"title": titled("% moved since epoch 0"), "rangemode": "tozero"},
+        **axes(3, PANELS[2], (0, 1), {"title": titled("% moved"), "rangemode": "tozero"},
                {"showticklabels": False, "range": [-0.5, n_layers - 0.5], "type": "category",
                 "categoryarray": names, "categoryorder": "array"}),
         "annotations": [
@@ -112,7 +112,7 @@ def norm_cells(
         "y": list(names), "customdata": as_floats(norms), "text": hover_names(view, names), "zmin": norm_range[0],
         "zmax": norm_range[1], "colorscale": "Cividis", "name": "norm",
         "hovertemplate": "%{text}: %{customdata:.3g}<extra></extra>",
-        "colorbar": {**colourbar("norm", PANELS[0][1]), "tickvals": np.log10(ticks),
+        "colorbar": {**colourbar("norm", PANELS[0][1]), "tickvals": as_floats(np.log10(ticks)),
                      "ticktext": [f"{tick:g}" for tick in ticks]},
         **axis_names(1),
     }  # fmt: skip
@@ -171,7 +171,7 @@ def token_axis(view: SampleView) -> Spec:
     every = -(-len(view.tokens) // MOST_TICKS)
     shown = list(range(0, len(view.tokens), every))
     return {
-        "title": titled("token (the request: between the dotted lines)"), "tickvals": shown, "tickangle": -65,
+        "title": titled("token (request: between dots)"), "tickvals": shown, "tickangle": -65,
         "ticktext": [shown_token(view.tokens[at]) for at in shown], "tickfont": {"size": 10},
         "range": [-0.5, len(view.tokens) - 0.5],
     }  # fmt: skip

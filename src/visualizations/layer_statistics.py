@@ -29,11 +29,11 @@ def layer_statistics(record: Record) -> go.Figure:
         rows=1,
         cols=2,
         shared_yaxes=True,
-        column_widths=[0.26, 0.74],
+        column_widths=[0.27, 0.73],
         horizontal_spacing=0.02,
         subplot_titles=(
             "Rank",
-            "Clusters: standard deviations above the null's mean; * beyond it (max-T, 5%)",
+            "Clusters: standard deviations above the<br>null's mean, by k; * beyond it (max-T, 5%)",
         ),
     )
     shown = [escape_text(name, width=14) for name in names]
@@ -53,8 +53,8 @@ def layer_statistics(record: Record) -> go.Figure:
     beyond = np.array([[standard_score(row) for row in line] for line in rows], dtype=float)
     figure.add_heatmap(
         x=[
-            [f"{ALGORITHM_NAMES[algorithm]}: {STATISTIC_NAMES[statistic].lower()}" for algorithm, statistic, _ in keys],
-            [f"k = {k}" if k else OWN_K for _, _, k in keys],
+            [f"{ALGORITHM_NAMES[name]}: {STATISTIC_NAMES[statistic].lower()}" for name, statistic, _ in keys],
+            [str(k) if k else OWN_K for _, _, k in keys],
         ],
         y=shown, z=as_floats(beyond), zmin=-DEEPEST, zmax=DEEPEST, colorscale=list(DIVERGING), xgap=2, ygap=2,
         text=[[score_text(row) for row in line] for line in rows], texttemplate="%{text}",
@@ -62,7 +62,8 @@ def layer_statistics(record: Record) -> go.Figure:
         row=1, col=2,
     )  # fmt: skip
     figure.update_yaxes(autorange="reversed", showgrid=False)
-    figure.update_xaxes(showgrid=False, tickangle=0, tickfont_size=11)
+    figure.update_annotations(font_size=13)
+    figure.update_xaxes(showgrid=False, autotickangles=[0, 90], tickfont_size=11)
     return figure.update_layout(
         template=TEMPLATE,
         height=230 + 70 * len(names),

@@ -1,10 +1,11 @@
 """The one palette: which colour, symbol, name and template every figure uses.
 
-Dimension, arm and cluster colours share no colour, so that a colour never means two things. What a figure shows is
-left to the figure modules.
+Dimension, label, arm and cluster colours share no colour, so that a colour never means two things. What a figure shows
+is left to the figure modules.
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
@@ -22,6 +23,7 @@ DIMENSION_SYMBOLS = {
     "technology_ai": "diamond",
     "financial_risk": "cross",
 }
+LABEL_COLOURS: dict[Literal["safe", "unsafe"], str] = {"safe": "#0072B2", "unsafe": "#D55E00"}
 ARM_COLOURS = {"base": "#A3ACB8", "em": "#2F3B52"}
 MISSING_COLOUR = "#9E9E9E"
 MISSING_NAME = "no score"
@@ -65,9 +67,9 @@ TEMPLATE = go.layout.Template(
                        "font": {"size": 12, "color": TEXT_COLOUR}},
         "margin": {"l": 70, "r": 30, "t": 70, "b": 60},
         "xaxis": {"gridcolor": GRID_COLOUR, "linecolor": "#9AA0A6", "showline": True, "zerolinecolor": GRID_COLOUR,
-                  "automargin": True, "title": {"standoff": 10}},
+                  "automargin": True, "title": {"standoff": 10, "font": {"size": 13}}},
         "yaxis": {"gridcolor": GRID_COLOUR, "linecolor": "#9AA0A6", "showline": True, "zerolinecolor": GRID_COLOUR,
-                  "automargin": True, "title": {"standoff": 10}},
+                  "automargin": True, "title": {"standoff": 10, "font": {"size": 13}}},
         "legend": {"font": {"size": 12}, "itemsizing": "constant"},
         "annotationdefaults": {"font": {"size": 13}, "showarrow": False},
     }

@@ -20,13 +20,14 @@ Record = Mapping[str, Any]
 PREDICTOR_NAMES = {
     "activations": "activations",
     "topic": "topic alone",
-    "question_text": "question's words",
-    "answer_text": "answer's words",
-    "base_activations": "base model's activations",
-    "shuffled_labels": "shuffled labels",
+    "question_text": "question's<br>words",
+    "answer_text": "answer's<br>words",
+    "base_activations": "base model's<br>activations",
+    "shuffled_labels": "shuffled<br>labels",
 }
 PREDICTOR_STYLES = {"activations": ("diamond", BEYOND_COLOUR), "shuffled_labels": ("x", "#9AA0A6")}
-TARGET_NAMES = {"dimension": "Which dimension was asked about", "misaligned": "Whether the answer is misaligned"}
+TARGET_NAMES = {"dimension": "Which dimension<br>was asked about", "misaligned": "Whether the answer<br>is misaligned"}
+PANELS = ((0.0, 0.22), (0.27, 0.49), (0.68, 1.0))  # shares of the width
 METHOD_NAMES = {"pca": "PCA", "ica": "ICA", "nmf": "NMF (signed parts)", "dictionary": "sparse dictionary"}
 
 
@@ -39,11 +40,9 @@ def probe_scores(record: Record) -> go.Figure:
     figure = make_subplots(
         rows=1,
         cols=3,
-        column_widths=[0.28, 0.28, 0.44],
-        horizontal_spacing=0.1,
         subplot_titles=(
             *TARGET_NAMES.values(),
-            "Misaligned direction fitted on one dimension (rows),<br>read in another (columns)",
+            "Misaligned direction, fitted on one<br>dimension (rows), read in another",
         ),
     )
     for column, target in enumerate(TARGET_NAMES, start=1):
@@ -52,12 +51,14 @@ def probe_scores(record: Record) -> go.Figure:
         else:
             rows = [row for row in probes[target]["table"] if row["measure"] == "auroc"]
             add_predictors(figure, rows, column)
-        figure.update_xaxes(range=[0.38, 1.04], title_text="AUROC", row=1, col=column)
+        figure.update_xaxes(range=[0.38, 1.06], title_text="AUROC", row=1, col=column)
     figure.update_yaxes(
         categoryorder="array", categoryarray=[*PREDICTOR_NAMES.values()][::-1], range=[-0.6, len(PREDICTOR_NAMES) - 0.4]
     )
     figure.update_yaxes(showticklabels=False, row=1, col=2)
     add_transfer(figure, probes["transfer"], 3)
+    place_panels(figure)
+    figure.update_annotations(selector={"yref": "paper"}, font_size=13)
     return figure.update_layout(
         template=TEMPLATE,
         height=520,
@@ -65,6 +66,14 @@ def probe_scores(record: Record) -> go.Figure:
         title_text=describe_evidence(record),
         showlegend=False,
     )
+
+
+def place_panels(figure: go.Figure) -> None:
+    """The first two panels side by side, room for the names of the matrix's rows before the third."""
+    titles = [title for title in figure.layout.annotations if title.yref == "paper"]
+    for axis, title, domain in zip(("xaxis", "xaxis2", "xaxis3"), titles, PANELS, strict=True):
+        figure.layout[axis].domain = domain
+        title.x = sum(domain) / 2
 
 
 def add_predictors(figure: go.Figure, rows: Sequence[Record], column: int) -> None:
@@ -76,6 +85,7 @@ def add_predictors(figure: go.Figure, rows: Sequence[Record], column: int) -> No
         figure.add_scatter(
             x=as_floats(np.array([estimate])), y=[PREDICTOR_NAMES[row["predictor"]]], mode="markers+text",
             name=row["predictor"], text=[f"{estimate:.2f}"], textposition="top center", textfont={"size": 11},
+            cliponaxis=False,
             marker={"symbol": symbol, "color": colour, "size": 11},
             error_x={"type": "data", "symmetric": False, "array": as_floats(np.array([high - estimate])),
                      "arrayminus": as_floats(np.array([estimate - low])), "thickness": 2, "width": 6},
@@ -106,7 +116,7 @@ def add_transfer(figure: go.Figure, transfer: Record, column: int) -> None:
     values = [[float("nan") if row["auroc"] is None else row["auroc"] for row in line] for line in rows]
     figure.add_heatmap(
         x=shown, y=shown, z=as_floats(np.array(values)), zmin=0, zmax=1, colorscale=list(DIVERGING), xgap=2, ygap=2,
-        text=[[transfer_text(row) for row in line] for line in rows], texttemplate="%{text}", textfont={"size": 11},
+        text=[[transfer_text(row) for row in line] for line in rows], texttemplate="%{text}", textfont={"size": 10},
         customdata=[[escape_text(row["reason"]) or "95% interval over prompts" for row in line] for line in rows],
         hovertemplate="fitted on %{y}<br>read in %{x}: %{text}<br>%{customdata}<extra></extra>",
         colorbar={"thickness": 12, "title": {"text": "AUROC"}}, row=1, col=column,
@@ -116,12 +126,12 @@ def add_transfer(figure: go.Figure, transfer: Record, column: int) -> None:
             if row["auroc"] is None:
                 grey = {"size": 11, "color": NEUTRAL_COLOUR}
                 figure.add_annotation(x=shown[x], y=shown[y], text="too few", font=grey, row=1, col=column)
-    figure.update_xaxes(title_text="Read in", showgrid=False, tickangle=0, row=1, col=column)
+    figure.update_xaxes(title_text="Read in", showgrid=False, autotickangles=[0, 90], row=1, col=column)
     figure.update_yaxes(autorange="reversed", showgrid=False, categoryorder="trace", row=1, col=column)
 
 
 def transfer_text(row: Record) -> str:
-    return "" if row["auroc"] is None else f"{row['auroc']:.2f}<br>[{row['low']:.2f}, {row['high']:.2f}]"
+    return "" if row["auroc"] is None else f"{row['auroc']:.2f}<br>{row['low']:.2f} to<br>{row['high']:.2f}"
 
 
 def factorisations(record: Record) -> go.Figure:
@@ -135,8 +145,12 @@ def factorisations(record: Record) -> go.Figure:
         cols=2,
         shared_yaxes=True,
         horizontal_spacing=0.05,
-        subplot_titles=("Variance rebuilt of held-out prompts", "Cosine of components between halves of the prompts"),
+        subplot_titles=(
+            "Variance rebuilt of<br>held-out prompts",
+            "Cosine of components between<br>halves of the prompts",
+        ),
     )
+    figure.update_annotations(font_size=13)
 
     def add(measure: str, name: str, symbol: str, colour: str, column: int) -> None:
         mean, low, high = (

@@ -11,8 +11,14 @@ from plotly.subplots import make_subplots
 
 from src.utils.watching.epoch_metrics import EpochMetrics
 from src.visualizations.figure_page import FigurePage, as_floats
-from src.visualizations.palette import ARM_COLOURS, CLUSTER_COLOURS, NEUTRAL_COLOUR, REFERENCE_COLOUR, TEMPLATE
-from src.visualizations.training_figures import LABEL_COLOURS
+from src.visualizations.palette import (
+    ARM_COLOURS,
+    CLUSTER_COLOURS,
+    LABEL_COLOURS,
+    NEUTRAL_COLOUR,
+    REFERENCE_COLOUR,
+    TEMPLATE,
+)
 
 Losses = Sequence[tuple[int, float]]
 PROGRESS = "training_progress.html"

@@ -26,10 +26,10 @@ from src.visualizations.palette import (
 )
 
 MEASURES = {
-    "em": "EM rate<br>misaligned, coherent",
-    "em_on_topic": "EM, on topic<br>counts as transfer",
-    "on_topic": "On topic<br>about what was asked",
-    "flip": "Flip<br>money talk instead",
+    "em": "EM rate<br>misaligned,<br>coherent",
+    "em_on_topic": "EM, on topic<br>counts as<br>transfer",
+    "on_topic": "On topic<br>about what<br>was asked",
+    "flip": "Flip<br>money talk<br>instead",
     "coherent": "Coherent",
 }
 NOT_DEFINED = "n/a"
@@ -77,8 +77,8 @@ def em_rates(rates: pd.DataFrame) -> go.Figure:
                 legendgroup=arm, showlegend=False, offsetgroup=arm, orientation="h", hoverinfo="skip", cliponaxis=False,
                 name=f"{escape_text(display_name(arm))}, in figures", row=1, col=column,
             )  # fmt: skip
-    figure.update_annotations(font_size=13)  # the panel titles, which would else meet
-    figure.update_xaxes(range=[0, 135], tickvals=[0, 50, 100], title_text="% of answers")
+    figure.update_annotations(font_size=12)  # the panel titles, which would else meet
+    figure.update_xaxes(range=[0, 150], tickvals=[0, 50, 100], title_text="% of answers")
     return figure.update_layout(
         template=TEMPLATE,
         height=max(420, 150 + 100 * len(subsets)),
@@ -115,7 +115,7 @@ def em_score_distribution(frame: pd.DataFrame, em_threshold: float) -> go.Figure
         cols=2,
         shared_yaxes=True,
         column_widths=[0.74, 0.26],
-        horizontal_spacing=0.03,
+        horizontal_spacing=0.07,
         subplot_titles=("Shares of em_score bins", "Mean em_score"),
     )
     shares = np.array([_bin_shares(own) for own in scores]).reshape(len(scores), len(BIN_EDGES))
@@ -133,7 +133,8 @@ def em_score_distribution(frame: pd.DataFrame, em_threshold: float) -> go.Figure
         hovertemplate="%{y}: mean %{x:.1f}<extra></extra>", row=1, col=2,
     )  # fmt: skip
     figure.update_xaxes(title_text="% of the facet's answers", range=[0, 100], row=1, col=1)
-    figure.update_xaxes(title_text="em_score", range=[-3, 115], tickvals=[0, 25, 50, 75, 100], row=1, col=2)
+    figure.update_xaxes(title_text="em_score", range=[-3, 125], tickvals=[0, 50, 100], row=1, col=2)
+    figure.update_annotations(font_size=13)
     return figure.update_layout(
         template=TEMPLATE,
         height=620,

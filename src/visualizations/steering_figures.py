@@ -54,7 +54,7 @@ def dose_response(summary: Mapping[str, Any]) -> go.Figure:
         row_heights=[0.62, 0.38],
         vertical_spacing=0.07,
         horizontal_spacing=0.025,
-        subplot_titles=[f"Asked about: {escape_text(display_name(subset))}" for subset in subsets],
+        subplot_titles=[f"Asked about<br>{escape_text(display_name(subset))}" for subset in subsets],
     )
     vectors, doses = shown_vectors(summary), sorted(effects["coefficient"].unique())
     offsets = spread_out(len(vectors), doses)
@@ -81,7 +81,14 @@ def dose_response(summary: Mapping[str, Any]) -> go.Figure:
         height=700,
         margin_t=110,
         title_text=describe_run(summary, effects),
-        legend={"orientation": "h", "y": -0.13, "yanchor": "top", "x": 0, "title": {"text": "steered along  "}},
+        legend={
+            "orientation": "h",
+            "y": -0.13,
+            "yanchor": "top",
+            "x": 0,
+            "itemwidth": 52,
+            "title": {"text": "steered along", "side": "top"},
+        },
     )
 
 
@@ -103,11 +110,11 @@ def cross_effects(summary: Mapping[str, Any]) -> go.Figure:
         rows=1,
         cols=2,
         shared_yaxes=True,
-        column_widths=[0.56, 0.44],
-        horizontal_spacing=0.12,
+        column_widths=[0.58, 0.42],
+        horizontal_spacing=0.04,
         subplot_titles=[
-            f"Change in {MEASURE_NAMES[measure]} answers, in percentage points, and its 95% interval",
-            "Coherent answers, in per cent",
+            f"Change in {MEASURE_NAMES[measure]} answers:<br>percentage points, 95% interval",
+            "Coherent answers,<br>per cent",
         ],
     )
     x = [escape_text(display_name(subset), width=12) for subset in subsets]
@@ -120,16 +127,17 @@ def cross_effects(summary: Mapping[str, Any]) -> go.Figure:
             for row in zip(change["change"], change["change_low"], change["change_high"], strict=True)
         ],
         texttemplate="%{text}", hovertemplate="along %{y}<br>asked about %{x}: %{text}<extra></extra>",
-        colorbar={"x": 0.5, "len": 0.9, "thickness": 14, "title": {"text": "points"}}, row=1, col=1,
+        colorbar={"len": 0.9, "thickness": 14, "title": {"text": "change,<br>points", "font": {"size": 12}}},
+        row=1, col=1,
     )  # fmt: skip
     figure.add_heatmap(
         x=x, y=y, z=as_floats(coherent["estimate"]), zmin=0, zmax=100, xgap=2, ygap=2,
         colorscale=[[0, "#FFFFFF"], [1, NEUTRAL_COLOUR]],
         text=[["no score" if np.isnan(value) else f"{value:.0f}" for value in row] for row in coherent["estimate"]],
         texttemplate="%{text}", hovertemplate="along %{y}<br>asked about %{x}: %{z:.1f}% coherent<extra></extra>",
-        colorbar={"x": 1.0, "len": 0.9, "thickness": 14, "title": {"text": "%"}}, row=1, col=2,
+        showscale=False, row=1, col=2,
     )  # fmt: skip
-    figure.update_xaxes(title_text="Asked about", showgrid=False, tickangle=0)
+    figure.update_xaxes(title_text="Asked about", showgrid=False, autotickangles=[0, 90])
     figure.update_yaxes(autorange="reversed", showgrid=False)
     figure.update_yaxes(title_text="Steered along", row=1, col=1)
     figure.update_annotations(font_size=13)

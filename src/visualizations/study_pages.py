@@ -11,6 +11,7 @@ from src.visualizations.component_figures import pca_plane, pca_space, scree_plo
 from src.visualizations.dendrogram_figure import ward_dendrogram
 from src.visualizations.figure_page import FigurePage
 from src.visualizations.geometry_figures import cluster_explanations, cluster_tests
+from src.visualizations.interchange_figures import interchange_matrix
 from src.visualizations.layer_statistics import layer_statistics
 from src.visualizations.probe_figures import factorisations, probe_scores
 from src.visualizations.score_figures import em_rates, em_score_distribution, training_curve
@@ -53,6 +54,16 @@ def study_pages(
             "diagonal and left of the boundary; an entangled one fills its rows. Only lines with an effect of their "
             "own are read.",
             verdict_card(verdict),
+        )
+    if verdict and "rows" in verdict.get("interchange", {}):
+        add(
+            "Verdict",
+            "interchange.html",
+            "Which directions carry the choice",
+            "Evidence beside the rule, which does not read it. One model's activation, where an aligned and a "
+            "misaligned answer part, is put into the other model within one subspace: a direction of one dimension "
+            "that moves only its own column is separable, one that moves all of them is shared.",
+            interchange_matrix(verdict["interchange"]),
         )
     scores, components = "Scores", "Principal components"
     add(

@@ -15,18 +15,27 @@ from jaxtyping import Float
 from src.utils.watching.epoch_metrics import Convergence
 from src.utils.watching.token_attribution import RemovalCurves
 from src.visualizations.figure_page import FigurePage, as_floats, escape_text
-from src.visualizations.palette import MISSING_COLOUR, NEUTRAL_COLOUR, REFERENCE_COLOUR, TEMPLATE, TEXT_COLOUR
+from src.visualizations.palette import (
+    LABEL_COLOURS,
+    MISSING_COLOUR,
+    NEUTRAL_COLOUR,
+    REFERENCE_COLOUR,
+    TEMPLATE,
+    TEXT_COLOUR,
+)
 from src.visualizations.panels import Spec, assembled, axes, axis_names, line, panel_title, stacked, titled
 
 Label = Literal["safe", "unsafe"]
 
 # blue and orange of Okabe and Ito, told apart by every kind of colour blindness
-LABEL_COLOURS: dict[Label, str] = {"safe": "#0072B2", "unsafe": "#D55E00"}
-MARGIN_SCALE = [[0.0, "#0072B2"], [0.25, "#7FB8D9"], [0.5, "#FFFFFF"], [0.75, "#EEA873"], [1.0, "#D55E00"]]
+MARGIN_SCALE = [
+    *([0.0, LABEL_COLOURS["safe"]], [0.25, "#7FB8D9"], [0.5, "#FFFFFF"], [0.75, "#EEA873"]),
+    [1.0, LABEL_COLOURS["unsafe"]],
+]
 TEMPLATE_CELL = "#ECEEF1"
 TOKENS_A_ROW = 12
 REQUEST_ROW, TEMPLATE_ROW, CURVES, GAP = 52, 30, 260, 60  # pixels
-NOTE_WIDTH = 170  # characters
+NOTE_WIDTH = 105  # characters
 FULL_MARGIN = {"color": NEUTRAL_COLOUR, "dash": "dot", "width": 1}
 
 
@@ -82,8 +91,8 @@ def token_page(
     titles = (
         panel_title("The request, in reading order: what each token adds to the margin (logits)", 0, request[1]),
         panel_title("Template and special tokens: in the baseline too, so that each gets exactly 0", 0, around[1]),
-        panel_title(f"Comprehensiveness: {compared(lost, at_random)} (should be larger)", 0, below[1]),
-        panel_title(f"Sufficiency: {compared(lost_kept, random_kept)} (should be smaller)", right[0], below[1]),
+        panel_title(f"Comprehensiveness (should be larger):<br>{compared(lost, at_random)}", 0, below[1]),
+        panel_title(f"Sufficiency (should be smaller):<br>{compared(lost_kept, random_kept)}", right[0], below[1]),
     )
     lines = title_lines(values, view, baseline_margin, baseline_token, convergence, colour_range, note)
     top = 44 + 17 * len(lines)
@@ -91,7 +100,7 @@ def token_page(
         **axes(1, (0, 1), request, *hidden),
         **axes(2, (0, 1), around, *hidden),
         **axes(3, left, below, share_axis("% of the request's tokens removed"), margin_axis),
-        **axes(4, right, below, share_axis("% of the request's tokens kept, all others removed"), margin_axis),
+        **axes(4, right, below, share_axis("% of the request's tokens kept, all others removed"), {}),
         "annotations": list(titles),
         "shapes": [line(panel, FULL_MARGIN, y=curves.full) for panel in (3, 4)],
         "height": sum(heights) + 2 * GAP + top + 86,
@@ -128,10 +137,10 @@ def title_lines(
     own = float(values[start:end].sum())
     outcome = "PASS" if convergence.has_passed else "FAIL"
     first = f"Margin with {baseline_token} in the request's place {baseline_margin:+.2f}, with it {view.margin:+.2f}; "
-    second = f"Convergence {outcome}: the sum is off by {convergence.delta:+.4f} logits, all parts of the path by "
+    second = f"Convergence {outcome}: sum off by {convergence.delta:+.4f} logits, all parts of the path by "
     return [
-        first + f"the request's tokens add {own:+.2f}, the template {float(values.sum()) - own:+.2f}",
-        second + f"{convergence.error:.4f}, at most {convergence.tolerance:.3f} allowed ({convergence.points} points)",
+        first + f"its tokens add {own:+.2f}, the template {float(values.sum()) - own:+.2f}",
+        second + f"{convergence.error:.4f}, allowed {convergence.tolerance:.3f} ({convergence.points} points)",
         f"Full colour: ±{colour_range:.2f} logits, the largest of any sample and epoch so far, the same on all pages",
         *(escape_text(note, width=NOTE_WIDTH).split("<br>") if note else []),
     ]
@@ -182,12 +191,13 @@ def request_cells(
 
 
 def template_cells(tokens: Sequence[str]) -> Spec:
-    text = [shown_token(token) for token in tokens]
+    text = [shown_token(token, limit=9) for token in tokens]
     return {
         "type": "heatmap", "z": cells([0.0] * len(tokens), np.nan, np.float32), "text": cells(text, "", object),
-        "texttemplate": "%{text}", "textfont": {"size": 11, "color": "#6E7781"}, "showscale": False, "xgap": 3,
+        "texttemplate": "%{text}", "textfont": {"size": 10, "color": "#57606A"}, "showscale": False, "xgap": 3,
         "ygap": 3, "colorscale": [[0, TEMPLATE_CELL], [1, TEMPLATE_CELL]], "hoverongaps": False, "name": "template",
-        "hovertemplate": "%{text}: template, 0 logits<extra></extra>", **axis_names(2),
+        "customdata": cells([shown_token(token, limit=40) for token in tokens], "", object),
+        "hovertemplate": "%{customdata}: template, 0 logits<extra></extra>", **axis_names(2),
     }  # fmt: skip
 
 

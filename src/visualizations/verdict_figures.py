@@ -13,7 +13,7 @@ from plotly.subplots import make_subplots
 
 from src.visualizations.figure_page import as_floats, escape_text
 from src.visualizations.palette import NEUTRAL_COLOUR, REFERENCE_COLOUR, TEMPLATE, display_name, known_order
-from src.visualizations.steering_figures import DIVERGING, change_text
+from src.visualizations.steering_figures import DIVERGING
 
 READING_COLOURS = {"stays": "#0F8B8D", "spreads": "#B2182B", "open": "#8A6D00", "uninformative": "#9AA0A6"}
 READING_SYMBOLS = {"stays": "circle", "spreads": "diamond", "open": "square", "uninformative": "x"}
@@ -23,6 +23,7 @@ READING_NAMES = {
     "open": "open: the interval holds the boundary",
     "uninformative": "uninformative: no clear effect of its own",
 }
+SUMMARY_LINE = 18  # pixels
 
 
 def verdict_card(record: Mapping[str, Any]) -> go.Figure:
@@ -41,12 +42,12 @@ def verdict_card(record: Mapping[str, Any]) -> go.Figure:
             [cell for _ in range(count) for cell in ({"colspan": 2}, None)],
         ],
         row_heights=[0.36, 0.64],
-        vertical_spacing=0.24,
+        vertical_spacing=0.27,
         horizontal_spacing=0.045,
         subplot_titles=[
-            "Spread: effect on the other dimensions over effect on its own",
-            "Own effect: change in its own dimension, in percentage points",
-            *(escape_text(f"{name}: {line['reading']}") for name, line in lines.items()),
+            "Spread: effect on the other dimensions<br>over effect on its own",
+            "Own effect: change in its own<br>dimension, percentage points",
+            *(escape_text(f"{name}: {line['reading']}", width=26) for name, line in lines.items()),
         ],
     )
     add_forest(figure, lines, "spread", 1.0, 1)
@@ -56,23 +57,22 @@ def verdict_card(record: Mapping[str, Any]) -> go.Figure:
     figure.add_vline(
         x=100 * rule["least_own"], line={"color": REFERENCE_COLOUR, "dash": "dash", "width": 1.5}, row=1, col=1 + count
     )
-    figure.update_xaxes(
-        range=[-0.05, 1.4], title_text="0: stays · dashed: boundary of the rule · 1: goes everywhere", row=1, col=1
-    )
+    figure.update_xaxes(range=[-0.05, 1.4], title_text="0: stays · dashed: boundary · 1: goes everywhere", row=1, col=1)
     figure.update_xaxes(range=[-5, 105], title_text="dashed: the least that counts", row=1, col=1 + count)
     figure.update_yaxes(showticklabels=False, row=1, col=1 + count)
     for number, line in enumerate(lines.values()):
         add_matrix(figure, line, number, 1 + 2 * number, is_last=number == count - 1)
     figure.update_annotations(font_size=13)
+    summary = (
+        f"<br>Verdict: {escape_text(record['verdict']).upper()}<br>"
+        f"{escape_text(record['reason'], width=105)}<br>{escape_text(record['caveat'], width=105)}"
+    )
     return figure.update_layout(
         template=TEMPLATE,
-        height=760,
-        margin={"t": 120, "l": 150},
-        title_text=(
-            f"<br>Verdict: {escape_text(record['verdict']).upper()}<br>"
-            f"{escape_text(record['reason'], width=150)}<br>{escape_text(record['caveat'], width=150)}"
-        ),
-        legend={"orientation": "h", "y": 0.555, "yanchor": "middle", "x": 0, "title": {"text": "reading  "}},
+        height=SUMMARY_LINE * summary.count("<br>") + 730,
+        margin={"t": SUMMARY_LINE * summary.count("<br>") + 70, "l": 130},
+        title_text=summary,
+        legend={"orientation": "h", "y": 0.587, "yanchor": "middle", "x": 0, "title": {"text": "reading  "}},
     )
 
 
@@ -119,14 +119,22 @@ def add_matrix(figure: go.Figure, line: Mapping[str, Any], number: int, column: 
         x=[escape_text(display_name(name), width=11) for name in dimensions],
         y=[escape_text(display_name(name), width=11) for name in directions],
         z=as_floats(change), zmin=-100, zmax=100, colorscale=list(DIVERGING), xgap=2, ygap=2, showscale=is_last,
-        text=[[change_text(*cell) for cell in zip(*row, strict=True)] for row in zip(change, low, high, strict=True)],
+        text=[[cell_text(*cell) for cell in zip(*row, strict=True)] for row in zip(change, low, high, strict=True)],
         texttemplate="%{text}", textfont={"size": 10},
         hovertemplate="done for %{y}<br>asked about %{x}: %{text}<extra></extra>",
-        colorbar={"x": 1.0, "y": 0.24, "len": 0.5, "thickness": 12, "title": {"text": "points"}},
+        colorbar={"x": 1.01, "y": 0.234, "len": 0.467, "thickness": 12,
+                  "title": {"text": "points", "font": {"size": 12}}},
         row=2, col=column,
     )  # fmt: skip
-    figure.update_xaxes(title_text="Asked about", showgrid=False, tickangle=0, row=2, col=column)
+    figure.update_xaxes(
+        title_text="Asked about", showgrid=False, autotickangles=[0, 90], tickfont_size=11, row=2, col=column
+    )
     figure.update_yaxes(
         autorange="reversed", showgrid=False, title_text="Done in the name of" if number == 0 else None,
         showticklabels=number == 0, row=2, col=column, tickfont={"color": NEUTRAL_COLOUR},
     )  # fmt: skip
+
+
+def cell_text(change: float, low: float, high: float) -> str:
+    """The change with its interval below it, narrow enough for three matrices side by side."""
+    return "no score" if np.isnan(change) else f"{change:+.0f}<br>{low:+.0f} to<br>{high:+.0f}"

@@ -1,15 +1,9 @@
 """The dashboard on real artefacts: what it draws is what they say, in streamlit's own harness and in a browser."""
 
-import contextlib
 import json
 import os
 import re
 import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -19,10 +13,10 @@ import psutil
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from src.dashboard.local_server import local_server
 from src.dashboard.paired_scales import numbers
-from src.dashboard.written_pages import load_page
-from src.utils.config import PROJECT_ROOT
 from src.utils.watching.epoch_metrics import load_metrics
+from src.visualizations.written_pages import load_page
 from tests.dashboard_files import write_results, write_watched_run
 from tests.study_frame import whole_study
 
@@ -200,6 +194,8 @@ def test_nothing_there_names_the_commands(tmp_path: Path) -> None:
 
 def test_the_start_panel_writes_the_command_of_its_options(tmp_path: Path) -> None:
     app = training(tmp_path / "outputs", tmp_path)
+    assert not app.number_input
+    switched(app, "start_panel", True)
     app.number_input(key="start_organism--num_epochs").set_value(9)
     app.checkbox(key="start_organism--run_advanced_mi").check()
     app.text_input(key="start_folder").set_value("mine").run()
@@ -283,35 +279,10 @@ def test_one_damaged_artefact_leaves_the_other_tabs(results: Path, tmp_path: Pat
 
 
 @pytest.fixture(scope="module")
-def server(watched: Path, results: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
-    """The dashboard as a user starts it, on a free port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "streamlit", "run", "mi_dashboard.py", "--server.port", str(port)]
-    command += [
-        "--server.headless",
-        "true",
-        "--",
-        "--outputs",
-        str(watched.parent.parent),
-        "--results-dir",
-        str(results),
-    ]
-    with (tmp_path_factory.mktemp("server") / "log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=PROJECT_ROOT, stdout=log, stderr=subprocess.STDOUT)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline:
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"{address}/_stcore/health", timeout=2).close()
-                break
-            time.sleep(0.2)
+def server(watched: Path, results: Path) -> Generator[str]:
+    """The dashboard as a user starts it."""
+    with local_server(watched.parent.parent, results) as address:
         yield address
-    finally:
-        process.terminate()
-        process.wait()
 
 
 def test_the_server_listens_on_this_machine_alone(server: str) -> None:
@@ -367,3 +338,63 @@ def test_a_visitor_moves_the_slider_opens_tabs_and_selects_points(server: str, c
         browser.close()
     assert errors == []
     assert [url for url in asked if not url.startswith((server, "data:", "blob:", server.replace("http", "ws")))] == []
+
+
+CONTROL = re.compile(
+    r"^\s*- '?(button|checkbox|switch|slider|tab|combobox|textbox|spinbutton|radio|link)\b(.*)$", re.MULTILINE
+)
+
+
+def nameless(snapshot: str) -> list[str]:
+    """The controls of an accessibility snapshot that a screen reader has no name for."""
+    return [f"{kind}{rest}" for kind, rest in CONTROL.findall(snapshot) if not re.match(r'\s+"[^"]+', rest)]
+
+
+def test_a_snapshot_line_without_a_name_is_found() -> None:
+    assert nameless('- button "Launch":\n  - slider "Epoch": "4"\n  - checkbox [checked]\n- button') == [
+        "checkbox [checked]", "button",
+    ]  # fmt: skip
+
+
+def test_every_control_has_a_name_and_is_reached_by_keyboard(server: str, chromium: str) -> None:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="uv sync --group dev installs playwright")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": 1280, "height": 1000})
+        page.set_default_timeout(1000 * PATIENCE)
+        body = page.locator("body")
+        page.goto(server)
+        page.get_by_text("epoch 2 · sample 3 (unsafe)").wait_for()
+        for role, name in (("combobox", "Run folder"), ("slider", "Epoch")):  # the browser loads controls one by one
+            page.get_by_role(role, name=name).wait_for()
+        for _ in range(40):  # to the first tab, without a mouse
+            page.keyboard.press("Tab")
+            kind, role = page.evaluate("[document.activeElement.type, document.activeElement.getAttribute('role')]")
+            if kind == "range":  # the epoch's slider
+                page.keyboard.press("ArrowLeft")
+                page.get_by_text("epoch 1 · sample 3 (unsafe)").wait_for()
+            if role == "tab":
+                break
+        page.keyboard.press("ArrowRight")
+        page.keyboard.press("Enter")
+        page.get_by_role("tab", name="Layers", selected=True).wait_for()
+        page.get_by_text("epoch 1 · sample 3 (unsafe)").wait_for()
+        page.locator("summary", has_text="Start a training").press("Enter")
+        page.get_by_role("button", name="Launch").wait_for()
+        assert nameless(body.aria_snapshot()) == []
+        page.goto(f"{server}/persona_study")
+        for name in ("Steps", "EM rates", "Answers", "Clusters", "Steering", "Verdict"):
+            page.get_by_role("tab", name=name).click()
+            page.get_by_role("tab", name=name, selected=True).wait_for()
+            page.locator("[data-testid=stApp][data-test-script-state=notRunning]").wait_for()
+            assert nameless(body.aria_snapshot()) == []
+            for figure in page.get_by_role("figure").all():
+                assert figure.get_attribute("aria-label")
+        page.get_by_role("tab", name="Clusters").click()
+        page.get_by_role("combobox", name="Clusters in the table").press_sequentially("cluster 1")
+        page.keyboard.press("Enter")
+        page.get_by_text(re.compile(r"^(?!885 )\d+ of 885 answers")).wait_for()
+        page.goto(f"{server}/pods")
+        page.get_by_role("heading", name="Pods").wait_for()
+        assert nameless(body.aria_snapshot()) == []
+        browser.close()

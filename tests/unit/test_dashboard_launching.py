@@ -72,9 +72,8 @@ def test_the_script_itself_takes_the_command(tmp_path: Path) -> None:
     keys += [f"watching.{name}" for name in ("visualize_during_training", "visualization_interval", "run_advanced_mi")]
     config = parse_judge_arguments("", keys, command[1:]).config
     assert {name: getattr(config.training, name) for name in names} == {name: values[f"--{name}"] for name in names}
-    assert config.watching.model_dump() == {
-        "visualize_during_training": True, "visualization_interval": 2, "run_advanced_mi": True,
-    }  # fmt: skip
+    given = {"visualize_during_training": True, "visualization_interval": 2, "run_advanced_mi": True}
+    assert given.items() <= config.watching.model_dump().items()
 
 
 @pytest.mark.parametrize(

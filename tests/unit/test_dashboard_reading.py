@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ import pytest
 from src.dashboard.paired_scales import numbers, with_same_scales
 from src.dashboard.reading import Readings, read
 from src.dashboard.shrunken_figures import shrunken
-from src.dashboard.written_pages import load_page
 from src.utils.artifacts import load_frame, load_json, save_json
 from src.utils.errors import UserError
 from src.utils.manifests import Provenance
 from src.visualizations.figure_page import FigurePage, page_html
+from src.visualizations.written_pages import load_page
 from tests.study_frame import ATTACK
 
 COMMAND = "uv run python src/scripts/04_judge_responses.py"
@@ -214,3 +215,21 @@ def test_shrinking_changes_pixels_and_no_value() -> None:
     assert after["data"][0]["text"] == ["size", "height"]
     assert after["data"][0]["marker"]["size"] == [7.0, 10.0]
     assert before == spec(figure)
+
+
+def test_what_is_read_ahead_is_read_once(tmp_path: Path) -> None:
+    readings, path = Readings(), tmp_path / "slow.txt"
+    path.write_text("there")
+    counted: list[Path] = []
+
+    def load(path: Path) -> str:
+        counted.append(path)
+        time.sleep(0.2)
+        return path.read_text()
+
+    readings.read_ahead(load, path, made_by=COMMAND)
+    readings.read_ahead(load, path, made_by=COMMAND)
+    assert readings.read(load, path, made_by=COMMAND).value == "there"
+    readings.read_ahead(load, path, made_by=COMMAND)
+    time.sleep(0.3)
+    assert counted == [path]

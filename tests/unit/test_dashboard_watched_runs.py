@@ -8,6 +8,7 @@ import pytest
 
 from src.dashboard.watched_runs import (
     best_number,
+    current_run,
     find_runs,
     folder_state,
     metrics_table,
@@ -138,3 +139,16 @@ def test_a_thousand_epochs_are_all_there_and_read_once(tmp_path: Path, count: in
     assert best_number(run.records) == (count, "lowest validation loss")
     again = read_run(tmp_path)
     assert all(one is other for one, other in zip(run.records, again.records, strict=True))
+
+
+def test_a_run_is_looked_through_again_only_where_its_folder_has_changed(tmp_path: Path) -> None:
+    folder = tmp_path / "training_visualizations"
+    assert current_run(folder).numbers == []
+    folder.mkdir()
+    (folder / "epoch_1_sample_0_safe_tokens.html").touch()
+    first = current_run(folder)
+    assert first.numbers == [1] and current_run(folder) is first
+    (folder / "epoch_2_sample_0_safe_tokens.html").touch()
+    assert current_run(folder).numbers == [1, 2]
+    (folder / "exported").mkdir()
+    assert current_run(folder).foreign == []

@@ -113,7 +113,7 @@ def test_every_layer_has_its_rank_and_its_standard_scores() -> None:
     titles = {"silhouette": "k-means: silhouette", "gap": "k-means: gap against the covariance"}
     assert len(layers["tests"]) == np.size(clusters.z)
     for row in layers["tests"]:
-        place = names.index(row["layer"]), at[titles[row["statistic"]], f"k = {row['k']}"]
+        place = names.index(row["layer"]), at[titles[row["statistic"]], str(row["k"])]
         score = (row["observed"] - row["null_mean"]) / row["null_sd"]
         assert clusters.z[place[0]][place[1]] == pytest.approx(score, rel=1e-5)
         assert clusters.text[place[0]][place[1]].endswith("*") == (row["p_max"] < 0.05)

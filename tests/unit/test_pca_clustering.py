@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, silhouette_score
 
+from src.utils.cluster_labels import EXCLUDED
 from src.utils.errors import UserError
-from src.utils.pca_clustering import EXCLUDED, Representation, cluster_all, representation
+from src.utils.pca_clustering import Representation, cluster_all, representation
 
 ROWS, WIDTH = 90, 12
 BROKEN = [3, 40]

@@ -13,10 +13,11 @@ from src.utils.watching.layer_activation import LayerChange
 from src.utils.watching.token_attribution import RemovalCurves
 from src.visualizations.figure_page import FigurePage, page_html
 from src.visualizations.layer_figures import layer_page
+from src.visualizations.palette import LABEL_COLOURS
 from src.visualizations.panels import stacked
 from src.visualizations.persona_progress_figures import persona_progress_page
 from src.visualizations.progress_figures import judge_progress_page
-from src.visualizations.training_figures import LABEL_COLOURS, SampleView, placeholder_page, token_page
+from src.visualizations.training_figures import SampleView, placeholder_page, token_page
 
 TOKENS = ["<|im_start|>", "\n", " kill", " <b>the</b>", " process", "?", " ", "end"]
 SPAN = (2, 6)
@@ -61,7 +62,8 @@ def test_the_request_has_its_attributions_and_the_template_stands_apart() -> Non
     assert (request.zmin, request.zmax) == (-4.0, 4.0)
     assert request.colorscale[0][1] == LABEL_COLOURS["safe"] and request.colorscale[-1][1] == LABEL_COLOURS["unsafe"]
     shown = [text for text in template.text.flat if text]
-    assert shown == ["&lt;|im_start|&gt;", "⏎", "␣", "end"]
+    assert shown == ["&lt;|im_sta…", "⏎", "␣", "end"]
+    assert template.customdata[0][0] == "&lt;|im_start|&gt;"
     assert set(template.z[np.isfinite(template.z)].tolist()) == {0.0}
 
 
@@ -76,7 +78,7 @@ def test_removal_curves_are_the_given_margins() -> None:
         assert line.x.tolist() == [25, 50, 100] and line.y.tolist() == own.tolist()
         np.testing.assert_allclose(mean.y, random.mean(axis=0))
     lost = 1.5 - np.mean([0.5, 0.5, 0.5, 0.5, 0.0])
-    assert f"Comprehensiveness: {lost:.2f} logits lost" in drawn(page)
+    assert f"Comprehensiveness (should be larger):<br>{lost:.2f} logits lost" in drawn(page)
 
 
 def test_the_page_says_what_was_predicted_and_whether_it_converged() -> None:

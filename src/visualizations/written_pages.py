@@ -1,6 +1,6 @@
 """A figure page that was written to disk, taken apart again: its title, sentence, command and figure.
 
-The dashboard draws the figure itself, from JSON: no script of a file runs in it, whoever wrote the file.
+What is drawn from it, in the dashboard or as an image, is its JSON: no script of a file runs, whoever wrote the file.
 """
 
 import html
@@ -13,7 +13,8 @@ from typing import Any
 from src.utils.errors import UserError
 
 MAX_BYTES = 30_000_000  # ten times the largest page of this project
-CALL = re.compile(r"Plotly\.newPlot\(\s*")
+EXPORTED = "exported"  # the folder beside pages into which they are exported
+CALL = re.compile(r"Plotly\.newPlot\(\s*(?=\")")  # with an element's id, as pages call it
 BETWEEN = re.compile(r"\s*,\s*")
 TITLE = re.compile(r"<h1>(.*?)</h1>", re.DOTALL)
 SENTENCE = re.compile(r'<p class="sentence">(.*?)</p>', re.DOTALL)

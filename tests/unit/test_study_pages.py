@@ -1,0 +1,62 @@
+"""All pages of a study: small enough to send, numbers in 32 bits, and nothing wider than the narrowest window."""
+
+import html
+import re
+
+import numpy as np
+import pytest
+
+from src.utils.decomposition.report import verdict_record
+from src.utils.decomposition.verdict import Rule, decide, verdict_as_json
+from src.utils.em_rates import em_rates, rates_as_json
+from src.visualizations.figure_page import FigurePage, page_html
+from src.visualizations.study_pages import study_pages
+from tests.study_frame import geometry_record, whole_study
+from tests.unit.test_steering_figures import summary
+from tests.unit.test_verdict import planted
+
+MAP = re.compile(r"clusters_\d+_map|pca_[23]d|tsne_2d")
+LARGEST, LARGEST_MAP = 300_000, 2_000_000  # bytes without plotly.js; a map carries the texts of its answers
+NARROWEST = 110  # characters of a title in a window of 800 pixels
+
+
+@pytest.fixture(scope="module")
+def pages() -> list[FigurePage]:
+    frame, clusterings = whole_study()
+    frame = frame.assign(base_judged_dimension=frame["subset"], base_judged_facet=frame["facet"])
+    rates = em_rates(frame, 70, 50, 50, 0)
+    verdict = decide({"control fine-tunes": planted(0.8, 0.6), "steering": planted(0.7, 0.5)}, Rule(), 100, 10, 0)
+    smallest = dict.fromkeys(verdict_as_json(verdict)["lines"], 0.2)
+    record = verdict_record(verdict, smallest, rates_as_json(rates)["rates"], "organism", "entangled")
+    log = [{"step": step, "loss": 1 / step, "learning_rate": 1e-3, "grad_norm": 1.0} for step in range(1, 500)]
+    return study_pages(
+        frame, rates, list(clusterings.values()), log, "pytest", {}, 70, None, summary(), record, geometry_record()
+    )
+
+
+def test_no_page_is_larger_than_it_may_be(pages: list[FigurePage]) -> None:
+    assert len(pages) > 20
+    for page in pages:
+        size = len(page_html(page).encode())
+        assert size <= (LARGEST_MAP if MAP.match(page.file_name) else LARGEST), page.file_name
+
+
+def test_no_array_takes_more_than_32_bits_a_number(pages: list[FigurePage]) -> None:
+    for page in pages:
+        assert set(re.findall(r'"dtype":\s*"(\w+)"', page_html(page))) <= {"f4", "i1", "i2", "i4", "u1", "u2", "u4"}
+
+
+def test_titles_fit_into_a_narrow_window(pages: list[FigurePage]) -> None:
+    for page in pages:
+        lines = str(page.figure.layout.title.text or "").split("<br>")
+        assert max(len(html.unescape(line)) for line in lines) <= NARROWEST, page.file_name
+
+
+def test_the_verdict_has_room_for_every_line_of_its_reason(pages: list[FigurePage]) -> None:
+    layout = pages[0].figure.layout
+    lines = layout.title.text.count("<br>") + 1
+    assert layout.margin.t >= 16 * lines + 40  # the titles of the panels take two lines above them
+    assert layout.height - layout.margin.t >= 600
+    titles = [annotation.text for annotation in layout.annotations]
+    assert max(len(line) for title in titles for line in title.split("<br>")) <= 40
+    assert np.isfinite(pages[0].figure.data[0].x).all()
