@@ -13,8 +13,14 @@ from scipy.special import expit
 
 from src.utils.open_ended.archive import Archive, Elite, Progress
 from src.visualizations.figure_page import FigurePage, as_floats, escape_text
-from src.visualizations.palette import MISSING_COLOUR, NEUTRAL_COLOUR, REFERENCE_COLOUR, TEMPLATE, display_name
-from src.visualizations.training_figures import LABEL_COLOURS
+from src.visualizations.palette import (
+    LABEL_COLOURS,
+    MISSING_COLOUR,
+    NEUTRAL_COLOUR,
+    REFERENCE_COLOUR,
+    TEMPLATE,
+    display_name,
+)
 
 WRONG_SCALE = [[0.0, "#F4F5F7"], [0.5, "#C9C3DE"], [1.0, "#4A1486"]]
 ARM_NAMES = {"evolution": "Evolution", "random": "Random search"}

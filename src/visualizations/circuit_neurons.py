@@ -14,9 +14,9 @@ from src.utils.circuits.neuron_ablation import Ablation
 from src.utils.circuits.neurons import NeuronTable
 from src.visualizations.circuit_figures import BOUNDARY, LEFT, LEVEL, LOWER, RIGHT, UPPER, none_found
 from src.visualizations.figure_page import FigurePage, as_floats, escape_text
-from src.visualizations.palette import MISSING_COLOUR, REFERENCE_COLOUR
+from src.visualizations.palette import LABEL_COLOURS, MISSING_COLOUR, REFERENCE_COLOUR
 from src.visualizations.panels import Spec, assembled, axes, axis_names, line, panel_title, titled
-from src.visualizations.training_figures import LABEL_COLOURS, NOTE_WIDTH
+from src.visualizations.training_figures import NOTE_WIDTH
 
 LEAST_SETS = 19  # with fewer no p of 0.05 can be reached
 MOST_ROWS = 400  # neurons of a layer that are drawn; all others are counted

@@ -50,7 +50,7 @@ def panel_title(text: str, x: float, y: float) -> Spec:
     """What stands above a panel, at its left."""
     return {
         "text": text, "x": x, "y": y, "xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "bottom",
-        "showarrow": False, "font": {"size": 13}, "yshift": 2,
+        "showarrow": False, "font": {"size": 13}, "yshift": 2, "align": "left",
     }  # fmt: skip
 
 
