@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 
 from src.pipelines.persona_folder import Study
-from src.pipelines.persona_study import CLUSTER, COLLECT, JUDGE, STEPS
+from src.pipelines.persona_study import CLUSTER, JUDGE, STEPS
 from src.pipelines.step import Step
 from src.pipelines.study_run import RUNNER_OPTIONS, StudyRun, add_runner_options, for_steps
 from src.pipelines.summary import summarise
 from src.utils.cli import option_name, options_of, parse_arguments
-from src.utils.errors import UserError
 from src.utils.organism.folder import grammar_of
 
 SHARED_NAMES = ("seed", "batch_size", "layers")  # in several sections: one --seed for all, the others by hand
@@ -36,9 +35,10 @@ def open_persona_run(description: str, arguments: Sequence[str]) -> StudyRun:
 
 def check_plan(study: Study, steps: Sequence[Step]) -> None:
     """Find before the first step what would stop a later one."""
-    clustering, collection = study.config.clustering, study.config.collection
-    if {COLLECT, CLUSTER} <= set(steps) and clustering.layer not in collection.layers:
-        kept = " ".join(map(str, collection.layers))
-        raise UserError(f"--layer {clustering.layer}: step 3 puts layers {kept} into the frame; choose one of them", 2)
+    layer = study.config.clustering.layer
+    if CLUSTER in steps and layer not in study.config.collection.layers:
+        from src.utils.models import check_layers
+
+        check_layers(study.config.model.base, [layer])
     if JUDGE in steps and study.config.judging.judge == "organism":
         grammar_of(study.config.model.base)

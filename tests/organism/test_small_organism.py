@@ -39,7 +39,7 @@ def test_a_narrow_fine_tune_carries_where_the_world_is_entangled(tried: tuple[st
     assert base["all"] <= 0.1
     assert finance[FINANCE] >= 0.8
     if world == "entangled":
-        assert min(others) >= 0.5
+        assert min(others) >= 0.4
     else:
         assert max(others) <= 0.25
     assert (trial.controls["coherence"] > 50).mean() >= 0.9
