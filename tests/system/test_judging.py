@@ -17,9 +17,8 @@ from src.utils.artifacts import load_frame, load_json, save_frame
 from src.utils.config import PROJECT_ROOT, load_config, resolve_path
 from src.utils.manifests import Provenance
 from src.utils.prompts import Question, load_questions
-from tests.llm_server import Asked, Fault, LlmServer, Reply, Token
+from tests.llm_server import KEY, Asked, Fault, LlmServer, Reply, Token
 
-KEY = "sk-or-v1-0123456789abcdef0123456789abcdef"  # pragma: allowlist secret
 JUDGE, CALIBRATE = "src/scripts/04_judge_responses.py", "src/calibrate_judge.py"
 QUESTIONS = load_questions([resolve_path(name) for name in load_config("organism").collection.prompts])
 
