@@ -49,7 +49,7 @@ def bland_altman(agreement: Mapping[str, Any]) -> go.Figure:
             title_text=f"Mean of the two {row['score']}s (0 to 100)", range=[-4, 104], row=1, col=column
         )
         figure.update_yaxes(range=[-105, 105], row=1, col=column)
-    figure.update_yaxes(title_text=f"{second} minus {first}, in points", row=1, col=1)
+    figure.update_yaxes(title_text=f"{second}<br>minus {first}, in points", row=1, col=1)
     return figure.update_layout(
         template=TEMPLATE,
         height=560,

@@ -9,6 +9,7 @@ written to cluster_plots/exported, too, each with plotly.js (4.8 MB) in it, also
 """
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from src.pipelines.persona_study import (
 )
 from src.pipelines.step_run import StepRun, begin_step
 from src.utils.artifacts import load_frame, load_json, load_object, save_artifact
-from src.utils.cli import parse_arguments, run_script
+from src.utils.cli import option_name, parse_arguments, run_script
 from src.utils.config import PROJECT_ROOT, shown
 from src.utils.em_rates import rates_from_json, rates_table
 from src.visualizations.export_figures import main as export
@@ -81,17 +82,28 @@ def training_log(run: StepRun) -> list[dict]:
 
 
 def command_of(run: StepRun) -> str:
-    """The command that remakes the pictures; a folder outside the repository is not named."""
+    """The command that remakes the pictures; what lies outside the repository is not named."""
     config, study = run.config, run.study
-    words = ["uv run python", PICTURES.script, "--profile", config.profile]
+    words = ["--profile", config.profile]
     if config.model.world:
         words += ["--world", config.model.world]
     if study.results_dir.absolute() != PROJECT_ROOT / "results":
-        is_inside = study.results_dir.absolute().is_relative_to(PROJECT_ROOT)
-        words += ["--results-dir", shown(study.results_dir.absolute()) if is_inside else "RESULTS_DIR"]
-    if config.sources.get("clustering.cluster_counts") == "the command line":
-        words += ["--cluster-counts", *map(str, config.clustering.cluster_counts)]
-    return " ".join(words)
+        words += ["--results-dir", nameable(str(study.results_dir.absolute()), "RESULTS_DIR")]
+    for key in PICTURES.keys:
+        if config.sources.get(key) == "the command line":
+            section, name = key.split(".")
+            value = getattr(getattr(config, section), name)
+            values = value if isinstance(value, list) else [value]
+            words += [option_name(key), *(nameable(str(one), name.upper()) for one in values)]
+    return f"uv run python {PICTURES.script} {shlex.join(words)}"
+
+
+def nameable(value: str, placeholder: str) -> str:
+    """A value as it stands, but a path relative to the repository, and a placeholder for one outside it."""
+    path = Path(value)
+    if not path.is_absolute():
+        return value
+    return shown(path) if path.is_relative_to(PROJECT_ROOT) else placeholder
 
 
 def headline(study: Study) -> str:

@@ -8,7 +8,7 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -84,8 +84,18 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def life(pod: PodServer, api: ApiServer, folder: Path, command: Command, seconds: float) -> bool:
-    """One client process that is killed after so many seconds; whether it came to its end before."""
+def life(
+    pod: PodServer,
+    api: ApiServer,
+    folder: Path,
+    command: Command,
+    seconds: float,
+    has_begun: Callable[[], bool] = lambda: True,
+) -> bool:
+    """One client process that is killed so many seconds after something has begun; whether it came to its end before.
+
+    A client killed after it wrote its last word was at its end, too: another life would rightly start a second run.
+    """
     child = os.fork()
     if child == 0:
         code = 1
@@ -96,16 +106,18 @@ def life(pod: PodServer, api: ApiServer, folder: Path, command: Command, seconds
             code = 0
         finally:
             os._exit(code)
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+    deadline = None
+    while deadline is None or time.monotonic() < deadline:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             assert os.waitstatus_to_exitcode(status) == 0
             return True
-        time.sleep(0.005)
+        if deadline is None and has_begun():
+            deadline = time.monotonic() + seconds
+        time.sleep(0.002)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    return False
+    return any(record.state == "fetched" for record in client_for(pod, api, folder).records.all())
 
 
 def test_a_client_that_is_killed_twenty_times(pod: PodServer, api: ApiServer, tmp_path: Path) -> None:
@@ -158,14 +170,12 @@ def test_the_end_of_a_run_is_safe_from_kills_too(pod: PodServer, api: ApiServer,
     attend_to(client, command, tmp_path, is_detached=True)
     record = client.records.latest()
     wait_for((remote(pod, record).path / "exit.json").exists, "the job ends")
-    rng, kills = random.Random(9), 0
-    while kills < 6 and not life(pod, api, tmp_path, command, rng.uniform(0.3, 0.9)):
-        kills += 1
-        if client.records.latest().state == "fetched":
-            break  # killed after the last word was written: another life would rightly start a second run
-    if client.records.latest().state != "fetched":
+    partial = client.records.staging_path(record.run_id)
+    assert not life(pod, api, tmp_path, command, 0.0, has_begun=partial.exists)  # dies as soon as it downloads
+    rng = random.Random(9)
+    if not any(life(pod, api, tmp_path, command, rng.uniform(0.1, 0.9)) for _ in range(5)):
         attend_to(client, command, tmp_path)
-    assert kills and len(client.records.all()) == 1 and client.records.log_path(record.run_id).read_text() == "x\n"
+    assert len(client.records.all()) == 1 and client.records.log_path(record.run_id).read_text() == "x\n"
     fetched = client.records.staging_path(record.run_id) / "out/data"
     assert sha256(fetched.read_bytes()) == sha256(bytes(range(256)) * (OUTPUT_BYTES // 256))
 

@@ -74,18 +74,18 @@ def test_each_source_overrides_the_one_before(project_file: ProjectFile) -> None
     config = load_config("organism", project_file=project)
     assert (config.collection.samples, config.sources["collection.samples"]) == (3, str(project))
     assert (config.judging.em_threshold, config.sources["judging.em_threshold"]) == (66, str(project))
-    assert config.collection.batch_size == 64  # the profile's, over the project file's 7
+    assert config.collection.batch_size == 256  # the profile's, over the project file's 7
     assert config.sources["collection.batch_size"] == "configs/profiles/organism.yaml"
 
-    config = load_config("organism", memory="16gb", project_file=project)
-    assert config.collection.batch_size == 256
-    assert config.sources["collection.batch_size"] == "configs/profiles/organism.yaml (memory 16gb)"
+    config = load_config("organism", memory="80gb", project_file=project)
+    assert config.collection.batch_size == 885
+    assert config.sources["collection.batch_size"] == "configs/profiles/organism.yaml (memory 80gb)"
 
     overrides = {"collection.batch_size": 9}
-    config = load_config("organism", overrides, "16gb", project)
+    config = load_config("organism", overrides, "80gb", project)
     assert (config.collection.batch_size, config.sources["collection.batch_size"]) == (9, "the command line")
     assert config.collection.max_new_tokens == 64  # its neighbours in the section stay
-    assert load_config("organism", project_file=project).collection.batch_size == 64  # nothing leaks between calls
+    assert load_config("organism", project_file=project).collection.batch_size == 256  # nothing leaks between calls
 
 
 def test_the_project_file_names_the_default_profile(project_file: ProjectFile) -> None:

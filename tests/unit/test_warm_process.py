@@ -1,24 +1,43 @@
-"""A forked step ends as a new interpreter would: same exit codes, same words, and not before its pools are closed."""
+"""A forked step ends as a new interpreter would: same exit codes, same words, and not before its pools are closed.
 
-import os
+Each is started by an interpreter of its own, as the runner's is: a fork of the tests' process would have the pools that
+earlier tests left there, without their threads.
+"""
+
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from src.pipelines.warm_process import start_script
+from src.utils.config import PROJECT_ROOT
 
+RUNNER = """
+import os, sys
+from pathlib import Path
+import joblib
+from src.pipelines.warm_process import start_script
+from src.utils import errors
+child = start_script(Path(sys.argv[1]), sys.argv[3:], lambda: None, sys.argv[2] == "fork")
+code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+print("ended with", code, "and left something behind" * hasattr(errors, "LEFT_BEHIND"))
+"""
 POOL = "from joblib import Parallel, delayed\nprint(sum(Parallel(2)(delayed(abs)(-i) for i in range(10))))\n"
 AT_EXIT = "import atexit, pathlib, sys\natexit.register(pathlib.Path(sys.argv[1]).touch)\n"
+KINDS = ("fork", "interpreter")
 
 
-def run(source: str, tmp_path: Path, warm: bool, *options: str) -> int:
+def run(source: str, tmp_path: Path, kind: str, *options: str) -> tuple[str, str]:
+    """What a script printed, and how it ended."""
     script = tmp_path / "step.py"
     script.write_text(source)
-    _, status = os.waitpid(start_script(script, options, lambda: None, warm), 0)
-    return os.waitstatus_to_exitcode(status)
+    words = [sys.executable, "-c", RUNNER, str(script), kind, *options]
+    done = subprocess.run(words, cwd=PROJECT_ROOT, capture_output=True, text=True, check=True, timeout=300)
+    shown, _, end = done.stdout.rpartition("ended with ")
+    return shown + done.stderr, end.strip()
 
 
-@pytest.mark.parametrize("warm", [True, False], ids=["fork", "interpreter"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("source", "code", "said"),
     [
@@ -32,25 +51,17 @@ def run(source: str, tmp_path: Path, warm: bool, *options: str) -> int:
     ],
     ids=["main", "pool", "code", "message", "exception", "killed", "path"],
 )
-def test_a_script_ends_alike_in_either(
-    source: str, code: int, said: str, warm: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    assert run(source, tmp_path, warm) == code
-    shown = capfd.readouterr()
-    assert said in shown.out + shown.err
+def test_a_script_ends_alike_in_either(source: str, code: int, said: str, kind: str, tmp_path: Path) -> None:
+    shown, end = run(source, tmp_path, kind)
+    assert end == str(code) and said in shown
 
 
-@pytest.mark.parametrize("warm", [True, False], ids=["fork", "interpreter"])
-def test_what_is_to_be_done_at_exit_is_done(warm: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_to_be_done_at_exit_is_done(kind: str, tmp_path: Path) -> None:
     mark = tmp_path / "mark"
-    assert run(AT_EXIT, tmp_path, warm, str(mark)) == 0 and mark.exists()
+    assert run(AT_EXIT, tmp_path, kind, str(mark)) == ("", "0") and mark.exists()
 
 
-def test_a_fork_has_what_was_loaded_and_leaves_this_process_alone(tmp_path: Path) -> None:
+def test_a_fork_has_what_was_loaded_and_leaves_its_parent_alone(tmp_path: Path) -> None:
     source = "import sys, src.utils.errors as e\ne.LEFT_BEHIND = 1\nsys.exit(0 if 'joblib' in sys.modules else 3)"
-    import joblib  # noqa: F401
-
-    import src.utils.errors as errors
-
-    assert run(source, tmp_path, True) == 0
-    assert not hasattr(errors, "LEFT_BEHIND")
+    assert run(source, tmp_path, "fork") == ("", "0")
