@@ -63,7 +63,11 @@ class OpenRouterClient:
         with_logprobs = self.gives_logprobs and request.top_logprobs > 0
         try:
             async with asyncio.timeout(self.timeout):
-                completion = await self.client.chat.completions.create(**self._parameters(request, with_logprobs))
+                # as `chat.completions.create` does, but it first spends a quarter of the client's time on turning
+                # the body into itself
+                completion = await self.client.post(
+                    "/chat/completions", body=self._parameters(request, with_logprobs), cast_to=ChatCompletion
+                )
         except TimeoutError:
             raise Unavailable(f"no reply within {self.timeout:g} s") from None
         except APIStatusError as error:
@@ -91,7 +95,7 @@ class OpenRouterClient:
             "messages": [{"role": "system", "content": request.system}, {"role": "user", "content": request.user}],
             "max_tokens": request.max_tokens,
             "temperature": request.temperature,
-            "extra_body": {"usage": {"include": True}},
+            "usage": {"include": True},
         }
         if with_logprobs:
             parameters |= {"logprobs": True, "top_logprobs": request.top_logprobs}
