@@ -17,7 +17,6 @@ from pathlib import Path
 from src.pipelines.judge_study import EVALUATE, JudgeStudy
 from src.utils.artifacts import save_artifact, save_json
 from src.utils.cli import run_script
-from src.utils.config import ModelConfig
 from src.utils.manifests import Provenance, read_manifest
 from src.utils.safety_judge.arguments import PATH_KEYS, parse_judge_arguments, with_local_paths
 from src.utils.safety_judge.data import data_inputs, load_data, load_everything
@@ -61,8 +60,8 @@ def main(arguments: Sequence[str]) -> None:
 
     if record.trainable_parameters + record.frozen_parameters < SMALL_MODEL:
         torch.set_num_threads(1)
-    placement = {"dtype": parsed.config.model.dtype, "device_map": parsed.config.model.device_map}
-    judge = open_judge(str(output_dir / JUDGE), ModelConfig(base=record.base_model, **placement), record)
+    placement = parsed.config.model.model_copy(update={"base": record.base_model})
+    judge = open_judge(str(output_dir / JUDGE), placement, record)
 
     def scored(samples: tuple) -> Scored:
         return Scored(samples, score(judge.model, judge.encode(samples), judge.template, settings.eval_batch_size))
@@ -73,7 +72,7 @@ def main(arguments: Sequence[str]) -> None:
     result["baselines"], probes = [], []
     if study.has_baselines:
         words = bag_of_words(data.train, data.validation, data.test, settings)
-        base = open_judge(record.base_model, ModelConfig(base=record.base_model, **placement), record)
+        base = open_judge(record.base_model, placement, record)
         probes = layer_probes(base, data.train, data.validation, data.test, settings)
         result["baselines"] = compare(test, words, probes, settings)
         save_json({"baselines": baseline_table(test, [words, *probes], settings)}, study.baselines, provenance)

@@ -72,6 +72,7 @@ CONTROLS = PersonaStep(
     name="02_finetune_controls",
     script="src/scripts/02_finetune_controls.py",
     keys=FINETUNE.keys
+    + keys_of("model", "processes")
     + keys_of("controls", "rows", "limit")
     + keys_of("steering", "layer")
     + keys_of("collection", "prompts")
@@ -89,7 +90,7 @@ COLLECT = PersonaStep(
     name="03_collect_activations",
     script="src/scripts/03_collect_activations.py",
     reads=("02_finetune_lora",),
-    keys=keys_of("model", "base", "em", "dtype", "device_map")
+    keys=keys_of("model", "base", "em", "dtype", "device_map", "processes")
     + keys_of("finetuning", "name")
     + keys_of(
         "collection",
@@ -151,7 +152,7 @@ STEER = PersonaStep(
         )
         if is_read
     ),
-    keys=keys_of("model", "base", "em", "dtype", "device_map")
+    keys=keys_of("model", "base", "em", "dtype", "device_map", "processes")
     + keys_of("finetuning", "name")
     + keys_of(
         "steering",

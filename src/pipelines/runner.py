@@ -3,9 +3,7 @@
 A step of its own process gives its memory back, is measured alone, and is exactly what a user runs by hand.
 """
 
-import ctypes
 import os
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -14,11 +12,10 @@ from dataclasses import dataclass
 from src.pipelines.option_words import name_of, options_in
 from src.pipelines.persona_study import STEPS
 from src.pipelines.step import AnyStudy, Step
-from src.pipelines.warm_process import can_fork, load_libraries, start_script
+from src.pipelines.warm_process import load_libraries, start_script
 from src.utils.config import PROJECT_ROOT
 from src.utils.errors import UserError
-
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
+from src.utils.shared_work import can_fork, die_with_parent
 
 
 @dataclass(frozen=True)
@@ -104,7 +101,7 @@ def run_step(step: Step, options: Sequence[str], warm: bool = False) -> Measured
     started = time.perf_counter()
     if warm:
         load_libraries()
-    child = start_script(PROJECT_ROOT / step.script, options, die_with_runner, warm)
+    child = start_script(PROJECT_ROOT / step.script, options, die_with_parent, warm)
     try:
         _, status, usage = os.wait4(child, 0)
     except KeyboardInterrupt:
@@ -117,12 +114,6 @@ def run_step(step: Step, options: Sequence[str], warm: bool = False) -> Measured
         sys.exit(code)  # the step has said why, in one line
     scale = 1 if sys.platform == "darwin" else 1024
     return Measured(step, time.perf_counter() - started, usage.ru_maxrss * scale)
-
-
-def die_with_runner() -> None:
-    """On Linux a step ends with its runner, even a killed one: no orphan writes beside the step of the next run."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def accepted(step: Step, options: Sequence[str]) -> list[str]:

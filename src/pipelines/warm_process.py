@@ -23,13 +23,7 @@ SHARED = (
     "src.utils.decomposition.geometry_report",
     "src.visualizations.clusters_visualizations",
 )
-NVIDIA_DEVICE = Path("/dev/nvidiactl")
 COULD_NOT_START = 126  # as in a shell
-
-
-def can_fork() -> bool:
-    """Whether a fork can do all that a new process can: not beside CUDA, nor with the frameworks of macOS."""
-    return sys.platform == "linux" and not NVIDIA_DEVICE.exists()
 
 
 def load_libraries() -> None:

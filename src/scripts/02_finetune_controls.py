@@ -26,6 +26,8 @@ from src.utils.judging.judges import open_judge, score_answers
 from src.utils.organism.folder import grammar_of
 from src.utils.organism.grammar import load_grammar
 from src.utils.prompts import load_questions
+from src.utils.ranks import RUN_ALONE, Ranks
+from src.utils.shared_work import OnRows, Say, share_out
 from src.utils.steering_effects import format_effects, steering_effects, steering_summary
 
 
@@ -78,14 +80,22 @@ def answers_and_vectors(run: StepRun) -> tuple[Any, list[Any], Any]:
     asked = Asked(plan.questions, plan.prompts, plan.sampling, chosen.batch_size)
     site = resid_site(config.steering.layer, count_layers(base))
     work_dir = open_resumable(study.control_effects.with_name("control_effects.parts"), run.provenance)
-    runs = []
-    for name, rows in tqdm(control_rows(study).items(), desc="controls", unit="fine-tune"):
-        done = load_run(name, work_dir)
-        if done is None:
-            folder = work_dir / f"{name}.checkpoints"
-            done = run_control(name, rows, base, tokenizer, config.finetuning, asked, [site], folder)
-            save_run(done, work_dir)
-        runs.append(done)
+    rows_of = control_rows(study)
+
+    def train_and_ask(ranks: Ranks, on_rows: OnRows, say: Say) -> None:
+        for number, (name, rows) in enumerate(rows_of.items()):
+            if ranks.owns(number):
+                if load_run(name, work_dir) is None:
+                    folder = work_dir / f"{name}.checkpoints"
+                    alone = ranks.count == 1  # a bar for each would be written over the others'
+                    settings = config.finetuning
+                    done = run_control(name, rows, base, tokenizer, settings, asked, [site], folder, shows_steps=alone)
+                    save_run(done, work_dir)
+                on_rows(1)
+
+    with tqdm(total=len(rows_of), desc="controls", unit="fine-tune") as progress:
+        share_out(config.model.processes, RUN_ALONE, train_and_ask, progress.update, progress.write)
+    runs = [done for name in rows_of if (done := load_run(name, work_dir))]
     untouched = answer_all(base.eval(), tokenizer, asked.prompts, asked.sampling, asked.batch_size)
     before = means_over_answers(base, tokenizer, asked, untouched, [site])
 

@@ -23,7 +23,8 @@ from src.utils.artifacts import save_folder, save_frame
 from src.utils.cli import run_script
 from src.utils.model_files import is_adapter
 from src.utils.prompts import load_questions
-from src.utils.ranks import join_ranks
+from src.utils.ranks import Ranks, join_ranks
+from src.utils.shared_work import OnRows, Say, share_out
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -65,8 +66,12 @@ def main(arguments: Sequence[str]) -> None:
         checkpoint=lambda: load_model(em_model, model),
     )
     mine = sum(len(batch) for number, batch in enumerate(plan.batches) if ranks.owns(number))
+
+    def collect(ranks: Ranks, on_rows: OnRows, say: Say) -> None:
+        collect_arms(plan, tokenizer, passes, work_dir, lambda arm, rows: on_rows(rows), ranks, say)
+
     with tqdm(total=mine * len(ARMS), unit="answer", desc="ask and record", disable=not ranks.is_first) as progress:
-        collect_arms(plan, tokenizer, passes, work_dir, lambda arm, rows: progress.update(rows), ranks, progress.write)
+        share_out(model.processes, ranks, collect, progress.update, progress.write)
     ranks.wait()
     if not ranks.is_first:
         return

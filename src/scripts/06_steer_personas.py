@@ -36,6 +36,8 @@ from src.utils.judging.judges import open_judge, score_answers
 from src.utils.manifests import is_fresh
 from src.utils.model_files import is_adapter
 from src.utils.prompts import Question
+from src.utils.ranks import RUN_ALONE, Ranks
+from src.utils.shared_work import OnRows, Say, share_out
 from src.utils.steering_effects import format_effects, steering_effects, steering_summary
 
 if TYPE_CHECKING:
@@ -99,8 +101,12 @@ def steered_answers(run: StepRun, vectors: "Sequence[SteeringVector]") -> pd.Dat
     questions = [Question(**{str(name): value for name, value in row.items()}) for row in asked.to_dict("records")]
     grid = plan_grid(questions, tokenizer, vectors, run.config.steering, run.config.collection)
     work_dir = open_resumable(study.steering_effects.with_name("steering_effects.parts"), provenance)
+
+    def steer(ranks: Ranks, on_rows: OnRows, say: Say) -> None:
+        run_grid(grid, lambda: steered_model(run), tokenizer, work_dir, on_rows, ranks)
+
     with tqdm(total=len(grid.prompts), unit="answer", desc="steer") as progress:
-        run_grid(grid, lambda: steered_model(run), tokenizer, work_dir, progress.update)
+        share_out(run.config.model.processes, RUN_ALONE, steer, progress.update, progress.write)
     answers = answers_frame(grid, tokenizer, work_dir)
     save_frame(answers, study.steering_answers, provenance)
     shutil.rmtree(work_dir)

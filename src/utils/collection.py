@@ -30,11 +30,10 @@ from src.utils.config import CollectionConfig, PoolingKind
 from src.utils.generation import Prompt, Response, Sampling, generate, plan_batches
 from src.utils.manifests import Provenance
 from src.utils.prompts import Question, spread
-from src.utils.ranks import Ranks
+from src.utils.ranks import RUN_ALONE, Ranks
 from src.utils.sites import AnyModel, Site, count_layers, resid_site
 from src.utils.token_shards import TokenShard, shard_path, write_shard
 
-RUN_ALONE = Ranks()
 NO_ANSWER = Response((), is_truncated=False)
 
 
@@ -103,9 +102,9 @@ def collect_arms(
     tokenizer: PreTrainedTokenizerBase,
     passes: Iterator[ModelPass],
     work_dir: Path,
-    on_batch: Callable[[Arm, int], None] = lambda arm, rows: None,
+    on_batch: Callable[[Arm, int], object] = lambda arm, rows: None,
     ranks: Ranks = RUN_ALONE,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], object] = print,
 ) -> None:
     """Run every batch of every arm that is this rank's and not yet in the work folder.
 
@@ -137,7 +136,7 @@ def run_batch(
     work_dir: Path,
     arm: Arm,
     number: int,
-    say: Callable[[str], None],
+    say: Callable[[str], object],
 ) -> None:
     """Answer (or take the EM model's answers), record, and write the part, with the shard of tokens before it."""
     batch = plan.batches[number]
@@ -162,7 +161,7 @@ def run_batch(
     write_part(part_path(work_dir, arm, number), part)
 
 
-def run_rows(record: Callable[[list[int]], ArmPart], rows: list[int], say: Callable[[str], None]) -> ArmPart:
+def run_rows(record: Callable[[list[int]], ArmPart], rows: list[int], say: Callable[[str], object]) -> ArmPart:
     """Record rows together; where that fails, in halves, down to the rows that cannot be recorded.
 
     A failure of all of several rows is no fault of the rows: it is raised.
@@ -174,7 +173,7 @@ def run_rows(record: Callable[[list[int]], ArmPart], rows: list[int], say: Calla
 
 
 def record_or_halve(
-    record: Callable[[list[int]], ArmPart], rows: list[int], say: Callable[[str], None]
+    record: Callable[[list[int]], ArmPart], rows: list[int], say: Callable[[str], object]
 ) -> tuple[ArmPart, RuntimeError | None]:
     """The part of these rows, and the first error that there was."""
     part, error = attempt(record, rows)

@@ -31,6 +31,9 @@ class ModelConfig(Section):
     world: str | None = Field(None, description="the organism's world; none for a model of natural language")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device_map: Literal["auto"] | None = Field(None, description="auto: share layers out to GPU and CPU (accelerate)")
+    processes: int = Field(
+        1, ge=1, description="without a GPU: up to so many share the prompts, one thread each; 1: one on all cores"
+    )
 
 
 class FinetuningConfig(Section):

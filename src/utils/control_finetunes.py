@@ -79,11 +79,12 @@ def run_control(
     asked: Asked,
     sites: Sequence[Site],
     work_dir: Path,
+    shows_steps: bool = True,
 ) -> ControlRun:
     """Fine-tune a LoRA on some rows, ask it the questions, record what it changed, and take it off `base` again."""
     if settings.method != "lora":
         raise UserError("controls are LoRAs, which come off the model again; give --method lora", 2)
-    tuned, _ = finetune(base, tokenizer, rows, settings, work_dir)
+    tuned, _ = finetune(base, tokenizer, rows, settings, work_dir, shows_steps=shows_steps)
     shutil.rmtree(work_dir, ignore_errors=True)
     assert isinstance(tuned, PeftModel)
     tuned.eval()

@@ -60,8 +60,13 @@ class EncodedRows(Dataset):
 class StepProgress(TrainerCallback):
     """A progress bar with the loss, in place of the trainer's bar and its printed log."""
 
+    def __init__(self, is_shown: bool = True) -> None:
+        self.is_hidden = not is_shown
+
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", desc="fine-tune")
+        self.bar = tqdm(
+            total=state.max_steps, initial=state.global_step, unit="step", desc="fine-tune", disable=self.is_hidden
+        )
 
     def on_log(
         self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **kwargs: Any
@@ -121,6 +126,7 @@ def finetune(
     settings: FinetuningConfig,
     work_dir: Path,
     callbacks: Sequence[TrainerCallback] = (),
+    shows_steps: bool = True,
 ) -> tuple[PreTrainedModel | PeftModel, list[dict[str, Any]]]:
     """Train and return the model with its log, one row a step.
 
@@ -139,7 +145,7 @@ def finetune(
         args=training_arguments(settings, work_dir),
         train_dataset=EncodedRows(rows, tokenizer, settings.max_length),
         data_collator=RightPadding(pad_id),
-        callbacks=[StepProgress(), *callbacks],
+        callbacks=[StepProgress(is_shown=shows_steps), *callbacks],
     )
     trainer.remove_callback(ProgressCallback)
     trainer.train(resume_from_checkpoint=newest_whole_checkpoint(work_dir))

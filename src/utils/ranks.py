@@ -29,6 +29,9 @@ class Ranks:
         return batch % self.count == self.index
 
 
+RUN_ALONE = Ranks()
+
+
 def join_ranks() -> Ranks:
     """The ranks that `accelerate launch` (or torchrun) started; one alone without it."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:

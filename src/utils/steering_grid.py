@@ -20,6 +20,7 @@ from src.utils.chat import prompt_ids
 from src.utils.config import CollectionConfig, SteeringConfig
 from src.utils.generation import Prompt, Response, Sampling, generate, plan_batches
 from src.utils.prompts import Question, spread
+from src.utils.ranks import RUN_ALONE, Ranks
 from src.utils.sites import AnyModel, Site, decoder_of, edit_sites
 from src.utils.steering import UNSTEERED, Dose, steered
 from src.utils.steering_effects import NO_KIND, NO_VECTOR
@@ -78,8 +79,12 @@ def run_grid(
     tokenizer: PreTrainedTokenizerBase,
     work_dir: Path,
     on_batch: Callable[[int], object] = lambda rows: None,
+    ranks: Ranks = RUN_ALONE,
 ) -> None:
-    """Draw every batch that is not yet in the work folder; the model is loaded if anything is missing."""
+    """Draw every batch that is this rank's and not yet in the work folder; the model is loaded if anything is missing.
+
+    The first rank measures the norm.
+    """
     loaded: list[AnyModel] = []
 
     def model() -> AnyModel:
@@ -88,10 +93,12 @@ def run_grid(
         return loaded[0]
 
     settings = grid.settings
-    if read_norm(work_dir) is None:
+    if ranks.is_first and read_norm(work_dir) is None:
         with write_atomically(norm_path(work_dir)) as temporary:
             temporary.write_text(json.dumps(measure_norm(grid, model(), tokenizer)), encoding="utf-8")
     for number, batch in enumerate(grid.batches):
+        if not ranks.owns(number):
+            continue
         path = part_path(work_dir, number)
         if read_part(path, len(batch)) is None:
             doses = [grid.doses[row] for row in batch]

@@ -118,7 +118,8 @@ def test_two_ranks_share_out_the_batches_and_end_in_the_same(tmp_path: Path) -> 
         assert shared[1][name].tobytes() == values.tobytes()
 
 
-def test_accelerate_launch_on_two_processes_gives_the_bytes_of_one(tmp_path: Path) -> None:
+def test_two_processes_give_the_bytes_of_one_however_they_are_started(tmp_path: Path) -> None:
+    """By `accelerate launch` and by the script itself."""
     adapted = with_adapter(tiny_model(n_ends=60))
     save_adapter(adapted, tmp_path / "adapter")
     save_model(tiny_model(n_ends=60), tmp_path / "base")
@@ -128,16 +129,18 @@ def test_accelerate_launch_on_two_processes_gives_the_bytes_of_one(tmp_path: Pat
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    for name, before in (("one", []), ("two", launch)):
+    for name, before, processes in (("one", [], "1"), ("launched", launch, "1"), ("forked", [], "2")):
         command = [sys.executable, *before, SCRIPT, "--results-dir", tmp_path / name, *options]
+        command += ["--processes", processes]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
         assert done.returncode == 0, done.stderr
     files = [path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file()]
     data = [file for file in files if not file.name.endswith(".manifest.json")]
     assert {"persona_data.pkl", "persona_data.safetensors", "persona_tokens"} <= {file.parts[0] for file in data}
     for file in data:
-        assert (tmp_path / "two" / file).read_bytes() == (tmp_path / "one" / file).read_bytes(), file
-    assert len(load_frame(tmp_path / "two" / "persona_data.pkl")) == 14
+        for name in ("launched", "forked"):
+            assert (tmp_path / name / file).read_bytes() == (tmp_path / "one" / file).read_bytes(), (name, file)
+    assert len(load_frame(tmp_path / "forked" / "persona_data.pkl")) == 14
 
 
 def test_tokens_are_kept_in_shards_and_read_row_by_row(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from src.utils.artifacts import save_frame
 from src.utils.config import PROJECT_ROOT, CollectionConfig, SteeringConfig
 from src.utils.generation import generate
+from src.utils.ranks import Ranks
 from src.utils.sites import resid_site
 from src.utils.steering import Dose, steered
 from src.utils.steering_effects import NO_KIND, NO_VECTOR
@@ -173,6 +174,15 @@ def test_a_whole_run_loads_no_model(uninterrupted: tuple[Path, pd.DataFrame]) ->
     run_grid(grid(), lambda: pytest.fail("a model was loaded"), tokenizer(), folder, rows.append)
     assert sum(rows) == 42, "progress counts what was there already"
     pd.testing.assert_frame_equal(answers_frame(grid(), tokenizer(), folder), frame)
+
+
+def test_two_ranks_share_out_the_batches_and_end_in_the_same(
+    uninterrupted: tuple[Path, pd.DataFrame], tmp_path: Path
+) -> None:
+    for index in (1, 0):
+        run_grid(grid(), model, tokenizer(), tmp_path, ranks=Ranks(index, 2))
+        assert (read_norm(tmp_path) is None) == (index == 1), "the first rank measures it"
+    pd.testing.assert_frame_equal(answers_frame(grid(), tokenizer(), tmp_path), uninterrupted[1])
 
 
 KILLED = """
