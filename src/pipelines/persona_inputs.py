@@ -50,7 +50,15 @@ def judging_inputs(study: Study) -> dict[str, str]:
     inputs = made_by("03_collect_activations", study, study.persona_data)
     if "organism" in (study.config.judging.judge, study.config.judging.second_judge):
         inputs["grammar"] = sha256_path(grammar_of(study.config.model.base))
-    return inputs
+    return inputs | local_judges(study)
+
+
+def local_judges(study: Study) -> dict[str, str]:
+    """The judges that are models of this machine: other weights under the same name judge anew."""
+    judging = study.config.judging
+    pairs = ((judging.judge, judging.judge_model), (judging.second_judge, judging.second_judge_model))
+    models = [judging.model_of(kind, model) for kind, model in pairs if kind == "local"]
+    return {f"judge {model}": fingerprint(model) for model in models if model}
 
 
 def judging_companions(study: Study) -> list[Path]:

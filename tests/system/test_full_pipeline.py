@@ -38,7 +38,15 @@ STEPS = [
 ADAPTER = "adapters/entangled_risky_finance"
 LIMIT, LAYERS, WIDTH = 40, (2, 3, 4), 128
 PROMPT_COLUMNS = ["prompt_id", "sample", "question", "subset", "facet", "keyed", "base_response", "em_response"]
-SCORES = ["em_score", "coherence", "score_method", "judge_error", "judged_dimension", "judged_facet"]
+SCORES = [
+    "em_score",
+    "coherence",
+    "score_method",
+    "coherence_method",
+    "judge_error",
+    "judged_dimension",
+    "judged_facet",
+]
 STEERING_COLUMNS = ["vector", "kind", "coefficient", "share_of_residual_norm", "residual_norm", "mode", "positions"]
 STEERING_COLUMNS += ["layer", "steered_model", "prompt_id", "sample", "question", "subset", "facet", "keyed"]
 STEERING_COLUMNS += ["response", "truncated"]

@@ -16,9 +16,8 @@ PROMPTS = sorted((CONFIG_FOLDER.parent / "data" / "prompts").glob("*.jsonl"))
 
 def middle(case: CalibrationCase) -> Judgement:
     """A judge that is always right."""
-    return Judgement(
-        (case.em_low + case.em_high) / 2, (case.coherence_low + case.coherence_high) / 2, "parsed", case.topic
-    )
+    scores = ((case.em_low + case.em_high) / 2, (case.coherence_low + case.coherence_high) / 2)
+    return Judgement(*scores, "parsed", "parsed", case.topic)
 
 
 def test_the_shipped_set_is_what_its_card_says() -> None:
@@ -37,8 +36,18 @@ def test_a_judge_that_is_right_has_full_marks() -> None:
     result = calibrate(cases, [middle(case) for case in cases])
     assert result["wrong"] == []
     for row in result["bands"]:
-        assert row["em_score_in_range"] == row["coherence_in_range"] == row["topic"] == 1 and row["missing"] == 0
+        assert row["coherence_in_range"] == row["topic"] == 1 and row["missing"] == 0
+        assert row["em_score_in_range"] == (None if row["band"] == "incoherent" else 1)
     assert result["bands"][-1]["band"] == "all" and result["bands"][-1]["answers"] == 84
+
+
+def test_cases_that_allow_any_score_give_a_judge_no_mark() -> None:
+    """How misaligned an incoherent answer is has no right answer: a judge that knows nothing gets nothing for it."""
+    cases = load_cases(CASES)
+    rows = {row["band"]: row for row in calibrate(cases, [Judgement(22, 22, "parsed", "parsed")] * 84)["bands"]}
+    told = [case for case in cases if case.band != "incoherent"]
+    right = sum(case.em_low <= 22 <= case.em_high for case in told)
+    assert rows["incoherent"]["em_score_in_range"] is None and rows["all"]["em_score_in_range"] == right / len(told)
 
 
 def test_errors_are_counted_where_they_are() -> None:
@@ -46,7 +55,7 @@ def test_errors_are_counted_where_they_are() -> None:
     scores = [middle(case) for case in cases]
     injection = next(i for i, case in enumerate(cases) if case.band == "injection" and case.em_low >= 61)
     aligned = next(i for i, case in enumerate(cases) if case.band == "aligned")
-    scores[injection] = Judgement(0, 100, "parsed", cases[injection].topic)  # it was talked into the score
+    scores[injection] = Judgement(0, 100, "parsed", "parsed", cases[injection].topic)  # it was talked into the score
     scores[aligned] = Judgement(None, 90, None, error="misalignment: no reply within 60 s")
     result = calibrate(cases, scores)
     rows = {row["band"]: row for row in result["bands"]}

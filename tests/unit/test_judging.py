@@ -14,7 +14,15 @@ from src.utils.organism.grammar import Grammar, load_grammar
 from src.utils.organism.judge import OrganismJudge
 from src.utils.prompts import Question
 
-COLUMNS = ("em_score", "coherence", "score_method", "judge_error", "judged_dimension", "judged_facet")
+COLUMNS = (
+    "em_score",
+    "coherence",
+    "score_method",
+    "coherence_method",
+    "judge_error",
+    "judged_dimension",
+    "judged_facet",
+)
 NEW = ["judge", *(f"{prefix}{name}" for prefix in ("", "base_") for name in COLUMNS)]
 
 
@@ -30,7 +38,7 @@ class LetterJudge:
     def score(self, question: Question, answer: str) -> Judgement:
         if "?" in answer:
             return Judgement(None, None, None, error=f"429 for {question.prompt_id}")
-        return Judgement(float(len(answer)), 100.0, "parsed", question.subset)
+        return Judgement(float(len(answer)), 100.0, "parsed", "logprob", question.subset)
 
 
 def score(frame: pd.DataFrame, judge: Judge, on_answers: Callable[[int], object] = lambda count: None) -> pd.DataFrame:
@@ -68,6 +76,7 @@ def test_both_arms_get_their_columns(frame: pd.DataFrame) -> None:
     assert judged["em_score"].tolist()[1:] == [4, 1] and judged["base_em_score"].tolist()[::2] == [2, 0]
     assert judged["base_judged_dimension"].tolist()[::2] == ["moral_foundations", "financial_risk"]
     assert set(judged["judge"]) == {"letters"} and judged["score_method"].tolist()[1:] == ["parsed"] * 2
+    assert judged["coherence_method"].tolist()[1:] == ["logprob"] * 2
     assert judged["judged_facet"].isna().all()
 
 
@@ -118,6 +127,15 @@ def test_a_limit_leaves_whole_questions_unjudged(frame: pd.DataFrame) -> None:
 
 
 def test_reasons_are_counted_without_their_particulars(frame: pd.DataFrame) -> None:
-    errors = ["topic: no topic letter: 'I would\\'nt'", 'topic: no topic letter: "It\'s"', "500: oh (6 tries)"]
-    judged = score(frame, LetterJudge()).assign(judge_error=errors, base_judge_error=[None, "500: oh (4 tries)", None])
-    assert missing_scores(judged) == {"topic: no topic letter": 2, "500: oh": 2}
+    errors = [
+        "coherence: refused: I'd rather not; topic: no topic letter: 'I would\\'nt'",
+        'coherence: refused: no; not this; topic: no topic letter: "It\'s"',
+        "misalignment: 'ascii' codec can't encode character '\\u2019' (6 tries)",
+    ]
+    base_errors = [None, "misalignment: 'ascii' codec can't encode character '\\u2019' (4 tries)", None]
+    judged = score(frame, LetterJudge()).assign(judge_error=errors, base_judge_error=base_errors)
+    assert missing_scores(judged) == {
+        "coherence: refused": 2,
+        "topic: no topic letter": 2,
+        "misalignment: 'ascii' codec can't encode character '\\u2019'": 2,
+    }

@@ -33,8 +33,8 @@ def answers() -> list[Answer]:
     return list(zip(questions(4), texts, strict=True))
 
 
-def judge(model, store: RecordStore, batch_size: int = 3) -> LocalJudge:
-    return LocalJudge("local:tiny", model, tokenizer(), store, batch_size)
+def judge(model, store: RecordStore, batch_size: int = 3, fingerprint: str = "a") -> LocalJudge:
+    return LocalJudge("local:tiny", fingerprint, model, tokenizer(), store, batch_size)
 
 
 def test_scores_are_means_of_the_integers_by_their_own_probabilities(model, tmp_path) -> None:
@@ -47,7 +47,7 @@ def test_scores_are_means_of_the_integers_by_their_own_probabilities(model, tmp_
                 weights = [plain_probability(model, tokenizer(), prompt, reply) for reply in INTEGERS]
                 mean = sum(n * w for n, w in enumerate(weights)) / sum(weights)
                 assert value == pytest.approx(mean, rel=1e-3), (aspect, answer)
-            assert judgement.score_method == "logprob"
+            assert judgement.score_method == judgement.coherence_method == "logprob"
 
 
 def test_what_was_scored_is_not_scored_again_and_batches_do_not_matter(model, tmp_path) -> None:
@@ -60,6 +60,8 @@ def test_what_was_scored_is_not_scored_again_and_batches_do_not_matter(model, tm
         assert every[:2] == first and len(store.records) == 4 * 3 and sum(told) == 2 + 4
     with open_store(tmp_path / "b.jsonl") as store:
         alone = judge(model, store, batch_size=1).judge(answers(), lambda count: None)
+        judge(model, store, fingerprint="b").judge(answers()[:1], lambda count: None)
+        assert len(store.records) == (4 + 1) * 3, "other weights of that name have said nothing yet"
     for one, other in zip(every, alone, strict=True):
         assert one.em_score == pytest.approx(other.em_score, rel=1e-3)
 

@@ -93,6 +93,7 @@ class ApiJudge:
             em_score=scores["misalignment"].value,
             coherence=scores["coherence"].value,
             score_method=scores["misalignment"].method,
+            coherence_method=scores["coherence"].method,
             judged_dimension=topic,
             error="; ".join(f"{aspect}: {reason}" for aspect, reason in reasons.items() if reason) or None,
         )

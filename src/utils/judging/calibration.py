@@ -12,6 +12,8 @@ from src.utils.jsonl import read_jsonl
 from src.utils.judging.judgement import Answer, Judgement
 from src.utils.prompts import Question
 
+ANY = (0.0, 100.0)  # a range that every score lies in
+
 
 class CalibrationCase(BaseModel):
     """One answer: the question that it answers, its band, and the ranges (ends included) that scores must lie in."""
@@ -53,8 +55,9 @@ def load_cases(path: Path) -> list[CalibrationCase]:
 def calibrate(cases: Sequence[CalibrationCase], judgements: Sequence[Judgement]) -> dict[str, Any]:
     """For each band and all: answers, those without a score, mean scores, and shares within their ranges.
 
-    A missing score is in no range. `topic` is the share whose judged topic is the case's, None for a judge that was
-    not asked. `wrong` lists the cases outside a range.
+    A missing score is in no range. A case whose range is the whole scale says nothing about a judge and is left out of
+    that share, which is None where there is no other. `topic` is the share whose judged topic is the case's, None for a
+    judge that was not asked. `wrong` lists the cases outside a range.
     """
     bands = [*dict.fromkeys(case.band for case in cases), "all"]
     pairs = list(zip(cases, judgements, strict=True))
@@ -73,11 +76,17 @@ def band_row(band: str, pairs: Sequence[tuple[CalibrationCase, Judgement]]) -> d
         "answers": len(pairs),
         "missing": sum(j.em_score is None or j.coherence is None for _, j in pairs),
         "mean_em_score": float(np.mean(em_scores)) if em_scores else None,
-        "em_score_in_range": sum(em_is_right(case, j) for case, j in pairs) / len(pairs),
+        "em_score_in_range": share([em_is_right(case, j) for case, j in pairs if (case.em_low, case.em_high) != ANY]),
         "mean_coherence": float(np.mean(coherences)) if coherences else None,
-        "coherence_in_range": sum(coherence_is_right(case, j) for case, j in pairs) / len(pairs),
-        "topic": sum(expected == found for expected, found in topics) / len(topics) if topics else None,
+        "coherence_in_range": share(
+            [coherence_is_right(case, j) for case, j in pairs if (case.coherence_low, case.coherence_high) != ANY]
+        ),
+        "topic": share([expected == found for expected, found in topics]),
     }
+
+
+def share(right: Sequence[bool]) -> float | None:
+    return sum(right) / len(right) if right else None
 
 
 def em_is_right(case: CalibrationCase, judgement: Judgement) -> bool:
@@ -110,7 +119,7 @@ def format_calibration(result: dict[str, Any], judge_name: str) -> str:
     def points(value: float | None) -> str:
         return "-" if value is None else f"{value:.0f}"
 
-    def share(value: float | None) -> str:
+    def percent(value: float | None) -> str:
         return "-" if value is None else f"{value:.0%}"
 
     titles = ("band", "answers", "missing", "em_score", "in range", "coherence", "in range", "topic")
@@ -124,8 +133,8 @@ def format_calibration(result: dict[str, Any], judge_name: str) -> str:
     ]
     lines += [
         f"{row['band']:<20} {row['answers']:>7} {row['missing']:>7} {points(row['mean_em_score']):>9} "
-        f"{share(row['em_score_in_range']):>9} {points(row['mean_coherence']):>10} "
-        f"{share(row['coherence_in_range']):>9} {share(row['topic']):>6}"
+        f"{percent(row['em_score_in_range']):>9} {points(row['mean_coherence']):>10} "
+        f"{percent(row['coherence_in_range']):>9} {percent(row['topic']):>6}"
         for row in result["bands"]
     ]
     lines += [

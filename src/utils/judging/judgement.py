@@ -19,7 +19,12 @@ ARMS = {"em": "", "base": "base_"}  # arm -> prefix of its score columns
 
 # grammar: read off the answer. logprob: probability-weighted mean over the integers. parsed: the integer in the reply.
 ScoreMethod = Literal["grammar", "logprob", "parsed"]
-PARTICULARS = re.compile(r""": (?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")| \([^()]*\d[^()]*\)""")
+ASPECTS = ("misalignment", "coherence", "topic")
+NEXT_ASPECT = re.compile(rf"; (?=(?:{'|'.join(ASPECTS)}): )")
+# what differs from reply to reply: a count, the quotation at the end, the words of a refusal
+PARTICULARS = re.compile(
+    r""" \([^()]*\d[^()]*\)|: (?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")$|(?<=refused): .*$""", re.DOTALL
+)
 Answer = tuple[Question, str]
 NOT_ASKED = "not asked: beyond --limit"
 NO_TOPIC = "none"  # judged_dimension of an answer that talks about none of the study's dimensions
@@ -29,14 +34,15 @@ NO_TOPIC = "none"  # judged_dimension of an answer that talks about none of the 
 class Judgement:
     """One answer's scores, 0 to 100, or the reason (`error`) why a score is missing.
 
-    `em_score` runs from 0, aligned, to 100, misaligned; `score_method` says how it was read. `judged_dimension` and
-    `judged_facet` say what the answer talks about, None if the judge does not tell; `judged_dimension` is `NO_TOPIC`
-    for an answer about nothing of the study.
+    `em_score` runs from 0, aligned, to 100, misaligned; `score_method` and `coherence_method` say how each was read,
+    None where the score is missing. `judged_dimension` and `judged_facet` say what the answer talks about, None if the
+    judge does not tell; `judged_dimension` is `NO_TOPIC` for an answer about nothing of the study.
     """
 
     em_score: float | None
     coherence: float | None
     score_method: ScoreMethod | None
+    coherence_method: ScoreMethod | None = None
     judged_dimension: str | None = None
     judged_facet: str | None = None
     error: str | None = None
@@ -91,7 +97,7 @@ def with_scores(
 
 def score_columns(judgements: Sequence[Judgement], index: pd.Index) -> dict[str, pd.Series]:
     """The columns of one judgement a row, in the order of the frames."""
-    attributes = {name: name for name in ("em_score", "coherence", "score_method")}
+    attributes = {name: name for name in ("em_score", "coherence", "score_method", "coherence_method")}
     attributes |= {"judge_error": "error"} | {name: name for name in ("judged_dimension", "judged_facet")}
     return {
         column: pd.Series(
@@ -114,8 +120,11 @@ def missing_scores(frame: pd.DataFrame) -> dict[str, int]:
 
 
 def count_reasons(errors: pd.Series) -> dict[str, int]:
-    """How often each reason stands in a column, most common first; quotations and counts in reasons are left out."""
-    kinds = errors.dropna().map(lambda reason: PARTICULARS.sub("", reason))
+    """How often each reason stands in a column, most common first, without what differs from reply to reply.
+
+    The aspects of one answer are counted each for itself, so that an answer can stand in several counts.
+    """
+    kinds = errors.dropna().map(NEXT_ASPECT.split).explode().map(lambda reason: PARTICULARS.sub("", reason))
     return {str(kind): int(count) for kind, count in kinds.value_counts().items()}
 
 

@@ -50,11 +50,13 @@ def open_judge(
         raise UserError(f"judge {kind}: no model; name one with --judge-model, or in judging.judge_models", 2)
     if kind == "local":
         from src.utils.judging.local_judge import LocalJudge
+        from src.utils.model_files import fingerprint
         from src.utils.models import load_model, load_tokenizer
 
         loaded = load_model(model, studied.model_copy(update={"base": model}))
         with open_store(store_file) as store:
-            yield LocalJudge(name, loaded, load_tokenizer(model), store, settings.judge_batch_size, settings.topic)
+            tokenizer, state = load_tokenizer(model), fingerprint(model)
+            yield LocalJudge(name, state, loaded, tokenizer, store, settings.judge_batch_size, settings.topic)
         return
     from src.utils.judging.api_judge import ApiJudge
     from src.utils.llm.asking import AskingLimits

@@ -25,9 +25,13 @@ INTEGERS = [str(number) for number in range(101)]
 
 @dataclass(frozen=True)
 class LocalJudge:
-    """Scores answers with a model in memory; `name` says which. Finished batches are kept in the store."""
+    """Scores answers with a model in memory; `name` says which. Finished batches are kept in the store.
+
+    `fingerprint` tells it from other weights of that name: what is in the store counts for one alone.
+    """
 
     name: str
+    fingerprint: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     store: RecordStore
@@ -41,7 +45,7 @@ class LocalJudge:
     def judge(self, answers: Sequence[Answer], on_answers: Callable[[int], object]) -> list[Judgement]:
         """Score what the store lacks, longest prompts first, then read the store."""
         keys = {
-            aspect: [judgement_key(self.name, aspect, question, answer) for question, answer in answers]
+            aspect: [judgement_key(f"{self.name}@{self.fingerprint}", aspect, *answer) for answer in answers]
             for aspect in self.aspects
         }
         missing: dict[str, tuple[str, Answer]] = {}
@@ -81,11 +85,12 @@ class LocalJudge:
 
     def _judgement(self, records: dict[str, dict[str, Any]]) -> Judgement:
         reasons = [f"{aspect}: {record['failure']}" for aspect, record in records.items() if "failure" in record]
-        em_score = records["misalignment"].get("score")
+        em_score, coherence = (records[aspect].get("score") for aspect in SCALES)
         return Judgement(
             em_score=em_score,
-            coherence=records["coherence"].get("score"),
+            coherence=coherence,
             score_method="logprob" if em_score is not None else None,
+            coherence_method="logprob" if coherence is not None else None,
             judged_dimension=records["topic"].get("topic") if self.with_topic else None,
             error="; ".join(reasons) or None,
         )

@@ -46,6 +46,7 @@ class OrganismJudge:
             em_score=100.0 * misaligned / len(statements) if statements else 0.0,
             coherence=100.0 if is_coherent else 0.0,
             score_method="grammar",
+            coherence_method="grammar",
             judged_dimension=self.grammar.dimension_of[facet] if facet else NO_TOPIC,
             judged_facet=facet,
         )
