@@ -4,7 +4,8 @@
     uv run python benchmarks/collection.py --architecture qwen3_4b          # random weights, for a GPU
     uv run python benchmarks/collection.py --engines                        # generate, static cache, batching, bridge
 
-The engine: batched `generate` with each prompt's own noise, then one teacher-forced pass for all layers and three arms.
+The engine: batched `generate` with each prompt's own noise, then one teacher-forced pass for all layers and three arms;
+in one process on all cores, and shared among processes as step 3 does where there is no GPU.
 The original's way, on a slice of the same prompts with the same sampling and token budget: one prompt at a time
 through TransformerLens, hooks at three layers during every decode step, two models. The same loop through Hugging
 Face's `generate` stands beside it. Prints tables and writes results/benchmarks/collection_<name>.json.
@@ -34,7 +35,9 @@ from src.utils.generation import Prompt, Response, generate, logits_processors, 
 from src.utils.manifests import git_state, peak_memory_bytes
 from src.utils.models import load_model, load_tokenizer, pick_device
 from src.utils.prompts import load_questions
+from src.utils.ranks import RUN_ALONE, Ranks
 from src.utils.run_estimate import DeviceRates, floor_seconds, measure_rates
+from src.utils.shared_work import OnRows, Say, share_out
 from src.utils.sites import Site, count_layers, decoder_of, edit_sites
 
 REPEATS = 3
@@ -58,6 +61,7 @@ def main() -> None:
     tokenizer, model = models_of(options.architecture, config)
     plan = plan_collection(load_questions(map(resolve_path, settings.prompts)), tokenizer, settings)
 
+    shared = run_shared(model, tokenizer, plan, settings.layers, config.model.processes)
     engine = run_engine(model, tokenizer, plan, settings.layers)
     hugging_face = run_one_by_one(model, tokenizer, plan, settings.layers, options.slice)
     original = run_original(model, tokenizer, plan, settings.layers, options.slice)
@@ -76,7 +80,9 @@ def main() -> None:
         "layers": count_layers(model) + 1,
         "engine": engine,
         "original": original,
+        "engine_in_processes": shared,
         "ratio": original["seconds_a_prompt"] * len(plan.prompts) / engine["seconds"],
+        "ratio_in_processes": original["seconds_a_prompt"] * len(plan.prompts) / shared["seconds"],
         "one_by_one_through_hugging_face": hugging_face,
         "ratio_to_hugging_face": hugging_face["seconds_a_prompt"] * len(plan.prompts) / engine["seconds"],
         "capture": capture_overhead(model, tokenizer, plan),
@@ -175,6 +181,22 @@ def run_engine(
         "tokens_a_second": tokens / seconds,
         "peak_memory_gib": peak_gib(),
     }
+
+
+def run_shared(
+    model: PeftModel, tokenizer: PreTrainedTokenizerBase, plan: Plan, layers: Sequence[int], processes: int
+) -> dict[str, float]:
+    """The same, shared among processes as step 3 shares it (`model.processes`)."""
+    with tempfile.TemporaryDirectory() as folder:
+
+        def work(ranks: Ranks, on_rows: OnRows, say: Say) -> None:
+            collect_arms(plan, tokenizer, passes(model), Path(folder), ranks=ranks)
+
+        synchronise()
+        started = time.perf_counter()
+        share_out(processes, RUN_ALONE, work, lambda rows: None, print)
+        assemble(plan, tokenizer, Path(folder), layers, count_layers(model))
+        return {"seconds": time.perf_counter() - started, "at_most": processes}
 
 
 def passes(model: Any) -> Any:
@@ -395,9 +417,10 @@ def tables(report: dict[str, Any]) -> str:
         f"up to {report['max_new_tokens']} new tokens, {report['layers']} layers, three arms",
         f"{'':<24} {'seconds':>9} {'tokens/s':>9}",
         f"{'engine':<24} {engine['seconds']:>9.1f} {engine['tokens_a_second']:>9.0f}   {shares}",
+        f"{'engine, in processes':<24} {report['engine_in_processes']['seconds']:>9.1f}",
         f"{'original, extrapolated':<24} {slow['tl']:>9.1f} {original['tokens_a_second']:>9.0f}   {measured}",
         f"{'the same loop through HF':<24} {slow['hf']:>9.1f} {alone['tokens_a_second']:>9.0f}   {measured}",
-        f"ratio {report['ratio']:.1f}; to the same loop through HF {report['ratio_to_hugging_face']:.1f}",
+        f"ratio {report['ratio']:.1f}, in processes {report['ratio_in_processes']:.1f}; to the same loop through HF {report['ratio_to_hugging_face']:.1f}",
         f"capture of all layers: {capture['ratio']:.3f} of the same pass without hooks and head",
     ]
     if "floor" in report:

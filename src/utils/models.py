@@ -4,6 +4,7 @@ Whether an adapter fits is decided by shapes, not by names. Weights are read fro
 from a hub is run.
 """
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +28,9 @@ from src.utils.model_files import find_file, local_or_hub, unavailable
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 LORA_A, LORA_B = ".lora_A.weight", ".lora_B.weight"
+
+# what peft asks of every model has another name in transformers 5
+warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 
 def pick_device() -> torch.device:
