@@ -420,8 +420,8 @@ def tables(report: dict[str, Any]) -> str:
         f"{'engine, in processes':<24} {report['engine_in_processes']['seconds']:>9.1f}",
         f"{'original, extrapolated':<24} {slow['tl']:>9.1f} {original['tokens_a_second']:>9.0f}   {measured}",
         f"{'the same loop through HF':<24} {slow['hf']:>9.1f} {alone['tokens_a_second']:>9.0f}   {measured}",
-        f"ratio {report['ratio']:.1f}, in processes {report['ratio_in_processes']:.1f}; "
-        f"to the same loop through HF {report['ratio_to_hugging_face']:.1f}",
+        f"ratio {report['ratio']:.1f}, in processes {report['ratio_in_processes']:.1f}",
+        f"ratio to the same loop through HF {report['ratio_to_hugging_face']:.1f}",
         f"capture of all layers: {capture['ratio']:.3f} of the same pass without hooks and head",
     ]
     if "floor" in report:
