@@ -53,15 +53,12 @@ def share_out(processes: int, ranks: Ranks, work: Work, on_rows: OnRows, say: Sa
     sys.stderr.flush()
     children = [child for index in range(count) if (child := _fork(Ranks(index, count), work, reading, writing))]
     os.close(writing)
-    try:
-        with os.fdopen(reading, encoding="utf-8") as told:
-            error = _listen(told, on_rows, say)
-    except BaseException:
-        _end(children)
-        raise
-    if error is not None:
-        _end(children)
-        raise error
+    with os.fdopen(reading, encoding="utf-8") as told:
+        try:
+            _listen(told, on_rows, say)
+        except BaseException:  # ended while somebody still listens: a process that tells nobody would say so
+            _end(children)
+            raise
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     if STOPPED in codes or -signal.SIGINT in codes:
         raise KeyboardInterrupt
@@ -105,8 +102,8 @@ def _run_child(ranks: Ranks, work: Work, writing: int) -> NoReturn:
         os._exit(code)
 
 
-def _listen(told: IO[str], on_rows: OnRows, say: Say) -> UserError | None:
-    """Pass on what the processes tell, until all have ended or one has failed."""
+def _listen(told: IO[str], on_rows: OnRows, say: Say) -> None:
+    """Pass on what the processes tell, until all have ended; the first `UserError` of one is raised."""
     for line in told:
         what = json.loads(line)
         if "rows" in what:
@@ -114,8 +111,7 @@ def _listen(told: IO[str], on_rows: OnRows, say: Say) -> UserError | None:
         elif "text" in what:
             say(what["text"])
         else:
-            return UserError(what["error"], what["exit_code"])
-    return None
+            raise UserError(what["error"], what["exit_code"])
 
 
 def _end(children: list[int]) -> None:
