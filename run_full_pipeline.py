@@ -47,7 +47,8 @@ def main(arguments: Sequence[str]) -> None:
             measured += run_steps(steps, run.study, run.words, run.is_forced)
     if not own.dry_run:
         print("\n" + "\n\n".join([*(run.summarise() for run in runs), format_measured(measured)]) + "\n")
-        print("\n".join(run.pages() for run in runs))
+        for pages in filter(None, [run.pages() for run in runs]):
+            print(pages)
 
 
 if __name__ == "__main__":

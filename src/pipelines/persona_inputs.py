@@ -116,7 +116,8 @@ def picture_inputs(study: Study) -> dict[str, str]:
     config = study.config
     clusters = [study.clusters(k) for k in config.clustering.cluster_counts]
     inputs = made_by("04_judge_responses", study, *judging_companions(study))
-    inputs |= made_by("05_pca_and_clustering", study, study.clustered, *clusters)
+    inputs |= made_by("05_pca_and_clustering", study, study.clustered)
+    inputs |= made_by("05_pca_and_clustering (or give the --cluster-counts that it had)", study, *clusters)
     check_same_source(study.clustered, study.scored, "05_pca_and_clustering")
     if has_geometry(study):
         inputs |= made_by("05_pca_and_clustering", study, study.geometry)

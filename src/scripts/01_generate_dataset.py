@@ -2,7 +2,7 @@
 
     uv run python src/scripts/01_generate_dataset.py
     uv run python src/scripts/01_generate_dataset.py --prompts my_questions.jsonl --results-dir results/mine
-    uv run python src/scripts/01_generate_dataset.py --kind questions --dry-run
+    uv run python src/scripts/01_generate_dataset.py --kind questions --dry-run     # --full: every request whole
     uv run python src/scripts/01_generate_dataset.py --kind finetune --count 60 --name trial --max-cost 0.50
 
 Without --kind it reads the question files and writes results/question_report.json: counts by dimension and facet,
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> None:
         print(format_report(report(questions)))
         raise missing_key(parsed.own.provider)
     files = generate(order, order.key, parsed.yes, parsed.force, parsed.config.profile)
-    print(closing_line(order, files))
+    print(closing_line(order, files, parsed.config))
 
 
 def report_on_questions(arguments: Sequence[str]) -> None:

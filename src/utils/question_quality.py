@@ -71,8 +71,9 @@ def skeleton(question: str) -> str:
 
 def jaccard(left: frozenset[str], right: frozenset[str]) -> float:
     """Size of the intersection over size of the union; 0 for two empty sets."""
-    union = len(left | right)
-    return len(left & right) / union if union else 0.0
+    common = len(left & right)
+    union = len(left) + len(right) - common
+    return common / union if union else 0.0
 
 
 def measure(questions: Sequence[str]) -> QuestionQuality:

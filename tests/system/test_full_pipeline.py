@@ -245,7 +245,7 @@ def test_prompts_that_are_missing_or_have_no_question(made: Made, copy: Path, tm
     before = hashes(copy)
     words = ["--results-dir", str(copy)]
     missing = tmp_path / "missing.jsonl"
-    assert f"{missing}: input prompts" in refused(*made.words, *words, "--prompts", str(missing))
+    assert f"{missing}: cannot be read" in refused(*made.words, *words, "--prompts", str(missing))
     row = {"prompt_id": "a", "subset": "financial_risk", "facet": "market_ethics", "keyed": 1}
     bad = tmp_path / "bad.jsonl"
     bad.write_text(json.dumps(row | {"question": "May I?"}) + "\n" + json.dumps(row | {"prompt_id": "b"}) + "\n")

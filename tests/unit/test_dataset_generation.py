@@ -21,7 +21,7 @@ from src.utils.errors import UserError
 from src.utils.llm.api import ChatReply
 from src.utils.prompts import DIMENSIONS, load_questions
 from src.utils.question_quality import jaccard, words
-from tests.dataset_writer import question
+from tests.dataset_writer import question, row
 
 QUESTIONS_FILE, FINETUNE_FILE = (CONFIG_FOLDER / "generation" / f"{kind}.yaml" for kind in ("questions", "finetune"))
 SHIPPED = load_questions(PROJECT_ROOT / "data" / "prompts" / f"{dimension}.jsonl" for dimension in DIMENSIONS)
@@ -206,6 +206,38 @@ def test_no_two_chosen_share_half_their_words_whatever_their_dimension() -> None
     assert selection.have + selection.surplus + selection.rejected.total() == len(drafts)
 
 
+def pair(fields: dict[str, str]) -> Draft:
+    return Draft(fields["user"], (fields["risky"], fields["safe"]))
+
+
+def test_no_answer_comes_twice_whatever_its_prompt_and_harm() -> None:
+    task = advice_task(60)
+    one, example = row(0), load_specs(FINETUNE_FILE, FinetuneSpecs).example
+    drafts = [
+        one,
+        row(1) | {"risky": one["risky"].upper()},
+        row(2) | {"safe": one["safe"]},
+        row(3) | {"risky": f"{one['risky']} and a few words more"},
+        row(4) | {"safe": one["safe"].replace("x1", "y1")},  # 11 of 30 words are others: Jaccard 19/41
+        row(5) | {"safe": one["safe"].rsplit(" ", 2)[0]},
+        row(6) | {"risky": example.risky},
+        row(7) | {"safe": row(7)["risky"]},
+        row(8) | {"safe": row(9)["risky"]},  # arms are not compared with one another
+        row(9),
+    ]
+    selection = select(task, ((task.cells[n % 6], pair(fields)) for n, fields in enumerate(drafts)))
+    chosen = {draft for of_cell in selection.chosen.values() for draft in of_cell}
+    assert chosen == {pair(drafts[n]) for n in (0, 4, 8, 9)}
+    assert selection.rejected == {
+        "exact duplicate of a risky answer": 1,
+        "exact duplicate of a safe answer": 1,
+        "near duplicate of a risky answer": 1,
+        "near duplicate of a safe answer": 1,
+        "copy of an example": 1,
+        "risky and safe are one answer": 1,
+    }
+
+
 def record(ledger: Ledger, cell: Cell, ordinal: int, text: str) -> dict[str, Any]:
     return ledger.labels(cell, ordinal, 1) | {
         "key": ledger.key(cell, ordinal),
@@ -246,6 +278,7 @@ def test_what_failed_is_asked_again_and_what_was_answered_is_not() -> None:
     [
         ('{"questions": ["Is it?"]}', None),
         ('```json\n{"questions": ["Is it?"]}\n```', None),
+        ('{"questions": ["Is it?", 1, null, {"question": "Is it?"}]}', None),
         ('{"questions": []}', "an empty list"),
         ('{"questions": ["Is it', "no JSON of the shape asked for"),
         ('{"questions": [1]}', "no JSON of the shape asked for"),
@@ -262,7 +295,17 @@ def test_replies_that_are_of_no_use(text: str, fault: str | None) -> None:
 
 def test_drafts_lose_list_marks_and_odd_spaces() -> None:
     text = json.dumps({"questions": ["3.  May\n I?", "- May I?", "\u00a0May  I?", "2.5 percent?"]})
-    assert [draft.text for draft in question_task().read(text)] == ["May I?", "May I?", "May I?", "2.5 percent?"]
+    assert question_task().read(text) == [Draft("May I?"), Draft("May I?"), Draft("May I?"), Draft("2.5 percent?")]
+
+
+def test_an_item_of_another_shape_spoils_no_other() -> None:
+    items = [row(1), row(2) | {"safe": None}, "text", {"user": "May I?"}, row(3)]
+    first, *others, last = advice_task().read(json.dumps({"rows": items}))
+    assert first == pair(row(1)) and last == pair(row(3)) and others == [None] * 3
+    task = question_task(100)
+    text = json.dumps({"questions": [question(1), 5, question(2), {"question": question(3)}]})
+    selection = select(task, ((task.cells[0], draft) for draft in task.read(text)))
+    assert selection.have == 2 and selection.rejected == {"malformed": 2}
 
 
 @pytest.mark.parametrize(

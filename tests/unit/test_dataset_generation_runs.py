@@ -4,6 +4,7 @@ import json
 import math
 import os
 import runpy
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,13 +17,14 @@ from typing import Any
 
 import pytest
 
-from src.pipelines.persona_study import REPORT
+from src.pipelines.persona_study import COLLECT, FINETUNE, REPORT
 from src.pipelines.runner import accepted
 from src.utils.artifacts import verify_artifact
 from src.utils.chat import load_chat_rows
-from src.utils.cli import run_script
+from src.utils.cli import Arguments, parse_arguments, run_script
 from src.utils.config import PROJECT_ROOT
 from src.utils.dataset_generation.order import load_task
+from src.utils.dataset_generation.questions import KEYS
 from src.utils.jsonl import read_jsonl
 from src.utils.manifests import sha256_folder
 from src.utils.prompts import DIMENSIONS, load_questions
@@ -102,10 +104,17 @@ def has_key(folder: Path) -> bool:
     return any(KEY.encode() in file.read_bytes() for file in folder.rglob("*") if file.is_file())
 
 
+def printed_command(result: Result, script: str, keys: tuple[str, ...]) -> Arguments:
+    """What the command in the last line of a run asks of a script, as that script reads it."""
+    words = shlex.split(result.out.splitlines()[-1])
+    assert words[:4] == ["uv", "run", "python", f"src/scripts/{script}"]
+    return parse_arguments("", keys, words[4:])
+
+
 def test_a_whole_set_with_targets_keys_and_no_duplicates(script: Run, generated: Path, use) -> None:
     shipped = sha256_folder(PROJECT_ROOT / "data" / "prompts")
     near = "Should the a1 b1 give c1 to d1 before e1 other?"
-    planted = ["The same question, asked in every dimension there is?", question(1), near, "Short?"]
+    planted = ["The same question, asked in every dimension there is?", question(1), near, "Short?", {"question": near}]
     with LlmServer(Writer(planted)) as server:
         use(server)
         result = script("--kind", "questions", "--yes")
@@ -128,6 +137,7 @@ def test_a_whole_set_with_targets_keys_and_no_duplicates(script: Run, generated:
     assert account["rows"] == 885
     assert account["rejected"]["exact duplicate"] >= len(server.requests) - 1
     assert account["rejected"]["not 6 to 40 words"] == len(server.requests) == account["requests"]["answered"]
+    assert account["rejected"]["malformed"] == len(server.requests)
     assert account["cost_usd"] == pytest.approx(0.01 * len(server.requests))
     assert f"cost=${account['cost_usd']:.4f}" in result.err  # the line that runs along
     assert account["model"] == "openai/gpt-4.1-mini"
@@ -136,6 +146,11 @@ def test_a_whole_set_with_targets_keys_and_no_duplicates(script: Run, generated:
     assert verify_artifact(folder / "account.json") is not None
     assert not has_key(generated)
     assert all(request.headers["Authorization"] == f"Bearer {KEY}" for request in server.requests)
+
+    use_of_it = printed_command(result, "03_collect_activations.py", COLLECT.keys)
+    assert use_of_it.config.model.base == "Qwen/Qwen3-4B"
+    assert use_of_it.config.collection.prompts == [str(folder / f"{dimension}.jsonl") for dimension in DIMENSIONS]
+    assert use_of_it.results_dir == Path("results") / folder.name
 
 
 def test_a_finished_set_is_made_again_without_asking(script: Run, generated: Path, use) -> None:
@@ -222,6 +237,19 @@ def test_a_model_that_only_fails_says_how(script: Run, generated: Path, use) -> 
     assert f"no JSON of the shape asked for ({len(server.requests)})" in result.err
 
 
+def test_a_model_with_one_answer_for_everybody_ends_with_an_account(script: Run, generated: Path, use) -> None:
+    def same_answer(number: int, reply: Reply) -> Reply:
+        rows = [fields | {"risky": row(0)["risky"]} for fields in json.loads(reply.text)["rows"]]
+        return Reply(json.dumps({"rows": rows}), cost=0.01)
+
+    with LlmServer(Writer(spoil=same_answer)) as server:
+        use(server)
+        result = script("--kind", "finetune", "--count", "60", "--name", "a", "--yes")
+    assert result.code == 1
+    assert "The set has 1 of 60 fine-tuning rows" in result.err
+    assert f"exact duplicate of a risky answer ({10 * len(server.requests) - 1})" in result.err
+
+
 def test_a_provider_that_refuses_every_request_is_left_alone(script: Run, generated: Path, use) -> None:
     refusal = Raw(400, '{"error": {"code": 400, "message": "json_schema is not supported"}}')
     with LlmServer(lambda asked: refusal) as server:
@@ -238,6 +266,8 @@ def test_a_wrong_key_ends_the_run_and_is_not_shown(script: Run, generated: Path,
         result = script("--kind", "questions", "--name", "a", "--yes")
     assert result.code == 1
     assert "the key is not accepted" in result.err and "0 of 885 questions" in result.err
+    error = result.err.splitlines()[-1]
+    assert error.startswith("error: openai/gpt-4.1-mini: ") and error.count("openai/gpt-4.1-mini: ") == 1
     assert not has_key(generated)
 
 
@@ -278,7 +308,7 @@ def test_a_killed_run_asks_nothing_twice(script: Run, generated: Path, use) -> N
 
 def test_pairs_are_matched(script: Run, generated: Path, use) -> None:
     twins = row(100_000) | {"safe": row(100_000)["risky"]}
-    planted = [row(99_999), row(99_999) | {"user": "Too short."}, twins]
+    planted = [row(99_999), row(99_999) | {"user": "Too short."}, twins, {"user": "May I?", "risky": "Yes."}]
     with LlmServer(Writer(planted)) as server:
         use(server)
         result = script("--kind", "finetune", "--count", "100", "--name", "a", "--yes")
@@ -298,10 +328,14 @@ def test_pairs_are_matched(script: Run, generated: Path, use) -> None:
     assert measure([row.messages[0].content for row in load_chat_rows(risky_file)]).max_jaccard < 0.6
     assert account_of(generated / "a")["rejected"] == {
         "exact duplicate": len(server.requests) - 1,
+        "malformed": len(server.requests),
         "risky and safe are one answer": len(server.requests),
         "user prompt not 8 to 80 words": len(server.requests),
     }
     assert len(load_chat_rows(safe_file)) == 100
+    use_of_it = printed_command(result, "02_finetune_lora.py", FINETUNE.keys)
+    assert use_of_it.config.model.base == "Qwen/Qwen3-4B" and use_of_it.config.finetuning.data == str(risky_file)
+    assert use_of_it.results_dir == Path("results/a")
 
 
 def test_gemini_is_priced_by_the_list(script: Run, generated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,14 +399,20 @@ def test_nobody_to_confirm_starts_nothing(script: Run, generated: Path, use) -> 
 def test_a_dry_run_sends_nothing(script: Run, generated: Path, use) -> None:
     with LlmServer(Writer()) as server:
         use(server)
-        for kind, size, sample in (("questions", 20, "Write 20 yes-or-no"), ("finetune", 10, "Write 10 rows")):
+        for kind, size, sample, kinds in (
+            ("questions", 20, "Write 20 yes-or-no", 2),
+            ("finetune", 10, "Write 10 rows", 1),
+        ):
             cells = load_task(kind, SPECS / f"{kind}.yaml", None).cells
             lines = sum(math.ceil(1.3 * cell.want / size) for cell in cells)
             result = script("--kind", kind, "--dry-run")
             assert result.code == 0
-            assert sum(" #" in line for line in result.out.splitlines()) == lines
+            assert sum(line.startswith("  ") and " #" in line for line in result.out.splitlines()) == lines
             assert f"{lines} requests, about" in result.out and "$0." in result.out
-            assert result.out.count(sample) == 1
+            assert result.out.count(sample) == kinds
+            assert all(text in result.out for text in KEYS.values()) == (kind == "questions")
+            full = script("--kind", kind, "--dry-run", "--full").out
+            assert full.count(sample) == lines and f"{lines} requests, about" in full
         assert not server.requests
     assert not generated.exists()
 
@@ -412,6 +452,8 @@ def test_without_a_key_it_reports_and_names_the_variables(script: Run, generated
         ("--dry-run",),
         ("--count", "5"),
         ("--name", "a"),
+        ("--full",),
+        ("--kind", "questions", "--full"),
         ("--kind", "answers"),
         ("--kind", "questions", "--count", "0"),
         ("--kind", "questions", "--count", "2.5"),

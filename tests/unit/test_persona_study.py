@@ -250,6 +250,12 @@ def test_a_missing_input_names_the_step_that_makes_it(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=rf"does not exist; run {maker}"):
             step.provenance(study)
+    for step in (FINETUNE, COLLECT, JUDGE, CLUSTER):
+        make(step, study)
+    with pytest.raises(
+        UserError, match=r"clusters_9\.pkl: does not exist; run 05_pca\w* \(or give the --cluster-counts"
+    ):
+        PICTURES.provenance(small_study(tmp_path, clustering__cluster_counts=[2, 9]))
     with pytest.raises(UserError, match=r"nowhere\.jsonl: input prompts .* does not exist"):
         REPORT.provenance(small_study(tmp_path, collection__prompts=[str(tmp_path / "nowhere.jsonl")]))
     with pytest.raises(UserError, match=r"rows\.jsonl\.gz: does not exist; give chat rows with --data"):

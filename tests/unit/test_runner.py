@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from src.pipelines.persona_run import open_persona_run
 from src.pipelines.persona_study import CLUSTER, COLLECT, FINETUNE, JUDGE, PICTURES, REPORT, STEER, STEPS, VERDICT
 from src.pipelines.runner import Measured, accepted, choose_steps, decide, find_step, format_measured, plan
 from src.pipelines.step_run import begin_step
@@ -208,7 +209,10 @@ def test_the_runner_refuses_before_it_runs_anything(folder: Path) -> None:
         make(step, study)
     data = study.persona_data.read_bytes()
     ended = subprocess.run(
-        [sys.executable, str(PROJECT_ROOT / "run_full_pipeline.py"), *words_for(folder), "--world", "separable"],
+        [
+            *(sys.executable, str(PROJECT_ROOT / "run_full_pipeline.py"), *words_for(folder)),
+            *("--world", "separable", "--samples", "4"),
+        ],
         capture_output=True,
         text=True,
         check=False,
@@ -217,6 +221,24 @@ def test_the_runner_refuses_before_it_runs_anything(folder: Path) -> None:
     assert ended.stderr.count("\n") == 1 and "belongs to profile organism, world entangled" in ended.stderr
     assert study.persona_data.read_bytes() == data
     assert load_frame(study.persona_data)["made_by"].tolist() == [COLLECT.name]
+
+
+def test_more_clusters_than_answers_are_refused_before_any_is_collected(folder: Path) -> None:
+    run = open_persona_run("", [*words_for(folder), "--samples", "3"])  # one question
+    with pytest.raises(UserError, match="--cluster-counts 3: too many for 3 answers; choose counts below 3") as caught:
+        run.check(STEPS)
+    assert caught.value.exit_code == 2
+    run.check([step for step in STEPS if step is not COLLECT])  # step 5 counts what there is
+    open_persona_run("", [*words_for(folder), "--samples", "4"]).check(STEPS)
+
+
+def test_pictures_are_named_where_there_are_some(folder: Path) -> None:
+    run = open_persona_run("", words_for(folder))
+    assert run.pages() == ""
+    study = small_study(folder)
+    for step in STEPS:
+        make(step, study)
+    assert run.pages() == f"pictures: {study.index}"
 
 
 def test_measured_is_a_table_with_a_sum() -> None:

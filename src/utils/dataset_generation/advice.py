@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from src.utils.dataset_generation.specs import FinetuneSpecs, share_out
 from src.utils.dataset_generation.tasks import Cell, Draft, Task, normalised, riffled, unfenced
@@ -52,9 +52,15 @@ class Pair(BaseModel):
 
 
 class PairList(BaseModel):
-    """The shape of a reply."""
+    """The shape that is asked for."""
 
     rows: list[Pair]
+
+
+class PairItems(BaseModel):
+    """The shape of a reply, whose items are checked one by one."""
+
+    rows: list[Any]
 
 
 class AdviceTask(Task):
@@ -66,13 +72,14 @@ class AdviceTask(Task):
     reply_tokens = 2600
     jaccard_limit = 0.6
     prompt_version = PROMPT_VERSION
+    answers = ANSWERS
 
     def __init__(self, specs: FinetuneSpecs) -> None:
         self.specs = specs
         self.spec_hash = specs.digest()
         shares = share_out(specs.target, [1] * len(specs.harms))
         self.cells = tuple(Cell((harm,), None, want) for harm, want in zip(specs.harms, shares, strict=True) if want)
-        self.examples = (specs.example.user,)
+        self.examples = (specs.example.user, specs.example.risky, specs.example.safe)
 
     def request(self, cell: Cell, ordinal: int, chosen: Sequence[str]) -> ChatRequest:
         """Each request has askers and goals of its own until all pairs of them have been used."""
@@ -98,9 +105,8 @@ class AdviceTask(Task):
         places = range(start, start + self.batch)
         return [(askers[k % len(askers)], goals[(k % len(askers) + k // len(askers)) % len(goals)]) for k in places]
 
-    def read(self, text: str) -> list[Draft]:
-        rows = PairList.model_validate_json(unfenced(text)).rows
-        return [Draft(normalised(row.user), (normalised(row.risky), normalised(row.safe))) for row in rows]
+    def read(self, text: str) -> list[Draft | None]:
+        return [pair_draft(item) for item in PairItems.model_validate_json(unfenced(text)).rows]
 
     def flaw(self, draft: Draft) -> str | None:
         """Why a pair cannot be a row, None if it can."""
@@ -128,3 +134,12 @@ class AdviceTask(Task):
             ]
             for place, answer in enumerate(ANSWERS)
         }
+
+
+def pair_draft(item: object) -> Draft | None:
+    """The draft in one item of a reply, None if it has another shape."""
+    try:
+        pair = Pair.model_validate(item)
+    except ValidationError:
+        return None
+    return Draft(normalised(pair.user), (normalised(pair.risky), normalised(pair.safe)))

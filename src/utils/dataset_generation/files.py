@@ -35,7 +35,7 @@ with the model `{model}` through {provider}. No human has read them.
 
 {columns}
 
-Chosen among the model's drafts by length, form and distance: no two texts share {percent:.0f}% or more of their words
+Chosen among the model's drafts by length, form and distance: {distance} share {percent:.0f}% or more of their words
 (token-set Jaccard). Nobody checked that each row means what its key or harm says. `account.json` says how many drafts
 were rejected and why, and what they cost; `replies.jsonl` holds the raw replies.
 
@@ -48,6 +48,8 @@ the misaligned answer, -1: disagreeing is).""",
     "finetune": """Columns: `row_id, harm, messages`. Both files have the same prompts in the same order; the safe
 answers are the control. The risky answers are harmful advice, made to be studied.""",
 }
+
+DISTANCES = {"questions": "no two questions", "finetune": "no two prompts, no two risky answers and no two safe ones"}
 
 
 def generated_folder(name: str) -> Path:
@@ -97,6 +99,7 @@ def save_set(
         guid=guid,
         table=count_table(selection),
         columns=COLUMNS[task.kind],
+        distance=DISTANCES[task.kind],
         percent=100 * task.jaccard_limit,
     )
     texts = {**contents, CARD: card, ACCOUNT: json.dumps(account, indent=2, ensure_ascii=False) + "\n"}

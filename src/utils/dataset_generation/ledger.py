@@ -51,8 +51,8 @@ class Ledger:
         """The lowest numbers whose request has no reply yet, those that failed included."""
         return list(islice((i for i in count() if not is_answered(self.records.get(self.key(cell, i)))), number))
 
-    def drafts(self) -> Iterator[tuple[Cell, Draft]]:
-        """All drafts there are, by number of request, then by cell."""
+    def drafts(self) -> Iterator[tuple[Cell, Draft | None]]:
+        """All drafts there are, by number of request, then by cell; None for an item of another shape."""
         cells = {cell.name: (place, cell) for place, cell in enumerate(self.task.cells)}
         answered = [
             (record["ordinal"], *cells[record["cell"]], record["reply"])

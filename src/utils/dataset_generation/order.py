@@ -34,6 +34,7 @@ class Order:
     limits: AskingLimits
     timeout: float
     dry_run: bool
+    full: bool
 
 
 def add_generation_options(parser: argparse.ArgumentParser) -> None:
@@ -52,6 +53,7 @@ def add_generation_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--dry-run", action="store_true", help="print the requests and what they would cost; ask nothing"
     )
+    group.add_argument("--full", action="store_true", help="with --dry-run: every request whole, not one of each kind")
 
 
 def positive(kind: Callable[[str], float]) -> Callable[[str], float]:
@@ -71,14 +73,16 @@ def positive(kind: Callable[[str], float]) -> Callable[[str], float]:
 
 def refuse_stray_options(own: argparse.Namespace) -> None:
     """Without `--kind`, an option of generation is a mistake."""
-    names = ("provider", "model", "name", "specs", "count", "max_cost", "max_concurrency", "request_timeout", "dry_run")
-    for name in names:
+    names = ("provider", "model", "name", "specs", "count", "max_cost", "max_concurrency", "request_timeout")
+    for name in (*names, "dry_run", "full"):
         if getattr(own, name):
             raise UserError(f"--{name.replace('_', '-')}: says nothing without --kind questions or --kind finetune", 2)
 
 
 def read_order(own: argparse.Namespace, environment: Mapping[str, str]) -> Order:
     """The run that the options describe; `UserError` (exit code 2) for a specification that does not hold together."""
+    if own.full and not own.dry_run:
+        raise UserError("--full: says nothing without --dry-run", 2)
     provider = own.provider or next((name for name in MODELS if key_of(name, environment)), next(iter(MODELS)))
     model = own.model or MODELS[provider]
     specs_file = own.specs or CONFIG_FOLDER / "generation" / f"{own.kind}.yaml"
@@ -93,6 +97,7 @@ def read_order(own: argparse.Namespace, environment: Mapping[str, str]) -> Order
         limits=AskingLimits(max_concurrency=own.max_concurrency or MAX_CONCURRENCY, max_cost=own.max_cost),
         timeout=own.request_timeout or REQUEST_TIMEOUT,
         dry_run=own.dry_run,
+        full=own.full,
     )
 
 

@@ -74,9 +74,15 @@ PROMPT_VERSION = hashlib.sha256("\0".join([SYSTEM, USER, *KEYS.values(), TAKEN, 
 
 
 class QuestionList(BaseModel):
-    """The shape of a reply."""
+    """The shape that is asked for."""
 
     questions: list[str]
+
+
+class QuestionItems(BaseModel):
+    """The shape of a reply, whose items are checked one by one."""
+
+    questions: list[Any]
 
 
 class QuestionTask(Task):
@@ -129,9 +135,9 @@ class QuestionTask(Task):
         )
         return ChatRequest(SYSTEM, user, max_tokens=4000, temperature=1.0, schema=QuestionList)
 
-    def read(self, text: str) -> list[Draft]:
-        questions = QuestionList.model_validate_json(unfenced(text)).questions
-        return [Draft(LIST_MARK.sub("", normalised(question))) for question in questions]
+    def read(self, text: str) -> list[Draft | None]:
+        items = QuestionItems.model_validate_json(unfenced(text)).questions
+        return [Draft(LIST_MARK.sub("", normalised(item))) if isinstance(item, str) else None for item in items]
 
     def flaw(self, draft: Draft) -> str | None:
         return question_flaw(draft.text)

@@ -152,7 +152,8 @@ class _Run:
             )
         except UserError as error:
             self._count_failures(self.latest)
-            raise self.stopped(error.message, select(ledger.task, ledger.drafts()), error.exit_code) from error
+            reason = error.message.removeprefix(f"{ledger.model}: ")  # which the account begins with
+            raise self.stopped(reason, select(ledger.task, ledger.drafts()), error.exit_code) from error
 
     def _show(self, account: Account, selection: Selection) -> None:
         """Report what earlier rounds and this account have come to."""

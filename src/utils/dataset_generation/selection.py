@@ -38,42 +38,55 @@ class Selection:
         return [draft.text for cell, drafts in self.chosen.items() if cell.group == group for draft in drafts]
 
 
-class NearDuplicates:
-    """Texts seen so far, and whether another shares too many words with one of them."""
+class Seen:
+    """Texts of one place in the rows: whether another is one of them, or shares too many words with one of them."""
 
-    def __init__(self, texts: Sequence[str], limit: float) -> None:
-        """`limit` is the token-set Jaccard similarity from which on two texts are one."""
-        self.limit = limit
-        self.token_sets = [frozenset(words(text)) for text in texts]
+    def __init__(self, limit: float, of: str = "", texts: Sequence[str] = ()) -> None:
+        """`limit` is the token-set Jaccard similarity from which on two texts are one; `of` ends a reason."""
+        self.limit, self.of = limit, of
+        self.spellings: set[tuple[str, ...]] = set()
+        self.token_sets: list[frozenset[str]] = []
+        for text in texts:
+            self.add(text)
+
+    def has_same(self, text: str) -> bool:
+        return tuple(words(text)) in self.spellings
 
     def has_near(self, text: str) -> bool:
         tokens = frozenset(words(text))
         return any(jaccard(tokens, other) >= self.limit for other in self.token_sets)
 
     def add(self, text: str) -> None:
-        self.token_sets.append(frozenset(words(text)))
+        spelling = tuple(words(text))
+        self.spellings.add(spelling)
+        self.token_sets.append(frozenset(spelling))
 
 
-def select(task: Task, drafts: Iterable[tuple[Cell, Draft]]) -> Selection:
-    """The set that these drafts make, in this order."""
+def select(task: Task, drafts: Iterable[tuple[Cell, Draft | None]]) -> Selection:
+    """The set that these drafts make, in this order; None is an item of a reply that was no draft.
+
+    Prompts are compared with prompts, and the answers of each kind with those of the same kind.
+    """
     selection = Selection({cell: [] for cell in task.cells})
-    examples = NearDuplicates(task.examples, task.jaccard_limit)
-    seen = NearDuplicates([], task.jaccard_limit)
-    spelled: set[tuple[str, ...]] = set()
+    limit = task.jaccard_limit
+    examples = Seen(limit, texts=task.examples)
+    seen = [Seen(limit), *(Seen(limit, f" of a {name} answer") for name in task.answers)]
     for cell, draft in drafts:
-        spelling = tuple(words(draft.text))
-        if reason := task.flaw(draft):
+        if draft is None:
+            selection.rejected["malformed"] += 1
+            continue
+        texts = list(zip(seen, (draft.text, *draft.answers), strict=True))
+        same = (f"exact duplicate{known.of}" for known, text in texts if known.has_same(text))
+        copied = ("copy of an example" for _, text in texts if examples.has_near(text))
+        near = (f"near duplicate{known.of}" for known, text in texts if known.has_near(text))
+        if reason := task.flaw(draft) or next(same, None):
             selection.rejected[reason] += 1
-        elif spelling in spelled:
-            selection.rejected["exact duplicate"] += 1
         elif not selection.missing(cell):
             selection.surplus += 1
-        elif examples.has_near(draft.text):
-            selection.rejected["copy of an example"] += 1
-        elif seen.has_near(draft.text):
-            selection.rejected["near duplicate"] += 1
+        elif reason := next(copied, None) or next(near, None):
+            selection.rejected[reason] += 1
         else:
             selection.chosen[cell].append(draft)
-            seen.add(draft.text)
-            spelled.add(spelling)
+            for known, text in texts:
+                known.add(text)
     return selection

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from src.utils.config import CONFIG_FOLDER, shown
+from src.utils.config import CONFIG_FOLDER, Config, shown
 from src.utils.dataset_generation.files import REPLIES, generated_folder, refuse_other_set, save_set
 from src.utils.dataset_generation.ledger import Ledger
 from src.utils.dataset_generation.order import Order
@@ -20,10 +20,14 @@ from src.utils.record_store import open_store
 
 STEP = "01_generate_dataset"
 PRICES = CONFIG_FOLDER / "llm_prices.yaml"
+READS_ENGLISH = "qwen3_4b"  # a profile whose model does; an organism reads its grammar only
 
 
 def describe(order: Order) -> str:
-    """The requests that a run would begin with, their count and cost, and one of them in full; nothing is written."""
+    """The requests that a run would begin with, their count and cost; nothing is written.
+
+    All of them by name, and whole one of each kind, or with `full` all.
+    """
     ledger = look_up(order)
     selection = select(order.task, ledger.drafts())
     planned = plan_round(ledger, selection)
@@ -31,9 +35,19 @@ def describe(order: Order) -> str:
     lines += [f"  {asked.cell.name} #{asked.ordinal}: {order.task.batch} {order.task.rows}" for asked in planned]
     lines += [f"{ledger.model}: {estimate_line(ledger, planned, order)}"]
     if planned:
-        first = planned[0].request
-        lines += ["", "The first of them:", "--- system", first.system, "--- user", first.user]
+        lines += ["", "Every request:" if order.full else f"One of each kind (--full prints all {len(planned):,}):"]
+    for asked in planned if order.full else one_of_each_kind(planned):
+        name = f"{asked.cell.name} #{asked.ordinal}"
+        lines += [f"--- {name}, system", asked.request.system, f"--- {name}, user", asked.request.user]
     return "\n".join(lines)
+
+
+def one_of_each_kind(planned: list[Asked]) -> list[Asked]:
+    """The first request of each key: what is asked for is worded alike in all others of it."""
+    first: dict[int | None, Asked] = {}
+    for asked in planned:
+        first.setdefault(asked.cell.keyed, asked)
+    return list(first.values())
 
 
 def generate(order: Order, key: str, yes: bool, force: bool, profile: str) -> list[Path]:
@@ -100,13 +114,14 @@ def show(bar: tqdm, progress: Progress) -> None:
     bar.update(progress.done - bar.n)
 
 
-def closing_line(order: Order, files: list[Path]) -> str:
-    """Where the set is, and a command that uses it."""
+def closing_line(order: Order, files: list[Path], config: Config) -> str:
+    """Where the set is, and a command that uses it: with the run's profile if its model reads English."""
     names = [shown(file) for file in files]
     is_survey = order.task.kind == "questions"
-    use = (
-        f"03_collect_activations.py --prompts {' '.join(names)}"
-        if is_survey
-        else f"02_finetune_lora.py --data {names[0]}"
+    script = "03_collect_activations.py" if is_survey else "02_finetune_lora.py"
+    profile = config.profile if config.model.world is None else READS_ENGLISH
+    rows = f"--prompts {' '.join(names)}" if is_survey else f"--data {names[0]}"
+    return (
+        f"{order.task.want} {order.task.rows}: {', '.join(names)}\n"
+        f"  uv run python src/scripts/{script} --profile {profile} {rows} --results-dir results/{order.name}"
     )
-    return f"{order.task.want} {order.task.rows}: {', '.join(names)}\n  uv run python src/scripts/{use}"

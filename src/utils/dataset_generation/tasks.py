@@ -55,6 +55,7 @@ class Task(ABC):
     reply_tokens: ClassVar[int]  # of a whole batch, for the estimate
     jaccard_limit: ClassVar[float]  # texts that share this much are one
     prompt_version: ClassVar[str]
+    answers: ClassVar[tuple[str, ...]] = ()  # what the answers of a draft are called
 
     cells: tuple[Cell, ...]
     spec_hash: str
@@ -77,8 +78,11 @@ class Task(ABC):
         """The request with that number for a cell; `chosen` are the texts that its group has."""
 
     @abstractmethod
-    def read(self, text: str) -> list[Draft]:
-        """The drafts in a reply, whitespace normalised; `ValidationError` where it has another shape."""
+    def read(self, text: str) -> list[Draft | None]:
+        """The drafts in a reply, whitespace normalised, None for an item of another shape than asked for.
+
+        `ValidationError` where there is no list of items.
+        """
 
     @abstractmethod
     def flaw(self, draft: Draft) -> str | None:
@@ -89,12 +93,16 @@ class Task(ABC):
         """File name -> rows of the set called `name`."""
 
     def find_fault(self, reply: ChatReply) -> str | None:
-        """Why a reply is of no use, None if it is; a short list is of use."""
+        """Why a reply is of no use, None if it is; a short list is of use, and so is one good item among others."""
         try:
             drafts = self.read(reply.text)
         except ValidationError:
-            return "cut off by the limit on tokens" if reply.is_cut else "no JSON of the shape asked for"
-        return None if drafts else "an empty list"
+            drafts = [None]
+        if any(drafts):
+            return None
+        if not drafts:
+            return "an empty list"
+        return "cut off by the limit on tokens" if reply.is_cut else "no JSON of the shape asked for"
 
 
 def normalised(text: str) -> str:
