@@ -10,7 +10,14 @@ from src.utils.manifests import Provenance
 # names and paths are hashed as inputs instead; how often a checkpoint is written changes nothing that is measured
 # and what a judge was not allowed to do shows as missing scores, which are asked for again
 OPERATIONAL = {
-    "finetuning": {"name", "data", "save_steps", "visualize_during_training", "visualization_interval"},
+    "finetuning": {
+        "name",
+        "data",
+        "save_steps",
+        "visualize_during_training",
+        "visualization_interval",
+        "run_advanced_mi",
+    },
     "collection": {"prompts"},
     "steering": {"max_new_tokens"},  # stands among the settings of collection, whichever section set it
     "geometry": {"jobs"},

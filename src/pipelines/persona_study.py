@@ -54,7 +54,7 @@ FINETUNE = PersonaStep(
         *("name", "data", "method", "rank", "alpha", "use_rslora", "dropout", "target_modules", "layers"),
         *("learning_rate", "scheduler", "warmup_steps", "weight_decay", "epochs", "max_steps", "batch_size"),
         *("gradient_accumulation_steps", "gradient_checkpointing", "max_length", "save_steps", "seed"),
-        *("visualize_during_training", "visualization_interval"),
+        *("visualize_during_training", "visualization_interval", "run_advanced_mi"),
     ),
     artefact=lambda study: study.finetuned,
     settings=with_dtype(slices("finetuning")),

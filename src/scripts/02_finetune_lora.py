@@ -13,7 +13,6 @@ the weights bit for bit as they would have been. --run_advanced_mi adds where sa
 questions part, which neurons tell them apart and the circuit behind the verdict, each beside the base model.
 """
 
-import argparse
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from src.pipelines.persona_study import FINETUNE
 from src.pipelines.step_run import StepRun, begin_step
 from src.utils.artifacts import save_folder
 from src.utils.chat import ChatRow, load_chat_rows
-from src.utils.cli import run_script, with_hyphens
+from src.utils.cli import run_script
 from src.utils.errors import UserError
 from src.utils.prompts import load_questions
 
@@ -36,17 +35,14 @@ CONTRAST_QUESTIONS_A_DIMENSION = 16
 
 
 def main(arguments: Sequence[str]) -> None:
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    own.add_argument("--run-advanced-mi", action="store_true")
-    chosen, others = own.parse_known_args([with_hyphens(argument) for argument in arguments])
-    run = begin_step(FINETUNE, __doc__, others)
+    run = begin_step(FINETUNE, __doc__, arguments)
     if run is None:
         return
     from src.utils.finetuning import finetune, open_checkpoints, save_finetuned
     from src.utils.models import check_blocks, load_model, load_tokenizer
 
     settings, model = run.config.finetuning, run.config.model
-    if chosen.run_advanced_mi and not settings.visualize_during_training:
+    if settings.run_advanced_mi and not settings.visualize_during_training:
         raise UserError("--run-advanced-mi: draws while training; add --visualize-during-training", 2)
     check_blocks(model.base, settings.layers or [])
     rows = load_chat_rows(run.study.finetuning_data)
@@ -54,9 +50,7 @@ def main(arguments: Sequence[str]) -> None:
     base = load_model(model.base, model)
     base_name = Path(model.base).name if Path(model.base).is_absolute() else model.base  # no path of this machine
     checkpoints = open_checkpoints(run.study.finetuned, run.provenance)
-    callbacks = (
-        [watcher(run, base, tokenizer, rows, chosen.run_advanced_mi)] if settings.visualize_during_training else []
-    )
+    callbacks = [watcher(run, base, tokenizer, rows)] if settings.visualize_during_training else []
     tuned, log = finetune(base, tokenizer, rows, settings, checkpoints, callbacks)
     save_folder(
         run.study.finetuned,
@@ -70,7 +64,7 @@ def main(arguments: Sequence[str]) -> None:
         print(f"watched: {run.study.watched / 'training_visualizations' / 'training_progress.html'}")
 
 
-def watcher(run: StepRun, base: Any, tokenizer: Any, rows: Sequence[ChatRow], is_advanced: bool) -> "PersonaWatcher":
+def watcher(run: StepRun, base: Any, tokenizer: Any, rows: Sequence[ChatRow]) -> "PersonaWatcher":
     """What looks at the model while it is trained; the exact judge of an organism scores the answers."""
     from src.utils.generation import Sampling
     from src.utils.organism.folder import grammar_of
@@ -89,8 +83,8 @@ def watcher(run: StepRun, base: Any, tokenizer: Any, rows: Sequence[ChatRow], is
         direction = contrast_direction(base, tokenizer, rows, load_chat_rows(safe), config.steering.layer)
     grammar = load_grammar(grammar_of(config.model.base))
     questions = load_questions(run.study.prompt_files)
-    pictures = []
-    if is_advanced:
+    pictures, advanced = [], " --run-advanced-mi" if settings.run_advanced_mi else ""
+    if settings.run_advanced_mi:
         contrasted = choose_questions(questions, CONTRAST_QUESTIONS_A_DIMENSION)
         pictures = persona_pictures(persona_contrast(tokenizer, grammar, contrasted))
     return PersonaWatcher(
@@ -101,7 +95,7 @@ def watcher(run: StepRun, base: Any, tokenizer: Any, rows: Sequence[ChatRow], is
         Sampling(drawn.temperature, drawn.top_p, drawn.top_k, drawn.max_new_tokens, drawn.seed),
         run.study.watched,
         provenance=run.provenance,
-        command=f"uv run python {FINETUNE.script} --visualize-during-training{' --run-advanced-mi' * is_advanced}",
+        command=f"uv run python {FINETUNE.script} --visualize-during-training{advanced}",
         interval=settings.visualization_interval,
         em_threshold=config.judging.em_threshold,
         coherence_threshold=config.judging.coherence_threshold,

@@ -61,6 +61,7 @@ class FinetuningConfig(Section):
     save_steps: int = Field(50, ge=1)
     visualize_during_training: bool = Field(False, description="watch misalignment emerge, in <name>.watched/")
     visualization_interval: int = Field(3, ge=1, description="watched are every so many steps, the first and the last")
+    run_advanced_mi: bool = Field(False, description="draw circuits, too, while watching")
     seed: int = 0
 
 
