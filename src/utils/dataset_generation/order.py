@@ -13,7 +13,7 @@ from src.utils.dataset_generation.specs import FinetuneSpecs, QuestionSpecs, loa
 from src.utils.dataset_generation.tasks import Task
 from src.utils.errors import UserError
 from src.utils.llm.asking import AskingLimits
-from src.utils.llm.keys import KEYS, URLS
+from src.utils.llm.keys import KEYS, URLS, key_of
 
 MODELS = {"openrouter": "openai/gpt-4.1-mini", "gemini": "gemini-2.5-flash"}
 MAX_CONCURRENCY = 20
@@ -112,11 +112,6 @@ def load_task(kind: str, specs_file: Path, count: int | None) -> Task:
 
 def default_name(kind: str, model: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", f"{kind}-{model}").strip("-.")[:80]
-
-
-def key_of(provider: str, environment: Mapping[str, str]) -> str | None:
-    """The provider's key, None where no variable of its holds one."""
-    return next((value for name in KEYS[provider] if (value := environment.get(name, "").strip())), None)
 
 
 def missing_key(provider: str | None) -> UserError:

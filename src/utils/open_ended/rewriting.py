@@ -8,10 +8,10 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from src.utils.dataset_generation.order import MODELS, key_of, missing_key
+from src.utils.dataset_generation.order import MODELS, missing_key
 from src.utils.llm.api import ChatClient, ChatReply, ChatRequest
 from src.utils.llm.asking import AskingLimits, ask_all, reply_in
-from src.utils.llm.keys import URLS
+from src.utils.llm.keys import URLS, key_of
 from src.utils.open_ended.archive import Elite
 from src.utils.open_ended.attacks import Attack, Niche
 from src.utils.record_store import RecordStore
