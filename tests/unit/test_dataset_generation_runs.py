@@ -372,6 +372,15 @@ def test_junk_that_costs_ends_with_the_budget_too(script: Run, generated: Path, 
     assert len(server.requests) <= 31
 
 
+def test_a_budget_on_a_cost_that_no_reply_tells_ends_the_run(script: Run, generated: Path, use) -> None:
+    words = ("--kind", "questions", "--count", "400", "--model", "a/model-without-price", "--name", "a", "--yes")
+    with LlmServer(Writer(cost=None)) as server:
+        use(server)
+        result = script(*words, "--max-cost", "0.0001")
+        assert result.code == 1 and "configs/llm_prices.yaml" in result.err and "cost unknown" in result.err
+        assert len(records_of(generated / "a")) == len(server.requests) == 1
+
+
 def test_another_set_is_not_written_over(script: Run, generated: Path, use) -> None:
     with LlmServer(Writer()) as server:
         use(server)

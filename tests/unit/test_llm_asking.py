@@ -81,7 +81,7 @@ def test_every_request_is_answered_once_and_kept(provider: str, store: RecordSto
                 AskingLimits(max_concurrency=50),
                 price=Price(1.0, 10.0).of,
                 labels=labels,
-                on_done=lambda account: seen.append(account.done),
+                on_change=lambda account: seen.append(account.done),
             )
 
         account = ask_again()
@@ -133,6 +133,14 @@ def test_refused_for_good_is_a_failure_with_its_reason(store: RecordStore) -> No
     assert account.answered == 2 and list(account.failures) == ["k1"]
     assert "429" in account.failures["k1"] and "Rate limit exceeded (5 times)" in account.failures["k1"]
     assert times_asked(server) == {"k0": 1, "k1": 5, "k2": 1}
+
+
+def test_refusals_are_told_until_an_answer_comes(store: RecordStore) -> None:
+    told: list[str] = []
+    with LlmServer(on_first(TooMany(0), times=3)) as server:
+        ask(server, store, 2, AskingLimits(max_concurrency=1), on_change=lambda account: told.append(account.status))
+    first = ["", *(f"refused {n}, waiting" for n in (1, 2, 3)), "$0.0001"]
+    assert told == [*first, *(f"$0.0001, refused {n}, waiting" for n in (1, 2, 3)), "$0.0002"]
 
 
 @pytest.mark.parametrize("retry_after", [None, 0.05])
@@ -194,17 +202,52 @@ def test_max_cost_stops_before_it_is_passed(is_useful: bool, store: RecordStore)
         assert len(server.requests) == 100  # each run has the budget anew
 
 
-def test_before_the_first_price_is_known_no_more_is_spent_than_is_under_way(store: RecordStore) -> None:
+def test_no_budget_asks_nothing_and_a_spent_one_leaves_no_gap(store: RecordStore) -> None:
+    """What was begun before the budget was spent is finished, however often it is refused; the rest is the end."""
+    begins = {f"k{i}" for i in range(0, 40, 5)}
+
+    def answer(asked: Asked) -> Answer:
+        return TooMany(0.05) if asked.user in begins and asked.times <= 4 else Reply("50", cost=0.01)
+
+    with LlmServer(answer) as server:
+        assert ask(server, store, 40, AskingLimits(max_cost=0.0)).left_out == 40 and not server.requests
+        account = ask(server, store, 40, AskingLimits(max_concurrency=8, max_cost=0.255))
+    assert account.answered == 25 and set(store.records) == set(requests(25))
+
+
+def test_a_budget_is_passed_by_no_more_than_the_request_that_shows_the_price(store: RecordStore) -> None:
     with LlmServer(lambda asked: Reply("50", cost=1.0), latency=0.05) as server:
         account = ask(server, store, 300, AskingLimits(max_cost=0.5))
-    assert len(server.requests) == account.answered <= FIRST_LIMIT and account.left_out == 300 - account.answered
+    assert len(server.requests) == account.answered == 1 and account.left_out == 299
 
 
 def test_a_price_that_nobody_knows_is_said(store: RecordStore) -> None:
     with LlmServer(lambda asked: Reply("50", cost=None)) as server:
         account = ask(server, store, 3)
     assert account.answered == 3 and account.cost == 0 and not account.cost_is_known
-    assert store.records["k0"]["cost"] is None
+    assert account.status == "cost unknown" and store.records["k0"]["cost"] is None
+
+
+def test_a_budget_on_a_cost_that_nobody_knows_ends_the_run(store: RecordStore) -> None:
+    """With the first reply, which is kept; a price in the list, with the tokens to reckon by, mends it."""
+    limits = AskingLimits(max_cost=1.0)
+    with LlmServer(lambda asked: Reply("50", cost=None), latency=0.02) as server:
+        with pytest.raises(UserError, match=r"gpt-4\.1-mini: the cost .* is unknown.*configs/llm_prices\.yaml"):
+            ask(server, store, 300, limits)
+        assert len(store.records) == len(server.requests) == 1
+        account = ask(server, store, 300, limits, price=Price(1.0, 10.0).of)
+        assert account.done == 300 == len(server.requests) and account.cost_is_known
+    with LlmServer(lambda asked: Reply("50", cost=None, prompt_tokens=0)) as server:
+        untold = {"x": ChatRequest("s", "x", 16)}
+        with pytest.raises(UserError, match="the cost of a reply is unknown"):
+            ask_all(untold, client_maker(server), store, limits, price=Price(1.0, 10.0).of)
+
+
+@each_provider
+def test_what_was_blocked_is_paid_by_its_tokens(provider: str, store: RecordStore) -> None:
+    with LlmServer(lambda asked: Fault.SAFETY) as server:
+        account = ask_all(requests(4), client_maker(server, provider), store, AskingLimits(), Price(1000, 1000).of)
+    assert account.cost_is_known and account.cost == pytest.approx(4 * (0.0001 if provider == "openrouter" else 0.4))
 
 
 @each_provider
@@ -314,7 +357,7 @@ def test_ctrl_c_loses_nothing_that_came(provider: str, store: RecordStore) -> No
     with LlmServer(latency=(0.01, 0.03)) as server:
         make = client_maker(server, provider)
         with pytest.raises(KeyboardInterrupt):
-            ask_all(requests(300), make, store, AskingLimits(), on_done=stop)
+            ask_all(requests(300), make, store, AskingLimits(), on_change=stop)
         kept = set(store.records)
         asked = set(times_asked(server))
         assert 60 <= len(kept) < 120 and kept <= asked and len(asked) < 200

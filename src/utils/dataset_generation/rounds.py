@@ -35,7 +35,10 @@ class Asked:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is: requests of all rounds so far planned and done, rows of the set, cost in US dollars."""
+    """Where a run is: requests of all rounds so far planned and done, rows of the set, cost in US dollars.
+
+    `refused` counts the refusals for too many requests since the last answer.
+    """
 
     round_number: int
     planned: int
@@ -44,6 +47,7 @@ class Progress:
     want: int
     cost: float
     cost_is_known: bool
+    refused: int
 
 
 @dataclass(frozen=True)
@@ -167,6 +171,7 @@ class _Run:
                 want=self.ledger.task.want,
                 cost=self.cost + account.cost,
                 cost_is_known=self.cost_is_known and account.cost_is_known,
+                refused=account.refused,
             )
         )
 

@@ -13,7 +13,7 @@ from src.utils.dataset_generation.rounds import Asked, Progress, Service, estima
 from src.utils.dataset_generation.selection import Selection, select
 from src.utils.errors import UserError
 from src.utils.llm.confirmation import confirm
-from src.utils.llm.prices import Price, load_price
+from src.utils.llm.prices import Price, cost_line, load_price
 from src.utils.llm.providers import make_client
 from src.utils.manifests import Provenance, hash_inputs
 from src.utils.record_store import open_store
@@ -108,9 +108,9 @@ def estimate_line(ledger: Ledger, planned: list[Asked], order: Order) -> str:
 def show(bar: tqdm, progress: Progress) -> None:
     """Requests done and, behind them, rows that the set has and what the run has cost."""
     bar.total = progress.planned
-    cost = f"${progress.cost:.4f}" if progress.cost_is_known else f"${progress.cost:.4f} and what has no price"
-    rows = f"{progress.have}/{progress.want}"
-    bar.set_postfix({"round": progress.round_number, "rows": rows, "cost": cost}, refresh=False)
+    cost, rows = cost_line(progress.cost, progress.cost_is_known), f"{progress.have}/{progress.want}"
+    waits = {"refused": f"{progress.refused}, waiting"} if progress.refused else {}
+    bar.set_postfix({"round": progress.round_number, "rows": rows, "cost": cost} | waits, refresh=bool(waits))
     bar.update(progress.done - bar.n)
 
 

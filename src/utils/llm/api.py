@@ -82,14 +82,14 @@ class Unavailable(Exception):
 class Rejected(Exception):
     """This request will not be answered: blocked, refused by a filter, or malformed for this model.
 
-    `is_verdict`: the provider or its model judged the content, so that the next request may well be answered. `cost`
-    is what it cost all the same, in US dollars.
+    `is_verdict`: the provider or its model judged the content, so that the next request may well be answered. `used`
+    holds the tokens and the cost that the provider counted all the same, None where it counted none.
     """
 
-    def __init__(self, reason: str, is_verdict: bool = False, cost: float | None = None) -> None:
+    def __init__(self, reason: str, is_verdict: bool = False, used: ChatReply | None = None) -> None:
         super().__init__(reason)
         self.is_verdict = is_verdict
-        self.cost = cost
+        self.used = used
 
 
 class Unusable(Exception):

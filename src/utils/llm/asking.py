@@ -13,6 +13,7 @@ from typing import Any
 from src.utils.errors import UserError
 from src.utils.llm.api import ChatClient, ChatReply, ChatRequest, RateLimited, Rejected, Unavailable, Unusable
 from src.utils.llm.limiter import AdaptiveLimiter
+from src.utils.llm.prices import cost_line
 from src.utils.record_store import RecordStore
 
 FIRST_LIMIT = 16
@@ -22,7 +23,7 @@ FAILURES_IN_A_ROW = 40  # without one answer in between: the provider is down, a
 
 @dataclass(frozen=True)
 class AskingLimits:
-    """What a run may use. `max_cost` in US dollars; tries count each request's own."""
+    """What a run may use. `max_cost` in US dollars, none of which asks nothing; tries count each request's own."""
 
     max_concurrency: int = 100
     max_tries: int = 6
@@ -32,12 +33,16 @@ class AskingLimits:
 
 @dataclass
 class Account:
-    """What a run did: requests answered, found in the store, failed by reason, left out; cost in US dollars."""
+    """What a run did: requests answered, found in the store, failed by reason, left out; cost in US dollars.
+
+    `refused` counts the refusals for too many requests since the last answer.
+    """
 
     answered: int = 0
     kept: int = 0
     left_out: int = 0
     tries: int = 0
+    refused: int = 0
     cost: float = 0.0
     cost_is_known: bool = True
     failures: dict[str, str] = field(default_factory=dict)
@@ -45,6 +50,12 @@ class Account:
     @property
     def done(self) -> int:
         return self.answered + self.kept + len(self.failures)
+
+    @property
+    def status(self) -> str:
+        """What it has cost, and whether it waits, for a line that runs along."""
+        parts = [cost_line(self.cost, self.cost_is_known)] if self.answered or self.failures else []
+        return ", ".join([*parts, *([f"refused {self.refused}, waiting"] if self.refused else [])])
 
 
 def reply_in(store: RecordStore, key: str) -> ChatReply | None:
@@ -61,20 +72,21 @@ def ask_all(
     price: Callable[[ChatReply], float | None] = lambda reply: reply.cost,
     labels: Mapping[str, Mapping[str, Any]] | None = None,
     find_fault: Callable[[str, ChatReply], str | None] = lambda key, reply: None,
-    on_done: Callable[[Account], object] = lambda account: None,
+    on_change: Callable[[Account], object] = lambda account: None,
 ) -> Account:
     """Get a reply to every request, by key, into the store.
 
     `price` is the cost of a reply in US dollars, None where it is not known; `labels` are written into a request's
     record beside its reply. `find_fault` says why a reply is of no use, None if it is; such a reply is a failure.
-    Stops before a request that could pass `max_cost`. Raises `UserError` where no request can succeed; what was
-    answered is kept in any case.
+    `on_change` is told of every request that is done or refused. Requests are sent in their order, and none after one
+    that could pass `max_cost`. Raises `UserError` where no request can succeed, and where `max_cost` cannot be kept
+    because the cost of a reply is not known; what was answered is kept in any case.
     """
     account = Account(kept=sum(reply_in(store, key) is not None for key in requests))
     missing = {key: request for key, request in requests.items() if reply_in(store, key) is None}
-    on_done(account)
+    on_change(account)
     if missing:
-        run = _Run(missing, store, limits, price, labels or {}, find_fault, account, on_done)
+        run = _Run(missing, store, limits, price, labels or {}, find_fault, account, on_change)
         asyncio.run(run.all(make_client))
     account.left_out = len(requests) - account.done
     return account
@@ -90,14 +102,15 @@ class _Run:
         labels: Mapping[str, Mapping[str, Any]],
         find_fault: Callable[[str, ChatReply], str | None],
         account: Account,
-        on_done: Callable[[Account], object],
+        on_change: Callable[[Account], object],
     ) -> None:
         self.queue = iter(missing.items())
         self.workers = min(limits.max_concurrency, len(missing))
         self.limiter = AdaptiveLimiter(FIRST_LIMIT, limits.max_concurrency)
         self.store, self.limits, self.price, self.labels = store, limits, price, labels
-        self.find_fault, self.account, self.on_done = find_fault, account, on_done
+        self.find_fault, self.account, self.on_change = find_fault, account, on_change
         self.failures_in_a_row = 0
+        self.started = 0
         self.paid = 0  # replies whose cost is known
         self.is_spent = False
 
@@ -105,6 +118,8 @@ class _Run:
         client = make_client()
         try:
             async with asyncio.TaskGroup() as group:
+                if self.limits.max_cost is not None:  # the first alone, so that the others are sent at a known price
+                    await self._one(client, *next(self.queue))
                 for _ in range(self.workers):
                     group.create_task(self._work(client))
         except* (Unusable, UserError) as errors:  # in one clause: two that raise make a group of their own
@@ -114,30 +129,53 @@ class _Run:
             raise UserError(f"{client.model}: {error}; nothing more was asked") from None
         finally:
             await client.close()
+        if self.is_unpriced:
+            raise UserError(
+                f"{client.model}: the cost of a reply is unknown, so that --max-cost cannot be kept; give its price "
+                "in configs/llm_prices.yaml, or leave --max-cost out"
+            )
 
     async def _work(self, client: ChatClient) -> None:
         for key, request in self.queue:
-            if self.is_spent:
+            if self.is_spent or self.is_unpriced:
                 return
             await self._one(client, key, request)
 
+    @property
+    def is_unpriced(self) -> bool:
+        """Whether there is a budget, and nobody knows what has been spent of it."""
+        return self.limits.max_cost is not None and not self.account.cost_is_known
+
+    def _start(self) -> bool:
+        """Whether one more request may be sent; where one may not, none behind it may.
+
+        One that was sent and refused has its place in the budget, and is sent again whatever others cost.
+        """
+        self.is_spent = self.is_spent or not self._affordable()
+        self.started += not self.is_spent
+        return not self.is_spent
+
     def _affordable(self) -> bool:
-        """Whether the requests under way, the one about to be sent among them, will stay within the budget."""
+        """Whether the requests under way, and the one about to be sent, will stay within the budget."""
         if self.limits.max_cost is None:
             return True
+        under_way = self.started - self.account.answered - len(self.account.failures)
         mean = self.account.cost / self.paid if self.paid else 0.0
-        return self.account.cost + mean * self.limiter.in_flight <= self.limits.max_cost
+        is_left = self.account.cost < self.limits.max_cost
+        return is_left and self.account.cost + mean * (under_way + 1) <= self.limits.max_cost
 
-    def _pay(self, cost: float | None) -> None:
+    def _pay(self, cost: float | None) -> float | None:
         self.account.cost += cost or 0.0
+        self.account.cost_is_known &= cost is not None
         self.paid += cost is not None
+        return cost
 
     async def _one(self, client: ChatClient, key: str, request: ChatRequest) -> None:
         tries = refusals = 0
         while True:
-            slot = await self.limiter.acquire(first=tries + refusals > 0)
-            if not self._affordable():
-                self.is_spent = True
+            is_new = tries + refusals == 0
+            slot = await self.limiter.acquire(first=not is_new)
+            if self.is_unpriced or (is_new and not self._start()):
                 return self.limiter.dropped()
             self.account.tries += 1
             try:
@@ -145,6 +183,8 @@ class _Run:
             except RateLimited as error:
                 self.limiter.refused(slot, error.retry_after)
                 refusals += 1
+                self.account.refused += 1
+                self.on_change(self.account)
                 if refusals > self.limits.max_refusals:
                     return self._failed(key, f"{error} ({refusals} times)")
                 await asyncio.sleep(wait_after(refusals, error.retry_after))
@@ -156,32 +196,32 @@ class _Run:
                 await asyncio.sleep(wait_after(tries, None))
             except Rejected as error:
                 self.limiter.answered(slot)
-                self._pay(error.cost)
-                return self._failed(key, str(error), is_verdict=error.is_verdict, cost=error.cost)
+                self.account.refused = 0
+                cost = self._pay(self.price(error.used)) if error.used else None
+                return self._failed(key, str(error), is_verdict=error.is_verdict, cost=cost)
             except BaseException:
                 self.limiter.dropped()
                 raise
             else:
                 self.limiter.answered(slot)
+                self.account.refused = 0
                 return self._answered(key, reply)
 
     def _answered(self, key: str, reply: ChatReply) -> None:
-        cost = self.price(reply)
-        self._pay(cost)
-        self.account.cost_is_known &= cost is not None
+        cost = self._pay(self.price(reply))
         if fault := self.find_fault(key, reply):
             return self._failed(key, fault, is_verdict=True, reply=reply.model_dump(), cost=cost)
         self._record(key, reply=reply.model_dump(), cost=cost)
         self.account.answered += 1
         self.failures_in_a_row = 0
-        self.on_done(self.account)
+        self.on_change(self.account)
         return None
 
     def _failed(self, key: str, reason: str, is_verdict: bool = False, **beside: Any) -> None:
         self._record(key, failure=reason, **beside)
         self.account.failures[key] = reason
         self.failures_in_a_row = 0 if is_verdict else self.failures_in_a_row + 1  # a verdict is an answer
-        self.on_done(self.account)
+        self.on_change(self.account)
         if self.failures_in_a_row >= FAILURES_IN_A_ROW:
             raise UserError(f"{self.failures_in_a_row} requests failed in a row, last: {reason}; run again later")
 

@@ -30,8 +30,10 @@ class Price:
         return (prompt_tokens * self.input + completion_tokens * self.output) / 1e6
 
     def of(self, reply: ChatReply) -> float | None:
-        """What a reply cost: as the API reported it, else by its tokens."""
-        return reply.cost if reply.cost is not None else self.of_tokens(reply.prompt_tokens, reply.completion_tokens)
+        """What a reply cost: as the API reported it, else by its tokens, None where it told neither."""
+        if reply.cost is not None or not reply.prompt_tokens:
+            return reply.cost
+        return self.of_tokens(reply.prompt_tokens, reply.completion_tokens)
 
 
 @dataclass(frozen=True)
@@ -43,14 +45,27 @@ class Estimate:
     completion_tokens: int
     cost: float | None
 
+    def __add__(self, other: "Estimate") -> "Estimate":
+        cost = None if self.cost is None or other.cost is None else self.cost + other.cost
+        prompt_tokens = self.prompt_tokens + other.prompt_tokens
+        completion_tokens = self.completion_tokens + other.completion_tokens
+        return Estimate(self.requests + other.requests, prompt_tokens, completion_tokens, cost)
+
     def __str__(self) -> str:
-        cost = "cost unknown (no price for this model in configs/llm_prices.yaml)"
+        cost = "cost unknown (no price in configs/llm_prices.yaml)"
         if self.cost is not None:
             cost = f"about ${self.cost:.2f}"
         return (
             f"{self.requests:,} requests, about {self.prompt_tokens:,} tokens in and {self.completion_tokens:,} out, "
             f"{cost}"
         )
+
+
+def cost_line(cost: float, is_known: bool) -> str:
+    """What a run has cost, for a line that runs along; what has no price is said, not counted as nothing."""
+    if is_known:
+        return f"${cost:.4f}"
+    return f"${cost:.4f} and what has no price" if cost else "cost unknown"
 
 
 def estimate(requests: Sequence[ChatRequest], price: Price, reply_tokens: int) -> Estimate:

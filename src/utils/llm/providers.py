@@ -121,10 +121,18 @@ class OpenRouterClient:
             raise Unavailable("the reply holds no choice")
         choice = choices[0]
         finish = str(choice.finish_reason or "unknown").lower()
+        blank = ChatReply(
+            text="",
+            finish=finish,
+            prompt_tokens=usage.prompt_tokens if usage else 0,
+            completion_tokens=usage.completion_tokens if usage else 0,
+            cost=cost,
+        )
+        used = blank if usage else None
         if choice.message.refusal:
-            raise Rejected(f"refused: {self.redact.line(choice.message.refusal)}", True, cost)
+            raise Rejected(f"refused: {self.redact.line(choice.message.refusal)}", True, used)
         if finish == "content_filter":
-            raise Rejected("blocked by the provider's content filter", True, cost)
+            raise Rejected("blocked by the provider's content filter", True, used)
         if finish == "error":
             raise Unavailable("the provider's model failed")
         if not isinstance(text := choice.message.content or "", str):
@@ -139,14 +147,7 @@ class OpenRouterClient:
             )
             for position in positions
         )
-        return ChatReply(
-            text=self.redact(text),
-            finish=finish,
-            tokens=beginning(tokens, self.redact),
-            prompt_tokens=usage.prompt_tokens if usage else 0,
-            completion_tokens=usage.completion_tokens if usage else 0,
-            cost=cost,
-        )
+        return blank.model_copy(update={"text": self.redact(text), "tokens": beginning(tokens, self.redact)})
 
 
 class GeminiClient:
@@ -206,25 +207,27 @@ class GeminiClient:
         )
 
     def _reply(self, response: types.GenerateContentResponse) -> ChatReply:
+        usage = response.usage_metadata
+        blank = ChatReply(
+            text="",
+            finish="unknown",
+            prompt_tokens=(usage.prompt_token_count or 0) if usage else 0,
+            completion_tokens=((usage.candidates_token_count or 0) + (usage.thoughts_token_count or 0)) if usage else 0,
+        )
+        used = blank if usage else None
         if not response.candidates:
             feedback = response.prompt_feedback
             if feedback and feedback.block_reason:
-                raise Rejected(f"prompt blocked ({named(feedback.block_reason)})", True)
+                raise Rejected(f"prompt blocked ({named(feedback.block_reason)})", True, used)
             raise Unavailable("the reply holds no candidate")
         candidate = response.candidates[0]
         finish = named(candidate.finish_reason) if candidate.finish_reason else "unknown"
         parts = (candidate.content.parts if candidate.content else None) or []
         text = "".join(part.text or "" for part in parts if not part.thought)
         if finish not in ("stop", "max_tokens", "unknown"):
-            raise Rejected(f"blocked ({finish})", True)
-        usage = response.usage_metadata
-        return ChatReply(
-            text=self.redact(text),
-            finish=finish,
-            tokens=beginning(gemini_tokens(candidate.logprobs_result), self.redact),
-            prompt_tokens=(usage.prompt_token_count or 0) if usage else 0,
-            completion_tokens=((usage.candidates_token_count or 0) + (usage.thoughts_token_count or 0)) if usage else 0,
-        )
+            raise Rejected(f"blocked ({finish})", True, used)
+        tokens = beginning(gemini_tokens(candidate.logprobs_result), self.redact)
+        return blank.model_copy(update={"text": self.redact(text), "finish": finish, "tokens": tokens})
 
 
 def gemini_tokens(result: types.LogprobsResult | None) -> tuple[TokenChoice, ...]:
