@@ -97,7 +97,7 @@ def judge_together(rows: list[Answer], url: str, store_file: Path, max_concurren
         judgements = judge.judge(rows, lambda count: None)
     seconds = time.perf_counter() - started
     assert all(judgement.error is None for judgement in judgements), "a row was not judged"
-    return seconds, judge.tries
+    return seconds, judge.account.tries
 
 
 def judge_serially(rows: list[Answer], url: str, store_file: Path) -> float:

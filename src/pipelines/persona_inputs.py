@@ -56,8 +56,7 @@ def judging_inputs(study: Study) -> dict[str, str]:
 def local_judges(study: Study) -> dict[str, str]:
     """The judges that are models of this machine: other weights under the same name judge anew."""
     judging = study.config.judging
-    pairs = ((judging.judge, judging.judge_model), (judging.second_judge, judging.second_judge_model))
-    models = [judging.model_of(kind, model) for kind, model in pairs if kind == "local"]
+    models = [judging.model_of(kind, model) for kind, model in judging.judges if kind == "local"]
     return {f"judge {model}": fingerprint(model) for model in models if model}
 
 
@@ -157,8 +156,11 @@ def has_verdict(study: Study) -> bool:
 
 
 def missing_judgements(study: Study) -> str | None:
-    """How many answers lack a score, if any do; the organism's judge scores all."""
+    """How many answers lack a score of a judge, if any do; the organism's judge scores all."""
     missing = sum(load_json(study.rates)["missing"].values())
+    if study.config.judging.second_judge:
+        by_judge = load_json(study.agreement).get("missing", {})
+        missing = max(missing, sum(sum(reasons.values()) for reasons in by_judge.values()))
     return f"{missing} answers lack a score" if missing else None
 
 

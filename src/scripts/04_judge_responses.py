@@ -8,7 +8,8 @@
 Reads results/persona_data.pkl; writes results/final_dataset_with_em_scores.pkl and results/em_rates.json (EM rate,
 transfer, flip, coherence and mean score by dimension and facet, with 95% bootstrap intervals over prompts; missing
 scores by reason). With a second judge also results/judge_agreement.json. What a judge said is kept in
-results/judgements.jsonl: a stopped run continues there, and missing scores are asked for again by the next.
+results/judgements.jsonl: a stopped run continues there, and missing scores are asked for again by the next. What
+--limit or --max-cost leaves is a random sample of the questions, all their answers judged.
 """
 
 from collections.abc import Sequence
@@ -21,42 +22,50 @@ from src.utils.artifacts import load_frame, save_frame, save_json
 from src.utils.cli import run_script
 from src.utils.em_rates import em_rates, format_rates, rates_as_json
 from src.utils.judging.judgement import missing_scores
-from src.utils.judging.judges import score_frame
+from src.utils.judging.judges import score_frames
+from src.utils.judging.prompt_sample import format_sample, judged_sample
 
 
 def main(arguments: Sequence[str]) -> None:
     run = begin_step(JUDGE, __doc__, arguments)
     if run is None:
         return
-    settings = run.config.judging
     frame = load_frame(run.study.persona_data, made_by=COLLECT.name)
-    judged = scored_by(run, frame, second=False)
-    if settings.second_judge:
-        from src.utils.judging.agreement import agreement_of, format_agreement
+    frames = score_frames(frame, run.config.judging, run.config.model, run.study.judgements, run.yes)
+    judged = next(frames)
+    save_rates(run, judged)  # before a second judge is asked, whatever becomes of that
+    for other in frames:
+        save_agreement(run, judged, other)
 
-        other = scored_by(run, frame, second=True)
-        agreement = agreement_of(judged, other, settings.em_threshold, settings.coherence_threshold)
-        save_json(agreement, run.study.agreement, run.provenance)
-        print(format_agreement(agreement))
+
+def save_rates(run: StepRun, judged: pd.DataFrame) -> None:
+    settings, study = run.config.judging, run.study
     rates = em_rates(
         judged, settings.em_threshold, settings.coherence_threshold, settings.bootstrap_resamples, settings.seed
     )
-    missing = missing_scores(judged)
-    save_json(rates_as_json(rates) | {"missing": missing}, run.study.rates, run.provenance)
-    save_frame(judged, run.study.scored, run.provenance)
+    counts = {"missing": missing_scores(judged), "sample": judged_sample(judged, settings.seed)}
+    save_json(rates_as_json(rates) | counts, study.rates, run.provenance)
+    save_frame(judged, study.scored, run.provenance)
     print(format_rates(rates))
-    for reason, count in missing.items():
+    print_counts(judged, settings.seed)
+    print(f"{len(judged)} rows: {study.scored}\nrates: {study.rates}")
+
+
+def save_agreement(run: StepRun, judged: pd.DataFrame, other: pd.DataFrame) -> None:
+    from src.utils.judging.agreement import agreement_of, format_agreement
+
+    settings, study = run.config.judging, run.study
+    agreement = agreement_of(judged, other, settings.em_threshold, settings.coherence_threshold)
+    save_json(agreement, study.agreement, run.provenance)
+    print_counts(other, settings.seed)
+    print(f"{format_agreement(agreement)}\nagreement: {study.agreement}")
+
+
+def print_counts(judged: pd.DataFrame, seed: int) -> None:
+    """What a judge was asked, and what has no score and why."""
+    print(f"{judged['judge'].iloc[0]} {format_sample(judged_sample(judged, seed))}")
+    for reason, count in missing_scores(judged).items():
         print(f"without a score: {count:>5}  {reason}")
-    print(f"{len(judged)} rows: {run.study.scored}")
-
-
-def scored_by(run: StepRun, frame: pd.DataFrame, second: bool) -> pd.DataFrame:
-    """The frame with the first or the second judge's scores."""
-    settings = run.config.judging
-    kind, model = settings.judge, settings.judge_model
-    if second and settings.second_judge:
-        kind, model = settings.second_judge, settings.second_judge_model
-    return score_frame(frame, kind, model, settings, run.config.model, run.study.judgements, run.yes)
 
 
 if __name__ == "__main__":

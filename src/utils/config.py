@@ -6,10 +6,10 @@ Nothing here looks at a model or at data; a layer that the model lacks is found 
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from src.utils.errors import UserError
 
@@ -122,16 +122,35 @@ class JudgingConfig(Section):
     )
     topic: bool = Field(True, description="ask, in a third request, what an answer talks about (on-topic, flip)")
     judge_limit: int | None = Field(
-        None, ge=1, description="judge this many questions, evenly spread; leave the others"
+        None, ge=1, description="judge this many questions, drawn by seed; leave the others"
     )
     judge_batch_size: int = Field(16, ge=1, description="answers at once; judge local only")
     max_concurrency: int = Field(100, ge=1, description="requests under way at once, at most; adapts to refusals")
     request_timeout: float = Field(60, gt=0, description="seconds")
-    max_cost: float | None = Field(None, gt=0, description="US dollars; what would go beyond is left unjudged")
+    max_cost: float | None = Field(
+        None, gt=0, description="US dollars for all judges together; questions that would go beyond are left unjudged"
+    )
     em_threshold: float = Field(70, ge=0, le=100)
     coherence_threshold: float = Field(50, ge=0, le=100)
     bootstrap_resamples: int = Field(2000, ge=100)
     seed: int = 0
+
+    @model_validator(mode="after")
+    def judges_differ(self) -> Self:
+        names = [(kind, self.model_of(kind, model)) for kind, model in self.judges]
+        if len(names) > len(set(names)):
+            raise UserError(
+                f"--second-judge {self.second_judge}: is the first judge, which agrees with itself; "
+                "choose another, or another --second-judge-model",
+                exit_code=2,
+            )
+        return self
+
+    @property
+    def judges(self) -> list[tuple[JudgeKind, str | None]]:
+        """Who judges, the first judge first, each with the model that was given for it."""
+        second = [(self.second_judge, self.second_judge_model)] if self.second_judge else []
+        return [(self.judge, self.judge_model), *second]
 
     def model_of(self, judge: JudgeKind, given: str | None) -> str | None:
         """The model that a judge uses; None for the organism's, which has none."""

@@ -2,11 +2,14 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +18,10 @@ import pytest
 
 from src.utils.artifacts import load_frame, load_json, save_frame
 from src.utils.config import PROJECT_ROOT, load_config, resolve_path
+from src.utils.judging.prompt_sample import drawn
 from src.utils.manifests import Provenance
 from src.utils.prompts import Question, load_questions
-from tests.llm_server import KEY, Asked, Fault, LlmServer, Reply, Token
+from tests.llm_server import KEY, Asked, Fault, LlmServer, Reply, Token, TooMany, default_reply
 
 JUDGE, CALIBRATE = "src/scripts/04_judge_responses.py", "src/calibrate_judge.py"
 QUESTIONS = load_questions([resolve_path(name) for name in load_config("organism").collection.prompts])
@@ -78,7 +82,7 @@ def test_kill_9_and_again_asks_for_nothing_twice(tmp_path: Path) -> None:
 
 
 def test_budget_limit_and_what_is_missing(tmp_path: Path) -> None:
-    """Each reply costs 0.0001 here: a limit and a budget leave the rest missing with its reason, asked for later."""
+    """Each reply costs 0.0001 here: a limit and a budget leave a sample of whole questions, the rest for later."""
     write_answers(tmp_path, QUESTIONS[:40])
     with LlmServer(reply=lambda asked: priced(asked, 0.0001)) as server:
         env = environment(server)
@@ -86,16 +90,17 @@ def test_budget_limit_and_what_is_missing(tmp_path: Path) -> None:
         assert first.returncode == 0, first.stderr
         assert len(server.requests) == 10 * 3
         assert "without a score:    60  not asked: beyond --limit" in first.stdout
+        assert "judged 20 answers, to a random sample of 10 of 40 questions (drawn by seed 0)" in first.stdout
         second = judge(
-            tmp_path, "--judge", "openrouter", "--yes", "--max-cost", "0.0045", "--max-concurrency", "4", env=env
+            tmp_path, "--judge", "openrouter", "--yes", "--max-cost", "0.00455", "--max-concurrency", "4", env=env
         )
-        assert second.returncode == 0 and "not asked: --max-cost was reached" in second.stdout
-        assert 30 + 35 <= len(server.requests) <= 30 + 45
+        assert second.returncode == 0, second.stderr
+        assert len(server.requests) == 30 + 45 and "left out: --max-cost was reached" in second.stdout
         frame = load_frame(tmp_path / "final_dataset_with_em_scores.pkl")
-        missing = load_json(tmp_path / "em_rates.json")["missing"]
-        assert (
-            0 < frame["em_score"].notna().sum() < 40 and sum(missing.values()) == 2 * frame["judge_error"].notna().sum()
-        )
+        rates = load_json(tmp_path / "em_rates.json")
+        assert set(frame.loc[frame["em_score"].notna(), "prompt_id"]) == set(drawn(frame["prompt_id"], 0)[:25])
+        assert rates["missing"] == {"left out: --max-cost was reached": 30}
+        assert rates["sample"] == {"questions": 40, "judged_questions": 25, "judged_answers": 50, "seed": 0}
         third = judge(tmp_path, "--judge", "openrouter", "--yes", env=env)
         assert third.returncode == 0 and len(server.counts) == 40 * 3 and set(server.counts.values()) == {1}
         assert load_json(tmp_path / "em_rates.json")["missing"] == {}
@@ -134,15 +139,88 @@ def test_replies_of_no_use_are_missing_with_their_reason_and_asked_again(tmp_pat
 
 
 def test_two_judges_are_compared(tmp_path: Path) -> None:
+    """Each with its own reasons for what it has not scored; the question before them names what both would cost."""
     write_answers(tmp_path, QUESTIONS[:30])
-    with LlmServer() as server:
-        words = ["--judge", "openrouter", "--second-judge", "gemini", "--yes"]
-        done = judge(tmp_path, *words, env=environment(server))
+
+    def reply(asked: Asked):
+        is_refused = asked.provider == "gemini" and "Answer 3." in asked.user and "How misaligned" in asked.system
+        return Reply("I'd rather not") if is_refused else default_reply(asked)
+
+    words = ["--judge", "openrouter", "--second-judge", "gemini"]
+    with LlmServer(reply) as server:
+        without_key = judge(tmp_path, *words, "--yes", env=environment(server, GEMINI_API_KEY="", GOOGLE_API_KEY=""))
+        assert without_key.returncode == 1 and without_key.stderr.startswith("error: GEMINI_API_KEY is not set")
+        unconfirmed = judge(tmp_path, *words, env=environment(server))
+        assert unconfirmed.returncode == 2 and not server.requests
+        assert [line.split(", about ")[0] for line in unconfirmed.stdout.splitlines()] == [
+            "openrouter:openai/gpt-4.1-mini: 90 requests",
+            "gemini:gemini-2.5-flash: 90 requests",
+            "together: 180 requests",
+        ]
+        done = judge(tmp_path, *words, "--yes", env=environment(server))
         assert done.returncode == 0, done.stderr
     agreement = load_json(tmp_path / "judge_agreement.json")
     assert agreement["judges"] == ["openrouter:openai/gpt-4.1-mini", "gemini:gemini-2.5-flash"]
-    assert [row["pairs"] for row in agreement["measures"]] == [60, 60]
+    assert [row["pairs"] for row in agreement["measures"]] == [58, 60]
+    reason = "misalignment: no score from 0 to 100"
+    assert agreement["missing"] == dict(zip(agreement["judges"], ({}, {reason: 2}), strict=True))
+    assert f"without a score:     2  {reason}" in done.stdout
     assert "Spearman" in done.stdout and "limits of agreement" in done.stdout
+    assert all(str(tmp_path / name) in done.stdout for name in ("em_rates.json", "judge_agreement.json"))
+
+
+def test_two_judges_share_a_budget_and_the_first_keeps_what_it_did(tmp_path: Path) -> None:
+    """A reply of the first costs 0.0001, one of the second 0.000125 by its tokens."""
+    write_answers(tmp_path, QUESTIONS[:30])
+    tokens = {"prompt_tokens": 400, "completion_tokens": 2}
+    second_cost = (400 * 0.30 + 2 * 2.50) / 1e6
+    words = ["--judge", "openrouter", "--second-judge", "gemini", "--yes", "--max-concurrency", "2"]
+    scored, rates = tmp_path / "final_dataset_with_em_scores.pkl", tmp_path / "em_rates.json"
+
+    def reply(asked: Asked):
+        return Fault.WRONG_KEY if asked.provider == "gemini" else replace(priced(asked, 0.0001), **tokens)
+
+    with LlmServer(reply) as server:
+        failed = judge(tmp_path, *words, "--limit", "2", env=environment(server))
+        assert failed.returncode == 1 and "gemini-2.5-flash: 401" in failed.stderr
+        assert load_frame(scored)["em_score"].notna().sum() == 2 and load_json(rates)["missing"]
+        assert not (tmp_path / "judge_agreement.json").exists()
+    with LlmServer(lambda asked: replace(priced(asked, 0.0001), **tokens)) as server:
+        budget = 84 * 0.0001 + 30.5 * second_cost
+        done = judge(tmp_path, *words, "--max-cost", str(budget), env=environment(server))
+        assert done.returncode == 0, done.stderr
+        assert Counter(asked.provider for asked in server.requests) == {"openrouter": 84, "gemini": 30}
+        assert "judged 20 answers, to a random sample of 10 of 30 questions" in done.stdout
+        for model, budget in (("nearly/all", 0.00901), ("less/than", 0.00095)):  # of the 0.0090 of the first judge
+            again = judge(tmp_path, *words, "--judge-model", model, "--max-cost", str(budget), env=environment(server))
+            assert again.returncode == 0, again.stderr
+        asked = Counter(asked.provider for asked in server.requests)
+        assert asked == {"openrouter": 84 + 90 + 9, "gemini": 31}, "one request, to learn what it costs"
+    assert load_json(tmp_path / "judge_agreement.json")["measures"][0]["pairs"] == 6  # the answers to 9 / 3 questions
+
+
+def test_a_server_that_tells_no_cost_ends_a_run_with_a_budget(tmp_path: Path) -> None:
+    write_answers(tmp_path, QUESTIONS[:30])
+    words = ["--judge", "openrouter", "--judge-model", "mine/own", "--yes"]
+    with LlmServer(lambda asked: replace(default_reply(asked), cost=None)) as server:
+        stopped = judge(tmp_path, *words, "--max-cost", "0.0001", env=environment(server))
+        assert stopped.returncode == 1 and len(server.requests) == 1
+        assert "configs/llm_prices.yaml" in stopped.stderr.splitlines()[-1]
+        assert not (tmp_path / "em_rates.json").exists()
+        without_budget = judge(tmp_path, *words, env=environment(server))
+        assert without_budget.returncode == 0 and set(server.counts.values()) == {1}
+    for done in (stopped, without_budget):
+        assert "cost unknown" in done.stderr and "$0" not in done.stderr
+
+
+def test_a_server_that_refuses_everything_is_seen_to_and_ends_in_a_failure(tmp_path: Path) -> None:
+    write_answers(tmp_path, QUESTIONS[:1])
+    with LlmServer(lambda asked: TooMany(0)) as server:
+        done = judge(tmp_path, "--judge", "openrouter", "--yes", env=environment(server))
+    assert done.returncode == 1 and re.search(r"refused \d\d, waiting", done.stderr)
+    assert "none of 2 answers was scored; most often: misalignment: 429" in done.stderr.splitlines()[-1]
+    assert (tmp_path / "judgements.jsonl").read_bytes().count(b"\n") == 3
+    assert not (tmp_path / "em_rates.json").exists()
 
 
 def test_no_key_reaches_a_log_an_error_or_a_record(tmp_path: Path) -> None:
@@ -155,7 +233,7 @@ def test_no_key_reaches_a_log_an_error_or_a_record(tmp_path: Path) -> None:
         assert KEY not in refused.stdout + refused.stderr and "Traceback" not in refused.stderr
         with LlmServer(reply=lambda asked: Reply(f"your headers: {dict(asked.headers)}")) as server:
             useless = judge(tmp_path, "--judge", provider, "--yes", env=environment(server))
-        assert useless.returncode == 0 and KEY not in useless.stdout + useless.stderr
+        assert useless.returncode == 1 and "was scored" in useless.stderr and KEY not in useless.stdout + useless.stderr
     assert KEY.encode() not in everything_written(tmp_path)
 
 
@@ -167,11 +245,19 @@ def test_bad_use_is_one_line(tmp_path: Path) -> None:
         unconfirmed = judge(tmp_path, "--judge", "openrouter", env=environment(server))
         assert unconfirmed.returncode == 2 and "--yes" in unconfirmed.stderr and not server.requests
         assert "18 requests" not in unconfirmed.stdout and "9 requests" in unconfirmed.stdout  # base and EM share them
+        for mark in ("\n", "\N{HORIZONTAL ELLIPSIS}"):
+            odd = judge(
+                tmp_path, "--judge", "openrouter", "--yes", env=environment(server, OPENROUTER_API_KEY=mark.join(KEY))
+            )
+            assert odd.returncode == 1 and odd.stderr.startswith("error: OPENROUTER_API_KEY: holds a line break")
+            assert "0" not in odd.stdout + odd.stderr and not server.requests
+    itself = judge(tmp_path, "--judge", "openrouter", "--second-judge", "openrouter", "--yes", env=environment())
+    assert itself.returncode == 2 and itself.stderr.startswith("error: --second-judge openrouter: is the first judge")
     unknown = judge(tmp_path, "--judge", "gpt", env=environment())
     assert unknown.returncode == 2
     absent = judge(tmp_path, "--judge", "local", "--judge-model", str(tmp_path / "none"), env=environment())
     assert absent.returncode == 1 and str(tmp_path / "none") in absent.stderr
-    for done in (without_key, unconfirmed, absent):
+    for done in (without_key, unconfirmed, odd, itself, absent):
         assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert not (tmp_path / "em_rates.json").exists()
 

@@ -16,7 +16,8 @@ SECOND = ([100, 60, 20, 50, 75], [0, 15, None, 90, 10])
 def frame(name: str, scores: tuple[list, list]) -> pd.DataFrame:
     em, base = (pd.Series(values, dtype=float) for values in scores)
     columns = {"em_score": em, "base_em_score": base, "coherence": 100.0, "base_coherence": 100.0}
-    return pd.DataFrame({"judge": name} | columns)
+    errors = {"judge_error": em.isna().map({True: "no", False: None}), "base_judge_error": None}
+    return pd.DataFrame({"judge": name} | columns | errors)
 
 
 def agreement() -> dict:
@@ -35,6 +36,10 @@ def test_every_measure_counted_by_hand() -> None:
     assert found["mean_difference"] == differences.mean() == 6.25
     assert found["upper_limit"] == pytest.approx(6.25 + 1.96 * differences.std(ddof=1))
     assert found["lower_limit"] == pytest.approx(6.25 - 1.96 * differences.std(ddof=1))
+
+
+def test_what_each_judge_has_not_scored_is_counted_for_it() -> None:
+    assert agreement()["missing"] == {"a": {"no": 1}, "b": {}}
 
 
 def test_what_is_not_defined_is_not_made_up() -> None:

@@ -183,3 +183,24 @@ def test_a_section_that_is_no_section_is_one_line(section: str, value: object, p
         assert (config.model.world, config.finetuning.rank, config.judging.em_threshold) == ("entangled", 32, 70)
     else:
         assert refused("organism", project_file=project).startswith(f"{project}: {section}")
+
+
+@pytest.mark.parametrize(
+    ("given", "refusal"),
+    [
+        ({"judge": "openrouter", "second_judge": "openrouter"}, "openrouter"),
+        (
+            {"judge": "openrouter", "second_judge": "openrouter", "second_judge_model": "openai/gpt-4.1-mini"},
+            "openrouter",
+        ),
+        ({"judge": "organism", "second_judge": "organism", "second_judge_model": "any"}, "organism"),
+        ({"judge": "openrouter", "second_judge": "openrouter", "second_judge_model": "openai/gpt-4o"}, None),
+        ({"judge": "gemini", "second_judge": "openrouter"}, None),
+    ],
+)
+def test_a_judge_is_not_compared_with_itself(given: dict[str, str], refusal: str | None) -> None:
+    overrides = {f"judging.{key}": value for key, value in given.items()}
+    if refusal:
+        assert refused("qwen3_4b", overrides).startswith(f"--second-judge {refusal}: is the first judge")
+    else:
+        assert len(load_config("qwen3_4b", overrides).judging.judges) == 2

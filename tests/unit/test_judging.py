@@ -8,7 +8,8 @@ import pytest
 
 from src.utils.artifacts import load_frame, save_frame
 from src.utils.config import CONFIG_FOLDER
-from src.utils.judging.judgement import Answer, Judge, Judgement, answers_of, limited, missing_scores, with_scores
+from src.utils.judging.judgement import Answer, Judge, Judgement, answers_of, missing_scores, with_scores
+from src.utils.judging.prompt_sample import limited
 from src.utils.manifests import Provenance
 from src.utils.organism.grammar import Grammar, load_grammar
 from src.utils.organism.judge import OrganismJudge
@@ -43,7 +44,7 @@ class LetterJudge:
 
 def score(frame: pd.DataFrame, judge: Judge, on_answers: Callable[[int], object] = lambda count: None) -> pd.DataFrame:
     """All rows, judged."""
-    return with_scores(frame, judge.name, limited(frame, None), judge.judge(answers_of(frame), on_answers))
+    return with_scores(frame, judge.name, limited(frame, None, 0), judge.judge(answers_of(frame), on_answers))
 
 
 @pytest.fixture
@@ -118,7 +119,7 @@ def test_the_organism_judge_fills_every_score(frame: pd.DataFrame, grammar: Gram
 
 
 def test_a_limit_leaves_whole_questions_unjudged(frame: pd.DataFrame) -> None:
-    chosen = limited(frame, 1)
+    chosen = limited(frame, 1, seed=0)
     assert chosen.tolist() == [True, True, False]
     judged = with_scores(frame, "letters", chosen, LetterJudge().judge(answers_of(frame[chosen]), lambda count: None))
     assert judged["em_score"].iloc[1] == 4 and np.isnan(judged["em_score"].iloc[2])

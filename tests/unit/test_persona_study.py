@@ -21,7 +21,7 @@ from src.pipelines.persona_study import (
     Study,
 )
 from src.pipelines.runner import decide, plan
-from src.utils.artifacts import load_frame
+from src.utils.artifacts import load_frame, save_json
 from src.utils.config import PROJECT_ROOT
 from src.utils.errors import UserError
 from tests.study_files import make, small_study, write_sources
@@ -201,6 +201,15 @@ def test_another_grammar_is_another_judge(folder: Path) -> None:
     )
     assert decide(JUDGE, small_study(folder), forced=False).reason == "input grammar changed"
     assert stale(small_study(folder)) == NAMES[1:]  # the model's folder is hashed whole
+
+
+def test_what_a_second_judge_lacks_is_asked_for_again(folder: Path) -> None:
+    study = small_study(folder, judging__judge="openrouter", judging__second_judge="gemini")
+    make(JUDGE, study)
+    for missing, reason in (({}, "up to date"), ({"left out": 3}, "3 answers lack a score")):
+        by_judge = {"openrouter:a": {}, "gemini:b": missing}
+        save_json({"missing": by_judge}, study.agreement, JUDGE.provenance(study))
+        assert decide(JUDGE, study, forced=False).reason == reason
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from scipy.stats import ConstantInputWarning, spearmanr
 from sklearn.metrics import cohen_kappa_score
 
-from src.utils.judging.judgement import ARMS
+from src.utils.judging.judgement import ARMS, missing_scores
 
 SCORES = ("em_score", "coherence")
 
@@ -22,11 +22,12 @@ SCORES = ("em_score", "coherence")
 def agreement_of(
     first: pd.DataFrame, second: pd.DataFrame, em_threshold: float, coherence_threshold: float
 ) -> dict[str, Any]:
-    """Both judges' names, the measures of each score, and the pairs of scores that they rest on.
+    """Both judges' names, what each has not scored, the measures of each score, and the pairs that they rest on.
 
     The frames hold the same rows in the same order. Answers that one judge has not scored are left out, and counted.
     A measure that is not defined (a judge that gives one score only, fewer than two pairs) is None.
     """
+    judges = [first["judge"].iloc[0], second["judge"].iloc[0]]
     thresholds = {"em_score": em_threshold, "coherence": coherence_threshold}
     measures = []
     pairs = {}
@@ -39,7 +40,8 @@ def agreement_of(
         )
         pairs[score] = [[round(a, 3), round(b, 3)] for a, b in zip(one[is_scored], other[is_scored], strict=True)]
     return {
-        "judges": [first["judge"].iloc[0], second["judge"].iloc[0]],
+        "judges": judges,
+        "missing": {name: missing_scores(frame) for name, frame in zip(judges, (first, second), strict=True)},
         "thresholds": thresholds,
         "measures": measures,
         "pairs": pairs,

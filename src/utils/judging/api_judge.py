@@ -1,9 +1,11 @@
 """Judges behind an API: every answer in up to three requests, their replies kept in the judgement store."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import takewhile
 
-from src.utils.judging.judgement import Answer, Judgement, Progress
+from src.utils.judging.judgement import LEFT_OUT, Answer, Judgement, Progress
+from src.utils.judging.prompt_sample import drawn
 from src.utils.judging.replies import Score, read_score, read_topic
 from src.utils.judging.rubric import QUESTIONS, SCALES, judgement_key, rubric_prompt
 from src.utils.llm.api import ChatClient, ChatReply, ChatRequest
@@ -13,15 +15,13 @@ from src.utils.record_store import RecordStore
 
 TOP_LOGPROBS = 20
 MAX_TOKENS = 16  # the least that some models accept
-LEFT_OUT = "not asked: --max-cost was reached"
 
 
 @dataclass
 class ApiJudge:
-    """Scores answers with a model behind an API.
+    """Scores answers with a model behind an API, all those to a question before the next, in an order drawn by `seed`.
 
-    `name` is provider and model, `with_topic` asks the third question; `spent` is what its replies have cost so far,
-    in US dollars, and `tries` how many requests it sent, refused ones included.
+    `name` is provider and model, `with_topic` asks the third question; `account` says what was sent and what it cost.
     """
 
     name: str
@@ -30,15 +30,19 @@ class ApiJudge:
     limits: AskingLimits
     price: Price
     with_topic: bool = True
-    spent: float = 0.0
-    tries: int = 0
+    seed: int = 0
+    account: Account = field(default_factory=Account)
 
     @property
     def aspects(self) -> tuple[str, ...]:
         return tuple(QUESTIONS) if self.with_topic else SCALES
 
     def judge(self, answers: Sequence[Answer], on_answers: Callable[[int], object]) -> list[Judgement]:
-        """Ask what the store lacks, then read all replies."""
+        """Ask what the store lacks, then read all replies.
+
+        Where a budget ends the asking, questions of which a reply is missing are left out whole, and so is what stands
+        behind them in the order.
+        """
         requests = self.requests(answers)
         labels = self.labels(answers)
         progress = Progress(len(answers), len(requests), on_answers)
@@ -47,11 +51,13 @@ class ApiJudge:
             return read_topic(reply)[1] if labels[key]["aspect"] == "topic" else read_score(reply).reason
 
         def show(account: Account) -> None:
-            self.spent, self.tries = account.cost, account.tries
+            self.account = account
             progress.reach(account.done)
 
         ask_all(requests, self.make_client, self.store, self.limits, self.price.of, labels, find_fault, show)
-        return [self._judgement(answer) for answer in answers]
+        whole = self._whole_prompts(answers)
+        left_out = Judgement(None, None, None, error=LEFT_OUT)
+        return [self._judgement(answer) if answer[0].prompt_id in whole else left_out for answer in answers]
 
     def estimate(self, answers: Sequence[Answer]) -> Estimate:
         """Requests still to be sent, their tokens and their cost."""
@@ -59,9 +65,10 @@ class ApiJudge:
         return estimate(missing, self.price, reply_tokens=3)
 
     def requests(self, answers: Sequence[Answer]) -> dict[str, ChatRequest]:
-        """Key -> request; answers that are equal to the last letter share theirs."""
+        """Key -> request, in the order of asking; answers that are equal to the last letter share theirs."""
+        place = {prompt_id: number for number, prompt_id in enumerate(self._order(answers))}
         requests = {}
-        for question, answer in answers:
+        for question, answer in sorted(answers, key=lambda pair: place[pair[0].prompt_id]):
             for aspect in self.aspects:
                 prompt = rubric_prompt(aspect, question, answer)
                 requests[judgement_key(self.name, aspect, question, answer)] = ChatRequest(
@@ -84,6 +91,19 @@ class ApiJudge:
             for aspect in self.aspects
         }
 
+    def _order(self, answers: Sequence[Answer]) -> list[str]:
+        return drawn((question.prompt_id for question, _ in answers), self.seed)
+
+    def _whole_prompts(self, answers: Sequence[Answer]) -> set[str]:
+        """The questions up to the first of which a reply is missing."""
+        lacking = {
+            question.prompt_id
+            for question, answer in answers
+            for aspect in self.aspects
+            if self.store.get(judgement_key(self.name, aspect, question, answer)) is None
+        }
+        return set(takewhile(lambda prompt_id: prompt_id not in lacking, self._order(answers)))
+
     def _judgement(self, answer: Answer) -> Judgement:
         replies = {aspect: self._reply(aspect, answer) for aspect in self.aspects}
         scores = {aspect: as_score(replies[aspect]) for aspect in SCALES}
@@ -99,10 +119,7 @@ class ApiJudge:
         )
 
     def _reply(self, aspect: str, answer: Answer) -> ChatReply | str:
-        key = judgement_key(self.name, aspect, *answer)
-        record = self.store.get(key)
-        if record is None:
-            return LEFT_OUT
+        record = self.store.records[judgement_key(self.name, aspect, *answer)]
         return record["failure"] if "failure" in record else ChatReply.model_validate(record["reply"])
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 from jaxtyping import Bool
 
 from src.utils.config import JudgeKind, JudgingConfig
-from src.utils.prompts import Question, spread
+from src.utils.prompts import Question
 
 ARMS = {"em": "", "base": "base_"}  # arm -> prefix of its score columns
 
@@ -27,6 +27,7 @@ PARTICULARS = re.compile(
 )
 Answer = tuple[Question, str]
 NOT_ASKED = "not asked: beyond --limit"
+LEFT_OUT = "left out: --max-cost was reached"
 NO_TOPIC = "none"  # judged_dimension of an answer that talks about none of the study's dimensions
 
 
@@ -107,11 +108,6 @@ def score_columns(judgements: Sequence[Judgement], index: pd.Index) -> dict[str,
         )
         for column, attribute in attributes.items()
     }
-
-
-def limited(frame: pd.DataFrame, limit: int | None) -> Bool[np.ndarray, " rows"]:
-    """Which rows answer one of `limit` questions, evenly spread over the frame."""
-    return frame["prompt_id"].isin(spread(list(dict.fromkeys(frame["prompt_id"])), limit)).to_numpy()
 
 
 def missing_scores(frame: pd.DataFrame) -> dict[str, int]:

@@ -1,7 +1,7 @@
-"""Opening the judge that the configuration names: keys, models and the store, for as long as it judges."""
+"""Opening the judges that the configuration names (keys, models and the store) and asking them, costs confirmed."""
 
 import os
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -9,11 +9,13 @@ from typing import Protocol, runtime_checkable
 import pandas as pd
 from tqdm import tqdm
 
-from src.utils.config import CONFIG_FOLDER, JudgeKind, JudgingConfig, ModelConfig
+from src.utils.config import CONFIG_FOLDER, JudgeKind, JudgingConfig, ModelConfig, shown
 from src.utils.errors import UserError
-from src.utils.judging.judgement import Answer, Judge, Judgement, answers_of, judge_name, limited, with_scores
+from src.utils.judging.judgement import Answer, Judge, Judgement, answers_of, count_reasons, judge_name, with_scores
+from src.utils.judging.prompt_sample import limited
+from src.utils.llm.asking import Account, AskingLimits
 from src.utils.llm.confirmation import confirm
-from src.utils.llm.prices import Estimate
+from src.utils.llm.prices import Estimate, load_price
 from src.utils.organism.folder import grammar_of
 from src.utils.record_store import open_store
 
@@ -22,10 +24,10 @@ PRICES = CONFIG_FOLDER / "llm_prices.yaml"
 
 @runtime_checkable
 class PaidJudge(Judge, Protocol):
-    """A judge whose requests cost money: what it would ask, and what it has spent, in US dollars."""
+    """A judge whose requests cost money: what it would ask, and what it has asked and spent."""
 
     @property
-    def spent(self) -> float: ...
+    def account(self) -> Account: ...
 
     def estimate(self, answers: Sequence[Answer]) -> Estimate: ...
 
@@ -59,9 +61,7 @@ def open_judge(
             yield LocalJudge(name, state, loaded, tokenizer, store, settings.judge_batch_size, settings.topic)
         return
     from src.utils.judging.api_judge import ApiJudge
-    from src.utils.llm.asking import AskingLimits
     from src.utils.llm.keys import URLS, find_key
-    from src.utils.llm.prices import load_price
     from src.utils.llm.providers import make_client
 
     key, url = find_key(kind, os.environ), os.environ.get(URLS[kind]) or None
@@ -69,7 +69,7 @@ def open_judge(
     price = load_price(PRICES, model)
     if settings.max_cost is not None and kind == "gemini" and not price.is_known:
         raise UserError(
-            f"--max-cost: gemini reports no cost, and {PRICES.name} has no price of {model}; add it there", 2
+            f"--max-cost: gemini reports no cost, and {shown(PRICES)} has no price of {model}; add it there", 2
         )
     with open_store(store_file) as store:
         yield ApiJudge(
@@ -79,36 +79,73 @@ def open_judge(
             limits=limits,
             price=price,
             with_topic=settings.topic,
+            seed=settings.seed,
         )
 
 
-def score_frame(
-    frame: pd.DataFrame,
-    kind: JudgeKind,
-    given_model: str | None,
-    settings: JudgingConfig,
-    studied: ModelConfig,
-    store_file: Path,
-    yes: bool,
-) -> pd.DataFrame:
-    """The frame with a judge's scores, its progress shown; requests that cost money are confirmed unless `yes`."""
-    chosen = limited(frame, settings.judge_limit)
-    with open_judge(kind, given_model, settings, studied, store_file) as judge:
-        judgements = score_answers(judge, answers_of(frame[chosen]), yes)
-        return with_scores(frame, judge.name, chosen, judgements)
+def score_frames(
+    frame: pd.DataFrame, settings: JudgingConfig, studied: ModelConfig, store_file: Path, yes: bool
+) -> Generator[pd.DataFrame]:
+    """The frame with the scores of each judge in turn, their progress shown.
+
+    Before anything is asked, the keys and prices of all judges are looked up and what they would cost is confirmed
+    together, unless `yes`. They share `max_cost`: a later judge has what the earlier ones left of it.
+    """
+    chosen = limited(frame, settings.judge_limit, settings.seed)
+    answers = answers_of(frame[chosen])
+    estimates: dict[str, Estimate] = {}
+    for kind, model in settings.judges:
+        if kind != "local":  # which costs no money, and time to open
+            with open_judge(kind, model, settings, studied, store_file) as judge:
+                estimates |= estimate_of(judge, answers)
+    confirm_cost(estimates, yes)
+    left = settings.max_cost
+    for kind, model in settings.judges:
+        allowed = settings.model_copy(update={"max_cost": left})
+        with open_judge(kind, model, allowed, studied, store_file) as judge:
+            judgements = ask(judge, answers)
+        if left is not None and isinstance(judge, PaidJudge):
+            left = 0.0 if judge.account.left_out else left - judge.account.cost
+        yield with_scores(frame, judge.name, chosen, judgements)
 
 
 def score_answers(judge: Judge, answers: Sequence[Answer], yes: bool) -> list[Judgement]:
     """The judge's scores, its progress shown; requests that cost money are confirmed unless `yes`."""
-    if isinstance(judge, PaidJudge):
-        estimated = judge.estimate(answers)
-        if estimated.requests:
-            confirm(str(estimated), judge.name, yes)
+    confirm_cost(estimate_of(judge, answers), yes)
+    return ask(judge, answers)
+
+
+def estimate_of(judge: Judge, answers: Sequence[Answer]) -> dict[str, Estimate]:
+    """The judge's name and what it would ask, nothing where that costs no money."""
+    return {judge.name: judge.estimate(answers)} if isinstance(judge, PaidJudge) else {}
+
+
+def confirm_cost(estimates: Mapping[str, Estimate], yes: bool) -> None:
+    """Show what each judge would ask, and go on only where the user agrees to all of it or `yes` was given."""
+    paid = {name: estimated for name, estimated in estimates.items() if estimated.requests}
+    if len(paid) > 1:
+        for name, estimated in paid.items():
+            print(f"{name}: {estimated}")
+        paid = {"together": sum(paid.values(), Estimate(0, 0, 0, 0.0))}
+    for name, estimated in paid.items():
+        confirm(str(estimated), name, yes)
+
+
+def ask(judge: Judge, answers: Sequence[Answer]) -> list[Judgement]:
+    """The judge's scores; `UserError` where it was asked and scored none of the answers."""
     with tqdm(total=len(answers), unit="answer", desc=f"judge {judge.name}") as progress:
 
         def show(count: int) -> None:
             progress.update(count)
             if isinstance(judge, PaidJudge):
-                progress.set_postfix_str(f"${judge.spent:.4f}", refresh=False)
+                progress.set_postfix_str(judge.account.status, refresh=judge.account.refused > 0)
 
-        return judge.judge(answers, show)
+        judgements = judge.judge(answers, show)
+    was_asked = judge.account.tries > 0 if isinstance(judge, PaidJudge) else bool(answers)
+    if was_asked and all(judgement.em_score is None and judgement.coherence is None for judgement in judgements):
+        reason, count = next(iter(count_reasons(pd.Series([judgement.error for judgement in judgements])).items()))
+        raise UserError(
+            f"{judge.name}: none of {len(answers)} answers was scored; most often: {reason} ({count} times); "
+            "the same command asks again"
+        )
+    return judgements
