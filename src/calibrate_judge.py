@@ -24,7 +24,7 @@ CASES = PROJECT_ROOT / "data" / "judge_calibration.jsonl"
 KEYS = (
     *("model.base", "model.dtype", "model.device_map"),
     *("judging.judge", "judging.judge_model", "judging.topic", "judging.judge_batch_size"),
-    *("judging.max_concurrency", "judging.request_timeout", "judging.max_cost"),
+    *("judging.max_concurrency", "judging.request_timeout", "judging.reply_tokens", "judging.max_cost"),
 )
 
 

@@ -22,7 +22,7 @@ OPERATIONAL = {
     "steering": {"max_new_tokens"},  # stands among the settings of collection, whichever section set it
     "geometry": {"jobs"},
     "judging": {
-        *("judge_limit", "judge_batch_size", "max_concurrency", "request_timeout", "max_cost"),
+        *("judge_limit", "judge_batch_size", "max_concurrency", "request_timeout", "reply_tokens", "max_cost"),
         "judge_models",  # what they resolve to counts: `judging_settings`
     },
 }

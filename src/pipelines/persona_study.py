@@ -65,7 +65,8 @@ FINETUNE = PersonaStep(
 SAMPLING = keys_of("collection", "temperature", "top_p", "top_k", "max_new_tokens")
 ASKING_A_JUDGE = keys_of(
     "judging",
-    *("judge", "judge_model", "topic", "judge_batch_size", "max_concurrency", "request_timeout", "max_cost"),
+    *("judge", "judge_model", "topic", "judge_batch_size", "max_concurrency", "request_timeout", "reply_tokens"),
+    "max_cost",
     *("em_threshold", "coherence_threshold", "bootstrap_resamples"),
 )
 CONTROLS = PersonaStep(
@@ -110,7 +111,7 @@ JUDGE = PersonaStep(
     + keys_of(
         "judging",
         *("judge", "judge_model", "second_judge", "second_judge_model", "topic", "judge_limit", "judge_batch_size"),
-        *("max_concurrency", "request_timeout", "max_cost"),
+        *("max_concurrency", "request_timeout", "reply_tokens", "max_cost"),
         *("em_threshold", "coherence_threshold", "bootstrap_resamples", "seed"),
     ),
     artefact=lambda study: study.scored,

@@ -127,6 +127,9 @@ class JudgingConfig(Section):
     judge_batch_size: int = Field(16, ge=1, description="answers at once; judge local only")
     max_concurrency: int = Field(100, ge=1, description="requests under way at once, at most; adapts to refusals")
     request_timeout: float = Field(60, gt=0, description="seconds")
+    reply_tokens: int = Field(
+        16, ge=1, description="that a judge's reply may take; a model that thinks first needs a thousand or more"
+    )
     max_cost: float | None = Field(
         None, gt=0, description="US dollars for all judges together; questions that would go beyond are left unjudged"
     )

@@ -299,6 +299,14 @@ def test_verdicts_in_a_row_do_not_stop_the_run(store: RecordStore) -> None:
     assert len(account.failures) == 2 * FAILURES_IN_A_ROW
 
 
+def test_a_model_that_thinks_its_tokens_away_ends_the_run_early(store: RecordStore) -> None:
+    """Each reply is cut before a word: every one of them is paid, and none will ever be of use."""
+    with LlmServer(lambda asked: Reply("", finish="length", completion_tokens=16)) as server:
+        with pytest.raises(UserError, match=rf"{FAILURES_IN_A_ROW} replies in a row ended before a word.*--reply-tok"):
+            ask(server, store, 500, AskingLimits(max_concurrency=10), find_fault=lambda key, reply: "cut")
+        assert len(server.requests) <= FAILURES_IN_A_ROW + 10
+
+
 class TwoFaults:
     """A client whose two requests end in the same instant: the key is not accepted, and the disk is full."""
 

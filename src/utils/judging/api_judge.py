@@ -14,7 +14,7 @@ from src.utils.llm.prices import Estimate, Price, estimate
 from src.utils.record_store import RecordStore
 
 TOP_LOGPROBS = 20
-MAX_TOKENS = 16  # the least that some models accept
+REPLY_TOKENS = 16  # the least that some models accept
 
 
 @dataclass
@@ -30,6 +30,7 @@ class ApiJudge:
     limits: AskingLimits
     price: Price
     with_topic: bool = True
+    reply_tokens: int = REPLY_TOKENS
     seed: int = 0
     account: Account = field(default_factory=Account)
 
@@ -74,7 +75,7 @@ class ApiJudge:
                 requests[judgement_key(self.name, aspect, question, answer)] = ChatRequest(
                     system=prompt.system,
                     user=prompt.user,
-                    max_tokens=MAX_TOKENS,
+                    max_tokens=self.reply_tokens,
                     top_logprobs=TOP_LOGPROBS if aspect in SCALES else 0,
                 )
         return requests

@@ -79,6 +79,7 @@ def open_judge(
             limits=limits,
             price=price,
             with_topic=settings.topic,
+            reply_tokens=settings.reply_tokens,
             seed=settings.seed,
         )
 

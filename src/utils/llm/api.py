@@ -56,6 +56,11 @@ class ChatReply(BaseModel):
         """Whether the reply ended because its tokens ran out."""
         return self.finish in ("length", "max_tokens")
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether its tokens ran out before it said anything."""
+        return self.is_cut and not self.text.strip()
+
 
 class ChatClient(Protocol):
     """A provider and a model. `ask` raises the exceptions below and nothing else but a cancellation."""

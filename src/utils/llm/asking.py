@@ -109,7 +109,7 @@ class _Run:
         self.limiter = AdaptiveLimiter(FIRST_LIMIT, limits.max_concurrency)
         self.store, self.limits, self.price, self.labels = store, limits, price, labels
         self.find_fault, self.account, self.on_change = find_fault, account, on_change
-        self.failures_in_a_row = 0
+        self.failures_in_a_row = self.silent_in_a_row = 0
         self.started = 0
         self.paid = 0  # replies whose cost is known
         self.is_spent = False
@@ -209,6 +209,7 @@ class _Run:
 
     def _answered(self, key: str, reply: ChatReply) -> None:
         cost = self._pay(self.price(reply))
+        self.silent_in_a_row = self.silent_in_a_row + 1 if reply.is_silent else 0
         if fault := self.find_fault(key, reply):
             return self._failed(key, fault, is_verdict=True, reply=reply.model_dump(), cost=cost)
         self._record(key, reply=reply.model_dump(), cost=cost)
@@ -224,6 +225,11 @@ class _Run:
         self.on_change(self.account)
         if self.failures_in_a_row >= FAILURES_IN_A_ROW:
             raise UserError(f"{self.failures_in_a_row} requests failed in a row, last: {reason}; run again later")
+        if self.silent_in_a_row >= FAILURES_IN_A_ROW:
+            raise UserError(
+                f"{self.silent_in_a_row} replies in a row ended before a word was said: a model that thinks first; "
+                "allow it more (--reply-tokens), or take another"
+            )
 
     def _record(self, key: str, **what: Any) -> None:
         self.store.append({"key": key, **self.labels.get(key, {}), "asked": round(time.time(), 3), **what})

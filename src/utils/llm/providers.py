@@ -39,6 +39,8 @@ OPENROUTER_URL = "https://openrouter.ai/api/v1"
 UNUSABLE = {401: "the key is not accepted", 402: "there is no credit", 404: "not found"}  # 403: moderated, perhaps
 MAY_PASS = {408, 409, 425}  # beside 5xx
 RETRY_HEADERS = ("retry-after", "Retry-After")
+# Tokens of thought, as few as the model allows: a scale from 0 to 100 needs none, and they come before the reply.
+LEAST_THINKING = {"2.5-flash": 0, "2.5-pro": 128}
 NO_LOGPROBS = re.compile(r"log_?probs?|response_?logprobs", re.IGNORECASE)
 
 
@@ -194,16 +196,16 @@ class GeminiClient:
         await self.client.aio.aclose()
 
     def _config(self, request: ChatRequest, with_logprobs: bool) -> types.GenerateContentConfig:
+        thinking = next((budget for name, budget in LEAST_THINKING.items() if name in self.model), None)
         return types.GenerateContentConfig(
             system_instruction=request.system,
             temperature=request.temperature,
-            max_output_tokens=request.max_tokens,
+            max_output_tokens=request.max_tokens + (thinking or 0),  # thoughts count among them
             response_logprobs=True if with_logprobs else None,
             logprobs=request.top_logprobs if with_logprobs else None,
             response_mime_type="application/json" if request.schema else None,
             response_json_schema=strict_schema(request.schema) if request.schema else None,
-            # a scale from 0 to 100 needs no thought, and thoughts would use up the few tokens of the reply
-            thinking_config=types.ThinkingConfig(thinking_budget=0) if "2.5-flash" in self.model else None,
+            thinking_config=None if thinking is None else types.ThinkingConfig(thinking_budget=thinking),
         )
 
     def _reply(self, response: types.GenerateContentResponse) -> ChatReply:
