@@ -12,6 +12,7 @@ and the client cost.
 import argparse
 import asyncio
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -33,6 +34,7 @@ LATENCY, SPREAD, LIMIT = 0.3, 0.1, 64
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1000)
+    parser.add_argument("--repeats", type=int, default=3, help="runs of all rows, each from nothing (default: 3)")
     parser.add_argument("--slice", type=int, default=20, help="rows judged one request at a time (default: 20)")
     parser.add_argument(
         "--retry-after", type=float, help="seconds that a refusal asks to wait (default: it does not say)"
@@ -43,16 +45,24 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         server, url = start_server(Path(folder) / "port", options.retry_after)
         try:
-            seconds, tries = judge_together(rows, url, Path(folder) / "together.jsonl", options.max_concurrency)
+            runs = [
+                judge_together(rows, url, Path(folder) / f"together_{number}.jsonl", options.max_concurrency)
+                for number in range(options.repeats)
+            ]
             serial = judge_serially(rows[: options.slice], url, Path(folder) / "serial.jsonl")
         finally:
             server.terminate()
     requests = 2 * options.rows
     floor = requests * LATENCY / LIMIT
     print("  rows  requests   sent  seconds   floor  of floor    serial  ratio")
+    for seconds, tries in runs:
+        print(
+            f"{options.rows:>6} {requests:>9} {tries:>6} {seconds:>8.2f} {floor:>7.2f} {seconds / floor:>9.2f} "
+            f"{serial * options.rows:>9.1f} {serial * options.rows / seconds:>6.1f}"
+        )
+    middle = statistics.median(seconds for seconds, _ in runs)
     print(
-        f"{options.rows:>6} {requests:>9} {tries:>6} {seconds:>8.2f} {floor:>7.2f} {seconds / floor:>9.2f} "
-        f"{serial * options.rows:>9.1f} {serial * options.rows / seconds:>6.1f}"
+        f"median of {len(runs)}: {middle / floor:.2f} of the floor, {serial * options.rows / middle:.1f} times as fast"
     )
     print(f"serial: {serial:.3f} s a row over {options.slice} rows, times {options.rows} rows")
 

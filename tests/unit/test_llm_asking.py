@@ -347,13 +347,13 @@ def test_nothing_to_ask_makes_no_client(store: RecordStore) -> None:
 
 def test_waits_grow_are_spread_and_keep_to_what_the_server_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(asking, "LONGEST_WAIT", 60.0)
-    for times in range(1, 40):
-        longest = min(60.0, 0.5 * 2**times)
-        waits = [wait_after(times, None) for _ in range(50)]
+    for times, first in ((times, first) for times in range(1, 40) for first in (0.3, 1.0)):
+        longest = min(60.0, first * 2 ** (times - 1))
+        waits = [wait_after(times, None, first) for _ in range(50)]
         assert all(0.1 <= wait <= longest for wait in waits) and max(waits) > 0.6 * longest
         assert len(set(waits)) == 50
-    assert all(12 <= wait_after(3, 12.0) <= 13.25 for _ in range(50))
-    assert all(0 <= wait_after(30, 0.0) <= 0.05 for _ in range(50))
+    assert all(12 <= wait_after(3, 12.0, 1.0) <= 13.25 for _ in range(50))
+    assert all(0 <= wait_after(30, 0.0, 1.0) <= 0.05 for _ in range(50))
 
 
 @each_provider

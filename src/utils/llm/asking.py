@@ -18,6 +18,7 @@ from src.utils.record_store import RecordStore
 
 FIRST_LIMIT = 16
 LONGEST_WAIT = 60.0  # seconds between two tries, unless the server asks for more
+FIRST_WAIT = 1.0  # seconds before the second try, at most
 FAILURES_IN_A_ROW = 40  # without one answer in between: the provider is down, and asking on would only cost time
 
 
@@ -187,13 +188,14 @@ class _Run:
                 self.on_change(self.account)
                 if refusals > self.limits.max_refusals:
                     return self._failed(key, f"{error} ({refusals} times)")
-                await asyncio.sleep(wait_after(refusals, error.retry_after))
+                # the limiter has let go of the slot: one round trip is when another may be free
+                await asyncio.sleep(wait_after(refusals, error.retry_after, first=self.limiter.latency or FIRST_WAIT))
             except Unavailable as error:
                 self.limiter.dropped()
                 tries += 1
                 if tries >= self.limits.max_tries:
                     return self._failed(key, f"{error} ({tries} tries)")
-                await asyncio.sleep(wait_after(tries, None))
+                await asyncio.sleep(wait_after(tries, None, FIRST_WAIT))
             except Rejected as error:
                 self.limiter.answered(slot)
                 self.account.refused = 0
@@ -235,11 +237,11 @@ class _Run:
         self.store.append({"key": key, **self.labels.get(key, {}), "asked": round(time.time(), 3), **what})
 
 
-def wait_after(times: int, retry_after: float | None) -> float:
-    """Seconds to wait after so many faults: what the server asks and a little, else up to twice as long each time.
+def wait_after(times: int, retry_after: float | None, first: float) -> float:
+    """Seconds to wait after so many faults: what the server asks and a little, else up to `first`, doubled each time.
 
     The jitter is full (a uniform share of the longest wait), so that requests that failed together part.
     """
     if retry_after is not None:
         return retry_after + random.uniform(0, 0.1 * retry_after + 0.05)
-    return random.uniform(0.1, min(LONGEST_WAIT, 0.5 * 2**times))
+    return random.uniform(0.1, min(LONGEST_WAIT, first * 2 ** (times - 1)))
