@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
+from src.utils.cli import run_script
 from src.utils.config import PROJECT_ROOT
 from src.utils.decomposition.cross_effects import Outcomes
 from src.utils.decomposition.verdict import Rule, decide
@@ -41,7 +42,7 @@ CALLS = ("separable", "entangled", "underpowered")
 DIMENSIONS = ("political_compass", "moral_foundations", "technology_ai", "financial_risk")
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for world, count in {"entangled": 40, "separable": 40, "between": 10}.items():
         parser.add_argument(f"--{world}", type=int, default=count, help=f"so many {world} organisms")
@@ -50,7 +51,7 @@ def main() -> None:
     parser.add_argument("--simulations", type=int, default=200, help="data sets without a persona, of each kind")
     parser.add_argument("--records", type=Path, default=RECORDS)
     parser.add_argument("--report", action="store_true", help="train nothing; print the table of what is there")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
 
     wanted = {world: getattr(options, world) for world in WORLDS}
     with open_store(options.records) as store:
@@ -185,4 +186,4 @@ def simulated(simulations: int, questions: int = 40, seed: int = 0) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)
