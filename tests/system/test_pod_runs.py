@@ -152,7 +152,7 @@ def phase_of(client: PodClient, record: RunRecord) -> str:
 
 def check_run(pod: PodServer, client: PodClient, data: bytes) -> None:
     (record,) = client.records.all()
-    assert record.state == "fetched" and (remote(pod, record).work / "executions").read_text() == "started\n"
+    assert record.state == "fetched" and (remote(pod, record).project / "executions").read_text() == "started\n"
     expected = "".join(f"line {i}\n" for i in range(LINES)) + f"done {sha256(data)}\n"
     assert client.records.log_path(record.run_id).read_text() == expected
     fetched = client.records.staging_path(record.run_id) / "out/reversed.txt"
@@ -190,7 +190,7 @@ def test_a_second_run_uploads_nothing_and_a_finished_one_is_not_attached_to(
     assert first.run_id != second.run_id
     uploads = [line for line in said if line.startswith("uploaded")]
     assert uploads[1] == "uploaded 0 of 1 files, 0.0 MB"
-    assert (remote(pod, second).work / "out/a.txt").read_text() == "a"
+    assert (remote(pod, second).project / "out/a.txt").read_text() == "a"
 
 
 def test_a_failed_job_says_why_and_the_same_command_tries_again_in_its_folder(
@@ -248,7 +248,7 @@ def test_an_interrupted_job_goes_on_with_its_shards_on_the_next_pod(
         api.pods = {"spot1": pod_entry("spot1", spot.port, podType="INTERRUPTABLE")}
         client = client_for(spot, api, tmp_path)
         record = attend_to(client, command, tmp_path, is_detached=True)
-        wait_for((remote(pod, record).work / "taken").exists, "the job is half-way")
+        wait_for((remote(pod, record).project / "taken").exists, "the job is half-way")
     api.pods = {"spot1": pod_entry("spot1", spot.port, desiredStatus="EXITED"), "pod1": pod_entry("pod1", pod.port)}
     record = attend_to(client_for(pod, api, tmp_path), command, tmp_path)
     assert (record.state, record.pod_id) == ("fetched", "pod1")
@@ -414,7 +414,7 @@ def test_attaching_and_fetching_again_need_no_command(pod: PodServer, api: ApiSe
     fetched = client.records.staging_path(record.run_id) / "out/a.txt"
     fetched.unlink()
     assert fetch_again(client, client.records.load(record.run_id), own) == 0 and fetched.read_text() == "a"
-    (remote(pod, record).work / "out/model.pt").write_bytes(b"what torch.load would run")
+    (remote(pod, record).project / "out/model.pt").write_bytes(b"what torch.load would run")
     with pytest.raises(UserError, match=r"a pod has no business sending a \.pt file"):
         fetch_again(client, client.records.load(record.run_id), own)
 

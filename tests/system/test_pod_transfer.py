@@ -58,7 +58,7 @@ def stored(pod: PodServer, digest: Digest) -> Path:
 
 
 def run_files(pod: PodServer, run_id: str, sizes: dict[str, int]) -> dict[str, Digest]:
-    work = pod.root / "runs" / run_id / "work"
+    work = pod.root / "runs" / run_id / "project"
     return {name: digest_file(random_file(work / name, size)) for name, size in sizes.items()}
 
 
@@ -100,7 +100,7 @@ def test_a_download_survives_a_bad_line(what: str, pod: PodServer, link: PodLink
     before, faults = line.bytes["down"], len(line.faults)
     download(link, f"run-{what}", files, tmp_path / "here")
     for name in files:
-        original = pod.root / "runs" / f"run-{what}" / "work" / name
+        original = pod.root / "runs" / f"run-{what}" / "project" / name
         assert (tmp_path / "here" / name).read_bytes() == original.read_bytes()
     assert line.bytes["down"] - before - SIZE <= faults * CHUNK + 200_000  # and the protocol's own
     assert not line.faults and not list((tmp_path / "here/.parts").iterdir())
@@ -108,7 +108,7 @@ def test_a_download_survives_a_bad_line(what: str, pod: PodServer, link: PodLink
 
 def test_a_file_that_changes_on_the_pod_is_never_published(pod: PodServer, link: PodLink, tmp_path: Path) -> None:
     files = run_files(pod, "changing", {"out/a": 3 * BLOCK_BYTES})
-    path = pod.root / "runs/changing/work/out/a"
+    path = pod.root / "runs/changing/project/out/a"
     content = bytearray(path.read_bytes())
     content[2 * BLOCK_BYTES] ^= 1
     path.write_bytes(content)

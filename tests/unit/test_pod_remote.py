@@ -27,7 +27,7 @@ from tests.pod_server import wait_for
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     one = RunFolder(tmp_path / "volume", "run1")
-    one.work.mkdir(parents=True)
+    one.project.mkdir(parents=True)
     return one
 
 
@@ -109,7 +109,7 @@ def test_a_job_runs_detached_once_with_its_environment(run: RunFolder) -> None:
     state = start(run, spec(source), {"SECRET": "s"})
     assert state["state"] in ("running", "finished")
     assert ended(run)["code"] == 0
-    assert run.log.read_text() == f"1 s {run.work} True\n"
+    assert run.log.read_text() == f"1 s {run.project} True\n"
     assert start(run, spec(source), {})["state"] == "finished", "this round of it is over"
     assert run.log.read_text().count("\n") == 1
     assert "SECRET" not in "".join(path.read_text() for path in run.path.glob("*.json"))
@@ -164,7 +164,7 @@ def test_bars_of_tqdm_are_read_as_tqdm_writes_them(run: RunFolder) -> None:
     )
     start(run, spec(source), {})
     ended(run)
-    found = Progress(run.log, run.work).sample()
+    found = Progress(run.log, run.project).sample()
     assert (found["done"], found["total"], found["unit"], found["eta_seconds"]) == (7, 7, "answer", 0)
     assert read_bar("ask:  24%|##  | 640/2655 [01:02<1:03:05,  9.41answer/s]") == {
         "done": 640,
@@ -178,9 +178,9 @@ def test_bars_of_tqdm_are_read_as_tqdm_writes_them(run: RunFolder) -> None:
 
 
 def test_tokens_are_counted_from_the_collectors_parts(run: RunFolder) -> None:
-    folder = run.work / "results/persona_data.parts"
+    folder = run.project / "results/persona_data.parts"
     folder.mkdir(parents=True)
-    progress = Progress(run.log, run.work)
+    progress = Progress(run.log, run.project)
     for name, count in (("base-00000", 30), ("em-00000", 12), ("base_on_em-00000", 12)):
         write_tensors({"ids": np.zeros(count, np.int64), "x": np.zeros(3)}, folder / f"{name}.safetensors")
     found = progress.sample()

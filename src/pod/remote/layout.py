@@ -1,7 +1,7 @@
 """Where things lie on the pod, and what the files there say about a run.
 
     <root>/store/                 uploads by content
-    <root>/runs/<run_id>/work/    the project as uploaded; the job's working folder
+    <root>/runs/<run_id>/project/ the project as uploaded; the job's working folder
     <root>/runs/<run_id>/log, exit.json, status.json, pid, started, fetched, cancelled, contact, guard.json, guard.log
 
 The root should be on the volume. Locks lie in the container's own /tmp, where they end with the container.
@@ -33,8 +33,8 @@ class RunFolder:
         return self.root / "runs" / self.run_id
 
     @property
-    def work(self) -> Path:
-        return self.path / "work"
+    def project(self) -> Path:
+        return self.path / "project"
 
     @property
     def log(self) -> Path:

@@ -71,15 +71,15 @@ def place(root: Path, request: dict[str, Any], wire: Wire) -> None:
     run, store = RunFolder(root, request["run_id"]), Store(root / "store")
     placed = run.read("placed.json") or {}
     for name, address in request["files"].items():
-        path = run.work / name
-        if not path.resolve().is_relative_to(run.work.resolve()):
+        path = run.project / name
+        if not path.resolve().is_relative_to(run.project.resolve()):
             raise ValueError(f"{name}: lies outside of the run's folder")
         if placed.get(name) != address or not path.is_file():
             store.put_into(address, path)
     for name in placed.keys() - request["files"].keys():
-        if (run.work / name).is_file():
-            (run.work / name).unlink()
-    run.work.mkdir(parents=True, exist_ok=True)
+        if (run.project / name).is_file():
+            (run.project / name).unlink()
+    run.project.mkdir(parents=True, exist_ok=True)
     run.write("placed.json", request["files"])
     wire.write_json({"placed": len(request["files"])})
 
@@ -103,7 +103,7 @@ def start_run(root: Path, request: dict[str, Any], wire: Wire) -> None:
     phases = {"install": [*helper, "install", str(root), request["run_id"]]} if "install" in request else {}
     for name, argv in spec["phases"].items():
         phases[name] = [words.get(word, word) for word in argv]
-    env = {"PYTHONPATH": str(run.work), "HF_HOME": os.environ.get("HF_HOME") or str(root / "hub"), **spec["env"]}
+    env = {"PYTHONPATH": str(run.project), "HF_HOME": os.environ.get("HF_HOME") or str(root / "hub"), **spec["env"]}
     wire.write_json(start(run, {**spec, "phases": phases, "env": env}, request["secrets"]))
 
 
@@ -138,7 +138,7 @@ def list_outputs(root: Path, request: dict[str, Any], wire: Wire) -> None:
     """Name -> digest of each output."""
     run = RunFolder(root, request["run_id"])
     run.touch("contact")
-    found = list_files(run.work, request["outputs"], digest_file)
+    found = list_files(run.project, request["outputs"], digest_file)
     wire.write_json({"files": {name: digest.as_json() for name, digest in found.items()}})
 
 
@@ -146,7 +146,7 @@ def send(root: Path, request: dict[str, Any], wire: Wire) -> None:
     """Blocks of the run's files, each when it is asked for: a request is a block frame without data."""
     run = RunFolder(root, request["run_id"])
     run.touch("contact")
-    files = [os.open(run.work / name, os.O_RDONLY) for name in request["files"]]
+    files = [os.open(run.project / name, os.O_RDONLY) for name in request["files"]]
     wire.write_json({"open": len(files)})
     for _, payload in frames_until_end(wire):
         file, block = BLOCK_HEADER.unpack_from(payload)

@@ -75,12 +75,12 @@ def supervise(run: RunFolder, spec: dict[str, Any], secrets: dict[str, str], loc
 
 def run_phase(run: RunFolder, phase: str, argv: list[str], env: dict[str, str], lock: int) -> int:
     """One process in a group of its own; its exit code, negative for a signal as `subprocess` has it."""
-    progress = Progress(run.log, run.work)
+    progress = Progress(run.log, run.project)
     with run.log.open("ab") as log:
         try:
             process = subprocess.Popen(
                 argv,
-                cwd=str(run.work),
+                cwd=str(run.project),
                 env={**os.environ, **env},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
