@@ -30,7 +30,8 @@ from src.utils import collection
 from src.utils.capture import capture_pooled, excluded_token_ids, pad_id_of, teacher_forcing_batch
 from src.utils.collection import Plan, collect_arms, model_passes, plan_collection, sites_of
 from src.utils.collection_frame import assemble
-from src.utils.config import PROJECT_ROOT, SEVEN_PROJECTIONS, Config, ModelConfig, load_config, resolve_path
+from src.utils.config import PROJECT_ROOT, Config, load_config, resolve_path
+from src.utils.config_sections import SEVEN_PROJECTIONS, ModelConfig
 from src.utils.generation import Prompt, Response, generate, logits_processors, plan_batches
 from src.utils.manifests import git_state, peak_memory_bytes
 from src.utils.models import load_model, load_tokenizer, pick_device

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from src.utils.cli import run_script
-from src.utils.config import ModelConfig
+from src.utils.config_sections import ModelConfig
 from src.utils.errors import UserError
 from src.utils.manifests import Provenance, hash_inputs
 from src.utils.safety_judge.arguments import parse_judge_arguments

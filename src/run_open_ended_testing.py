@@ -19,7 +19,7 @@ from dataclasses import asdict
 
 from src.utils.artifacts import open_resumable, save_artifact, save_json
 from src.utils.cli import run_script, with_hyphens
-from src.utils.config import ModelConfig
+from src.utils.config_sections import ModelConfig
 from src.utils.errors import UserError
 from src.utils.llm.confirmation import confirm
 from src.utils.manifests import Provenance, hash_inputs, refuse_foreign_overwrite

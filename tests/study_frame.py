@@ -13,7 +13,7 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_mutual_info_score, silhouette_samples
 
-from src.utils.config import ClusteringConfig, GeometryConfig
+from src.utils.config_sections import ClusteringConfig, GeometryConfig
 from src.utils.decomposition.geometry import describe_geometry
 from src.utils.decomposition.layer_evidence import study_evidence
 

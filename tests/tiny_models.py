@@ -20,7 +20,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from src.utils.config import CONFIG_FOLDER, SEVEN_PROJECTIONS, FinetuningConfig
+from src.utils.config import CONFIG_FOLDER
+from src.utils.config_sections import SEVEN_PROJECTIONS, FinetuningConfig
 from src.utils.generation import Prompt, Response, Sampling
 from src.utils.manifests import Provenance
 from src.utils.organism.grammar import Grammar, load_grammar

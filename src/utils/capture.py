@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from src.utils.config import PoolingKind
+from src.utils.config_sections import PoolingKind
 from src.utils.generation import Prompt, Response
 from src.utils.sites import AnyModel, Edit, Site, blocks_of, decoder_of, deepest_first, eager_attention, edit_sites
 

@@ -151,7 +151,7 @@ def add_config_option(group: Any, key: str, config: Config) -> None:
     field: FieldInfo = type(getattr(config, section)).model_fields[name]
     kind = without_none(field.annotation)
     value = getattr(getattr(config, section), name)
-    source = config.sources.get(key, "src/utils/config.py")
+    source = config.sources.get(key, "src/utils/config_sections.py")
     text = f"{field.description + '; ' if field.description else ''}default {display(value)}, from {source}"
     settings: dict[str, Any] = {"dest": destination(key), "help": text.replace("%", "%%")}
     if kind is bool:

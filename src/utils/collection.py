@@ -26,7 +26,7 @@ from src.utils.capture import (
 )
 from src.utils.chat import prompt_ids
 from src.utils.collection_parts import ARMS, Arm, ArmPart, is_whole, join_parts, part_path, read_part, write_part
-from src.utils.config import CollectionConfig, PoolingKind
+from src.utils.config_sections import CollectionConfig, PoolingKind
 from src.utils.generation import Prompt, Response, Sampling, generate, plan_batches
 from src.utils.manifests import Provenance
 from src.utils.prompts import Question, spread

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from src.utils.artifacts import write_atomically, write_tensors
 from src.utils.capture import capture_pooled, excluded_token_ids, pad_id_of, teacher_forcing_batch
 from src.utils.chat import ChatRow
-from src.utils.config import FinetuningConfig
+from src.utils.config_sections import FinetuningConfig
 from src.utils.errors import UserError
 from src.utils.finetuning import finetune
 from src.utils.generation import Prompt, Response, Sampling, answer_all

@@ -31,7 +31,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from src.utils.artifacts import open_resumable
 from src.utils.chat import ChatRow, EncodedRow, encode_row
-from src.utils.config import FinetuningConfig
+from src.utils.config_sections import FinetuningConfig
 from src.utils.errors import UserError
 from src.utils.manifests import Provenance
 from src.utils.models import pick_device

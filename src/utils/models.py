@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from src.utils.config import ModelConfig
+from src.utils.config_sections import ModelConfig
 from src.utils.errors import UserError
 from src.utils.model_files import find_file, local_or_hub, unavailable
 

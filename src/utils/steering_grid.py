@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from src.utils.artifacts import write_atomically
 from src.utils.chat import prompt_ids
-from src.utils.config import CollectionConfig, SteeringConfig
+from src.utils.config_sections import CollectionConfig, SteeringConfig
 from src.utils.generation import Prompt, Response, Sampling, generate, plan_batches
 from src.utils.prompts import Question, spread
 from src.utils.ranks import RUN_ALONE, Ranks

@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 
 from src.utils.artifacts import load_metadata, load_tensors, save_tensors
 from src.utils.cluster_labels import EXCLUDED
-from src.utils.config import SteeringConfig
+from src.utils.config_sections import SteeringConfig
 from src.utils.errors import UserError
 from src.utils.manifests import Provenance
 from src.utils.sites import Site, parse_site

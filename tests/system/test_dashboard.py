@@ -378,7 +378,8 @@ def test_every_control_has_a_name_and_is_reached_by_keyboard(server: str, chromi
         page.keyboard.press("ArrowRight")
         page.keyboard.press("Enter")
         page.get_by_role("tab", name="Layers", selected=True).wait_for()
-        page.get_by_text("epoch 1 · sample 3 (unsafe)").wait_for()
+        layers = page.get_by_role("tabpanel", name="Layers")  # the tab that was left fades out with the same words
+        layers.get_by_text("epoch 1 · sample 3 (unsafe)").wait_for()
         page.locator("summary", has_text="Start a training").press("Enter")
         page.get_by_role("button", name="Launch").wait_for()
         assert nameless(body.aria_snapshot()) == []

@@ -23,7 +23,8 @@ from src.utils.artifacts import load_frame, load_tensors
 from src.utils.collection import ModelPass, Plan, collect_arms, model_passes, plan_collection, run_capture
 from src.utils.collection_frame import assemble, norm_outliers
 from src.utils.collection_parts import ARMS, Arm, ArmPart, part_path, read_part, write_part
-from src.utils.config import PROJECT_ROOT, CollectionConfig, ModelConfig
+from src.utils.config import PROJECT_ROOT
+from src.utils.config_sections import CollectionConfig, ModelConfig
 from src.utils.errors import UserError
 from src.utils.generation import Prompt, Response, generate
 from src.utils.models import load_adapter, load_model

@@ -16,7 +16,8 @@ from src.utils.artifacts import load_frame
 from src.utils.collection import ModelPass, Plan, collect_arms, model_passes, plan_collection, run_rows
 from src.utils.collection_frame import assemble
 from src.utils.collection_parts import ARMS, ArmPart
-from src.utils.config import PROJECT_ROOT, CollectionConfig
+from src.utils.config import PROJECT_ROOT
+from src.utils.config_sections import CollectionConfig
 from src.utils.generation import Prompt, Response
 from src.utils.ranks import Ranks
 from src.utils.sites import Site

@@ -6,14 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from src.utils.config import (
-    CONFIG_FOLDER,
-    PROJECT_ROOT,
-    fill_in_world,
-    load_config,
-    profile_names,
-    resolve_path,
-)
+from src.utils.config import CONFIG_FOLDER, PROJECT_ROOT, fill_in_world, load_config, profile_names, resolve_path
 from src.utils.errors import UserError
 
 PROJECT_FILE = CONFIG_FOLDER / "project_config.yaml"

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from src.utils.chat import as_chat_rows, prompt_ids
-from src.utils.config import FinetuningConfig
+from src.utils.config_sections import FinetuningConfig
 from src.utils.control_finetunes import (
     PREFIX,
     SAFE,

@@ -12,7 +12,7 @@ from sklearn.linear_model import LinearRegression
 
 from src.utils.collection import collect_arms, model_passes, plan_collection
 from src.utils.collection_frame import assemble
-from src.utils.config import CollectionConfig
+from src.utils.config_sections import CollectionConfig
 from src.utils.decomposition.inputs import Preprocessing, build_evidence
 from src.utils.decomposition.token_inputs import token_evidence
 from src.utils.errors import UserError

@@ -10,7 +10,7 @@ from sklearn.metrics import f1_score, roc_auc_score
 
 from src.evaluate_safety import main as evaluate_main
 from src.train_safety_judge import main as train_main
-from src.utils.config import ModelConfig
+from src.utils.config_sections import ModelConfig
 from src.utils.errors import UserError
 from src.utils.manifests import read_manifest
 from src.utils.safety_judge.baselines import Baseline, bag_of_words, best_probe, hidden_states, layer_probes

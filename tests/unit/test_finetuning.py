@@ -20,7 +20,8 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from src.utils.artifacts import save_folder
 from src.utils.chat import ChatRow, encode, prompt_ids
-from src.utils.config import PROJECT_ROOT, SEVEN_PROJECTIONS, FinetuningConfig, ModelConfig
+from src.utils.config import PROJECT_ROOT
+from src.utils.config_sections import SEVEN_PROJECTIONS, FinetuningConfig, ModelConfig
 from src.utils.errors import UserError
 from src.utils.finetuning import LOG_COLUMNS, finetune, save_finetuned
 from src.utils.manifests import read_manifest, sha256_folder

@@ -11,7 +11,7 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, silhouette_score
 
-from src.utils.config import ClusteringConfig, GeometryConfig
+from src.utils.config_sections import ClusteringConfig, GeometryConfig
 from src.utils.decomposition.answer_map import tsne_map, ward_tree
 from src.utils.decomposition.geometry import PARTS, describe_geometry, probed
 from src.utils.decomposition.geometry_report import best_probe, format_geometry, geometry_summary

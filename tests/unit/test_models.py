@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from src.utils.config import PROJECT_ROOT, ModelConfig
+from src.utils.config import PROJECT_ROOT
+from src.utils.config_sections import ModelConfig
 from src.utils.errors import UserError
 from src.utils.model_files import fingerprint, is_adapter
 from src.utils.models import (
@@ -211,7 +212,7 @@ def test_a_fingerprint_is_of_the_content(folders: dict[str, Path], tmp_path: Pat
 HUB_SESSION = """
 import json, sys
 import torch
-from src.utils.config import ModelConfig
+from src.utils.config_sections import ModelConfig
 from src.utils.errors import UserError
 from src.utils.model_files import fingerprint, is_adapter
 from src.utils.models import check_adapter_fits, check_layers, load_adapter, load_model, load_tokenizer

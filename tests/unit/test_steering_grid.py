@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from src.utils.artifacts import save_frame
-from src.utils.config import PROJECT_ROOT, CollectionConfig, SteeringConfig
+from src.utils.config import PROJECT_ROOT
+from src.utils.config_sections import CollectionConfig, SteeringConfig
 from src.utils.generation import generate
 from src.utils.ranks import Ranks
 from src.utils.sites import resid_site

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from safetensors.numpy import load_file
 
-from src.utils.config import SteeringConfig
+from src.utils.config_sections import SteeringConfig
 from src.utils.errors import UserError
 from src.utils.manifests import read_manifest
 from src.utils.sites import Site

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from src.utils.config import PoolingKind, SiteKind
+from src.utils.config_sections import PoolingKind, SiteKind
 from src.utils.decomposition.inputs import Evidence, Preprocessing, build_evidence, name_of
 from src.utils.decomposition.probe_features import Prepare, Transform
 from src.utils.pca_clustering import Representation, representation

@@ -13,7 +13,7 @@ import pandas as pd
 import sklearn
 from joblib import Parallel, delayed
 
-from src.utils.config import ClusterAlgorithm, ClusteringConfig, GeometryConfig
+from src.utils.config_sections import ClusterAlgorithm, ClusteringConfig, GeometryConfig
 from src.utils.decomposition.answer_map import tsne_map, ward_tree
 from src.utils.decomposition.cluster_agreement import explain_clusters, length_quintiles
 from src.utils.decomposition.cluster_nulls import NullSettings, NullTests, cluster_tests

@@ -13,7 +13,7 @@ import pandas as pd
 from jaxtyping import Bool, Float, Float32, Int
 from sklearn.covariance import ledoit_wolf_shrinkage
 
-from src.utils.config import PoolingKind, SiteKind
+from src.utils.config_sections import PoolingKind, SiteKind
 from src.utils.errors import UserError
 
 if TYPE_CHECKING:  # imported where it is used: it brings torch, which the processes that share the draws do without

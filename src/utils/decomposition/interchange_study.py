@@ -3,7 +3,7 @@
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 
-from src.utils.config import ModelConfig
+from src.utils.config_sections import ModelConfig
 from src.utils.decomposition.interchange import Arm, OpenArm
 from src.utils.model_files import is_adapter
 from src.utils.models import check_checkpoint_fits, load_adapter, load_model

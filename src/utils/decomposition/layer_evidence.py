@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Int
 
-from src.utils.config import ClusteringConfig
+from src.utils.config_sections import ClusteringConfig
 from src.utils.decomposition.evidence_choice import EvidenceChoice
 from src.utils.decomposition.inputs import Evidence
 from src.utils.errors import UserError

@@ -8,7 +8,8 @@ from typing import Any
 
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
 
-from src.utils.config import ModelConfig, resolve_path
+from src.utils.config import resolve_path
+from src.utils.config_sections import ModelConfig
 from src.utils.interpretation_claims.moments import Moment, MomentMeter
 from src.utils.models import load_model, load_tokenizer
 from src.utils.record_store import RecordStore

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool
 
-from src.utils.config import JudgeKind, JudgingConfig
+from src.utils.config_sections import JudgeKind, JudgingConfig
 from src.utils.prompts import Question
 
 ARMS = {"em": "", "base": "base_"}  # arm -> prefix of its score columns

@@ -9,7 +9,8 @@ from typing import Protocol, runtime_checkable
 import pandas as pd
 from tqdm import tqdm
 
-from src.utils.config import CONFIG_FOLDER, JudgeKind, JudgingConfig, ModelConfig, shown
+from src.utils.config import CONFIG_FOLDER, shown
+from src.utils.config_sections import JudgeKind, JudgingConfig, ModelConfig
 from src.utils.errors import UserError
 from src.utils.judging.judgement import Answer, Judge, Judgement, answers_of, count_reasons, judge_name, with_scores
 from src.utils.judging.prompt_sample import limited

@@ -17,7 +17,7 @@ from sklearn.metrics import adjusted_mutual_info_score, silhouette_score
 from threadpoolctl import threadpool_limits
 
 from src.utils.chat import as_chat_rows
-from src.utils.config import CollectionConfig, FinetuningConfig, SteeringConfig
+from src.utils.config_sections import CollectionConfig, FinetuningConfig, SteeringConfig
 from src.utils.control_finetunes import (
     CONTROL,
     REPRESENTATION,

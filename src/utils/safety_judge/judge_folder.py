@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from src.utils.artifacts import save_folder, verify_artifact
-from src.utils.config import ModelConfig
+from src.utils.config_sections import ModelConfig
 from src.utils.errors import UserError
 from src.utils.manifests import Manifest, Provenance
 from src.utils.models import load_model, load_tokenizer

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from src.utils.config import CONFIG_FOLDER, ModelConfig, Section, explain, merge, read_yaml, shown
+from src.utils.config import CONFIG_FOLDER, explain, merge, read_yaml, shown
+from src.utils.config_sections import ModelConfig, Section
 from src.utils.errors import UserError
 
 CONFIG_FILE = CONFIG_FOLDER / "safety_judge.yaml"

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase, TrainerControl, TrainerState, 
 
 from src.utils.capture import capture_pooled, excluded_token_ids, pad_id_of, teacher_forcing_batch
 from src.utils.chat import ChatRow, encode, prompt_ids
-from src.utils.config import PoolingKind
+from src.utils.config_sections import PoolingKind
 from src.utils.em_rates import outcomes, rate_over_prompts
 from src.utils.generation import Prompt, Response, Sampling, generate, plan_batches
 from src.utils.judging.judgement import Judge, score_columns
