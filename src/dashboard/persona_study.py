@@ -14,7 +14,6 @@ from src.dashboard.reading import READINGS, read
 from src.dashboard.study_state import (
     MARKS,
     StepState,
-    command_of,
     find_results,
     outputs_of,
     size_of,
@@ -22,6 +21,7 @@ from src.dashboard.study_state import (
     study_of,
 )
 from src.pipelines.persona_study import CLUSTER, JUDGE, STEER, VERDICT, Study
+from src.pipelines.step_command import command_of
 from src.utils.config import shown
 from src.utils.errors import UserError
 

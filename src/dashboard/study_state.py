@@ -12,7 +12,8 @@ from huggingface_hub import constants
 
 from src.dashboard.reading import Stamp, stamp_of
 from src.pipelines.persona_study import STEPS, Step, Study
-from src.utils.config import PROJECT_ROOT, load_config, shown
+from src.pipelines.step_command import command_of
+from src.utils.config import PROJECT_ROOT, load_config
 from src.utils.errors import UserError
 from src.utils.manifests import read_manifest
 
@@ -59,16 +60,6 @@ def study_of(results_dir: Path) -> Study:
     return Study(config, results_dir, PROJECT_ROOT / "cluster_plots" if is_default else results_dir / "cluster_plots")
 
 
-def command_of(step: Step, study: Study) -> str:
-    """The command that runs one step on this folder."""
-    model = study.config.model
-    words = ["uv run python", step.script, "--profile", study.config.profile]
-    words += ["--world", model.world] if model.world else []
-    if study.results_dir.absolute() != PROJECT_ROOT / "results":
-        words += ["--results-dir", shown(study.results_dir.absolute())]
-    return " ".join(words)
-
-
 def step_states(study: Study) -> Sequence[StepState]:
     """Every step in order; looked at again only where a file that a step writes has changed."""
     return _step_states(study.results_dir, study.config.profile, study.config.model.world, stamp_of(*outputs_of(study)))
@@ -110,7 +101,7 @@ def step_state(step: Step, study: Study) -> StepState:
 
 def status_of(step: Step, study: Study, path: Path) -> tuple[StepStatus, str]:
     if not step.is_needed(study):
-        return "not needed", f"the profile names the EM model {study.config.model.em}"
+        return "not needed", step.why_not_needed(study)
     if not path.exists():
         return "missing", "not made yet"
     try:

@@ -48,6 +48,11 @@ class Study:
         return self.results_dir / "judge_agreement.json"
 
     @property
+    def agreement_page(self) -> Path:
+        """The Bland-Altman figure as one file: a companion of the measures."""
+        return self.agreement.with_suffix(".html")
+
+    @property
     def clustered(self) -> Path:
         return self.results_dir / "final_dataset_with_em_scores_and_clusters.pkl"
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from src.pipelines.memory_watch import memory_watched
 from src.pipelines.option_words import name_of, options_in
 from src.pipelines.persona_study import STEPS
 from src.pipelines.step import AnyStudy, Step
@@ -29,7 +30,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Measured:
-    """What one step took: seconds, and the peak resident memory of its process in bytes."""
+    """What one step took: seconds, and the bytes that the run's processes held together at its peak."""
 
     step: Step
     seconds: float
@@ -102,18 +103,20 @@ def run_step(step: Step, options: Sequence[str], warm: bool = False) -> Measured
     if warm:
         load_libraries()
     child = start_script(PROJECT_ROOT / step.script, options, die_with_parent, warm)
-    try:
-        _, status, usage = os.wait4(child, 0)
-    except KeyboardInterrupt:
-        os.waitpid(child, 0)
-        raise
+    with memory_watched() as memory:
+        try:
+            _, status, usage = os.wait4(child, 0)
+        except KeyboardInterrupt:
+            os.waitpid(child, 0)
+            raise
     code = os.waitstatus_to_exitcode(status)
     if code < 0:
         raise UserError(f"{step.name}: was killed by signal {-code}; the same command continues there")
     if code > 0:
         sys.exit(code)  # the step has said why, in one line
     scale = 1 if sys.platform == "darwin" else 1024
-    return Measured(step, time.perf_counter() - started, usage.ru_maxrss * scale)
+    largest = usage.ru_maxrss * scale  # of the step's own processes; it knows what came and went between two looks
+    return Measured(step, time.perf_counter() - started, max(memory.value, largest))
 
 
 def accepted(step: Step, options: Sequence[str]) -> list[str]:

@@ -7,9 +7,10 @@
 
 Reads results/persona_data.pkl; writes results/final_dataset_with_em_scores.pkl and results/em_rates.json (EM rate,
 transfer, flip, coherence and mean score by dimension and facet, with 95% bootstrap intervals over prompts; missing
-scores by reason). With a second judge also results/judge_agreement.json. What a judge said is kept in
-results/judgements.jsonl: a stopped run continues there, and missing scores are asked for again by the next. What
---limit or --max-cost leaves is a random sample of the questions, all their answers judged.
+scores by reason). With a second judge also results/judge_agreement.json and judge_agreement.html, the Bland-Altman
+figure as one file. What a judge said is kept in results/judgements.jsonl: a stopped run continues there, and missing
+scores are asked for again by the next. What --limit or --max-cost leaves is a random sample of the questions, all
+their answers judged.
 """
 
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from src.pipelines.persona_study import COLLECT, JUDGE
+from src.pipelines.step_command import command_of
 from src.pipelines.step_run import StepRun, begin_step
 from src.utils.artifacts import load_frame, save_frame, save_json
 from src.utils.cli import run_script
@@ -53,12 +55,16 @@ def save_rates(run: StepRun, judged: pd.DataFrame) -> None:
 
 def save_agreement(run: StepRun, judged: pd.DataFrame, other: pd.DataFrame) -> None:
     from src.utils.judging.agreement import agreement_of, format_agreement
+    from src.visualizations.agreement_figures import agreement_page
+    from src.visualizations.figure_page import page_html, standalone_html
 
     settings, study = run.config.judging, run.study
     agreement = agreement_of(judged, other, settings.em_threshold, settings.coherence_threshold)
-    save_json(agreement, study.agreement, run.provenance)
+    page = agreement_page(agreement, command_of(JUDGE, study, names_paths=False), run.provenance.inputs, "Scores")
+    pages = {study.agreement_page: standalone_html(page_html(page))}
+    save_json(agreement, study.agreement, run.provenance, pages)
     print_counts(other, settings.seed)
-    print(f"{format_agreement(agreement)}\nagreement: {study.agreement}")
+    print(f"{format_agreement(agreement)}\nagreement: {study.agreement}\nBland-Altman figure: {study.agreement_page}")
 
 
 def print_counts(judged: pd.DataFrame, seed: int) -> None:

@@ -12,6 +12,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +69,17 @@ def save_tensors(
     return save_artifact(path, {path: lambda file: write_tensors(tensors, file, metadata)}, provenance, schema)
 
 
-def save_json(value: Mapping[str, Any], path: Path, provenance: Provenance) -> Manifest:
-    """Save plain data as indented JSON; `ValueError` for NaN and infinity, which JSON has not."""
+def save_json(
+    value: Mapping[str, Any], path: Path, provenance: Provenance, pages: Mapping[Path, str] | None = None
+) -> Manifest:
+    """Save plain data as indented JSON, with `pages`, HTML texts by path, as its companions.
+
+    Raises `ValueError` for NaN and infinity, which JSON has not.
+    """
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    return save_artifact(path, {path: lambda file: _write_text(text, file)}, provenance, {"keys": list(value)})
+    texts = {path: text, **(pages or {})}
+    writers: dict[Path, Writer] = {file: partial(_write_text, content) for file, content in texts.items()}
+    return save_artifact(path, writers, provenance, {"keys": list(value)})
 
 
 def save_folder(path: Path, fill: Writer, provenance: Provenance, schema: Mapping[str, Any] | None = None) -> Manifest:

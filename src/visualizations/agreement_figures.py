@@ -1,4 +1,4 @@
-"""Two judges on the same answers: a Bland-Altman figure. The measures are computed elsewhere."""
+"""Two judges on the same answers: a Bland-Altman figure and its page. The measures are computed elsewhere."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -8,11 +8,25 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from src.visualizations.figure_page import as_floats, escape_text
+from src.visualizations.figure_page import FigurePage, as_floats, escape_text
 from src.visualizations.palette import NEUTRAL_COLOUR, REFERENCE_COLOUR, TEMPLATE
 
 LARGEST_MARKER = 26
 LINES = {"mean_difference": "mean", "lower_limit": "-1.96 SD", "upper_limit": "+1.96 SD"}
+
+
+def agreement_page(agreement: Mapping[str, Any], command: str, inputs: Mapping[str, str], section: str) -> FigurePage:
+    """The page of the figure; `agreement` is what `agreement.agreement_of` gives."""
+    return FigurePage(
+        "judge_agreement.html",
+        "Two judges on the same answers",
+        "Where the judges differ, and by how much: a cloud around 0 is agreement, a slope or an offset is a bias "
+        "of one of them.",
+        bland_altman(agreement),
+        command,
+        inputs,
+        section,
+    )
 
 
 def bland_altman(agreement: Mapping[str, Any]) -> go.Figure:

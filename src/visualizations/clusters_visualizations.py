@@ -9,7 +9,6 @@ written to cluster_plots/exported, too, each with plotly.js (4.8 MB) in it, also
 """
 
 import json
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,10 +22,10 @@ from src.pipelines.persona_study import (
     VERDICT,
     Study,
 )
+from src.pipelines.step_command import command_of
 from src.pipelines.step_run import StepRun, begin_step
 from src.utils.artifacts import load_frame, load_json, load_object, save_artifact
-from src.utils.cli import option_name, parse_arguments, run_script
-from src.utils.config import PROJECT_ROOT, shown
+from src.utils.cli import parse_arguments, run_script
 from src.utils.em_rates import rates_from_json, rates_table
 from src.visualizations.export_figures import main as export
 from src.visualizations.figure_page import page_files
@@ -60,7 +59,7 @@ def draw(run: StepRun) -> None:
         rates,
         clusterings,
         training_log(run),
-        command_of(run),
+        command_of(PICTURES, study, names_paths=False),
         run.provenance.inputs,
         threshold,
         agreement,
@@ -79,31 +78,6 @@ def training_log(run: StepRun) -> list[dict]:
         return []
     lines = (run.study.finetuned / TRAINING_LOG).read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
-
-
-def command_of(run: StepRun) -> str:
-    """The command that remakes the pictures; what lies outside the repository is not named."""
-    config, study = run.config, run.study
-    words = ["--profile", config.profile]
-    if config.model.world:
-        words += ["--world", config.model.world]
-    if study.results_dir.absolute() != PROJECT_ROOT / "results":
-        words += ["--results-dir", nameable(str(study.results_dir.absolute()), "RESULTS_DIR")]
-    for key in PICTURES.keys:
-        if config.sources.get(key) == "the command line":
-            section, name = key.split(".")
-            value = getattr(getattr(config, section), name)
-            values = value if isinstance(value, list) else [value]
-            words += [option_name(key), *(nameable(str(one), name.upper()) for one in values)]
-    return f"uv run python {PICTURES.script} {shlex.join(words)}"
-
-
-def nameable(value: str, placeholder: str) -> str:
-    """A value as it stands, but a path relative to the repository, and a placeholder for one outside it."""
-    path = Path(value)
-    if not path.is_absolute():
-        return value
-    return shown(path) if path.is_relative_to(PROJECT_ROOT) else placeholder
 
 
 def headline(study: Study) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from src.visualizations.agreement_figures import bland_altman
+from src.visualizations.agreement_figures import agreement_page
 from src.visualizations.cluster_figures import cluster_map, cluster_overview, cluster_profile, silhouette_plot
 from src.visualizations.component_figures import pca_plane, pca_space, scree_plot, tsne_plane
 from src.visualizations.dendrogram_figure import ward_dendrogram
@@ -83,14 +83,7 @@ def study_pages(
         em_score_distribution(frame, em_threshold),
     )
     if agreement:
-        add(
-            scores,
-            "judge_agreement.html",
-            "Two judges on the same answers",
-            "Where the judges differ, and by how much: a cloud around 0 is agreement, a slope or an offset is a bias "
-            "of one of them.",
-            bland_altman(agreement),
-        )
+        pages.append(agreement_page(agreement, command, inputs, scores))
     if training_log:
         add(
             scores,

@@ -16,11 +16,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from src.dashboard.paired_scales import numbers
 from src.utils.artifacts import load_frame, load_json, save_frame
 from src.utils.config import PROJECT_ROOT, load_config, resolve_path
 from src.utils.judging.prompt_sample import drawn
 from src.utils.manifests import Provenance
 from src.utils.prompts import Question, load_questions
+from src.visualizations.written_pages import load_page
 from tests.llm_server import KEY, Asked, Fault, LlmServer, Reply, Token, TooMany, default_reply
 
 JUDGE, CALIBRATE = "src/scripts/04_judge_responses.py", "src/calibrate_judge.py"
@@ -150,6 +152,9 @@ def test_two_judges_are_compared(tmp_path: Path) -> None:
     with LlmServer(reply) as server:
         without_key = judge(tmp_path, *words, "--yes", env=environment(server, GEMINI_API_KEY="", GOOGLE_API_KEY=""))
         assert without_key.returncode == 1 and without_key.stderr.startswith("error: GEMINI_API_KEY is not set")
+        local = [*words[:2], "--second-judge", "local", "--second-judge-model", "nowhere/at-all", "--yes"]
+        without_model = judge(tmp_path, *local, env=environment(server, HF_HUB_OFFLINE="1"))
+        assert without_model.returncode == 1 and without_model.stderr.startswith("error: nowhere/at-all: cannot be")
         unconfirmed = judge(tmp_path, *words, env=environment(server))
         assert unconfirmed.returncode == 2 and not server.requests
         assert [line.split(", about ")[0] for line in unconfirmed.stdout.splitlines()] == [
@@ -166,7 +171,12 @@ def test_two_judges_are_compared(tmp_path: Path) -> None:
     assert agreement["missing"] == dict(zip(agreement["judges"], ({}, {reason: 2}), strict=True))
     assert f"without a score:     2  {reason}" in done.stdout
     assert "Spearman" in done.stdout and "limits of agreement" in done.stdout
-    assert all(str(tmp_path / name) in done.stdout for name in ("em_rates.json", "judge_agreement.json"))
+    written = ("em_rates.json", "judge_agreement.json", "judge_agreement.html")
+    assert all(str(tmp_path / name) in done.stdout for name in written)
+    page = load_page(tmp_path / "judge_agreement.html")
+    drawn_pairs = [numbers(trace["customdata"]) for trace in page.figure["data"]]
+    assert [counts.sum() for counts in drawn_pairs if counts is not None] == [58, 60]
+    assert page.command.endswith("--judge openrouter --second-judge gemini")
 
 
 def test_two_judges_share_a_budget_and_the_first_keeps_what_it_did(tmp_path: Path) -> None:

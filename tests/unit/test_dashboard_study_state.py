@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from src.dashboard.pods import is_silent, read_records, runs_table
-from src.dashboard.study_state import command_of, find_results, status_of, step_state, step_states, study_of
+from src.dashboard.study_state import find_results, status_of, step_state, step_states, study_of
 from src.pipelines.persona_study import CLUSTER, COLLECT, FINETUNE, JUDGE, REPORT, STEPS, VERDICT
+from src.pipelines.step_command import command_of
 from src.pod.run_record import RunRecord, RunRecords
 from src.utils.config import PROJECT_ROOT
 from src.utils.errors import UserError

@@ -48,9 +48,7 @@ def open_judge(
 
         yield OrganismJudge(load_grammar(grammar_of(studied.base)))
         return
-    model, name = settings.model_of(kind, given_model), judge_name(settings, kind, given_model)
-    if model is None:
-        raise UserError(f"judge {kind}: no model; name one with --judge-model, or in judging.judge_models", 2)
+    model, name = model_of(settings, kind, given_model), judge_name(settings, kind, given_model)
     if kind == "local":
         from src.utils.judging.local_judge import LocalJudge
         from src.utils.model_files import fingerprint
@@ -85,19 +83,38 @@ def open_judge(
         )
 
 
+def model_of(settings: JudgingConfig, kind: JudgeKind, given_model: str | None) -> str:
+    model = settings.model_of(kind, given_model)
+    if model is None:
+        raise UserError(f"judge {kind}: no model; name one with --judge-model, or in judging.judge_models", 2)
+    return model
+
+
+def check_local(settings: JudgingConfig, given_model: str | None) -> None:
+    """Raise `UserError` where a local judge could not be opened; its weights, which take time, are not loaded."""
+    from src.utils.model_files import fingerprint
+    from src.utils.models import load_tokenizer
+
+    model = model_of(settings, "local", given_model)
+    fingerprint(model)
+    load_tokenizer(model)
+
+
 def score_frames(
     frame: pd.DataFrame, settings: JudgingConfig, studied: ModelConfig, store_file: Path, yes: bool
 ) -> Generator[pd.DataFrame]:
     """The frame with the scores of each judge in turn, their progress shown.
 
-    Before anything is asked, the keys and prices of all judges are looked up and what they would cost is confirmed
-    together, unless `yes`. They share `max_cost`: a later judge has what the earlier ones left of it.
+    Before anything is asked, the keys and prices of all judges are looked up, a local one's files too, and what they
+    would cost is confirmed together, unless `yes`. They share `max_cost`: a later judge has what the earlier ones left.
     """
     chosen = limited(frame, settings.judge_limit, settings.seed)
     answers = answers_of(frame[chosen])
     estimates: dict[str, Estimate] = {}
     for kind, model in settings.judges:
-        if kind != "local":  # which costs no money, and time to open
+        if kind == "local":
+            check_local(settings, model)
+        else:
             with open_judge(kind, model, settings, studied, store_file) as judge:
                 estimates |= estimate_of(judge, answers)
     confirm_cost(estimates, yes)

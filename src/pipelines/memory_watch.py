@@ -1,0 +1,54 @@
+"""How much memory a run takes: this process and all that it started, looked at while they work."""
+
+import contextlib
+import threading
+from collections.abc import Generator
+from dataclasses import dataclass
+
+import psutil
+
+SECONDS_BETWEEN = 0.5
+
+
+@dataclass
+class MemoryPeak:
+    """The most bytes that were in use at once; what rises and falls between two looks is not seen."""
+
+    value: int = 0
+
+
+@contextlib.contextmanager
+def memory_watched(seconds_between: float = SECONDS_BETWEEN) -> Generator[MemoryPeak]:
+    """Look at this process and its descendants until the block ends.
+
+    To be entered after a fork: the looking is done by a thread, and a fork of a process with threads may lock up.
+    """
+    peak, stop = MemoryPeak(), threading.Event()
+
+    def watch() -> None:
+        while True:
+            peak.value = max(peak.value, memory_in_use())
+            if stop.wait(seconds_between):
+                return
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        stop.set()
+        thread.join()
+
+
+def memory_in_use() -> int:
+    """Bytes that this process and its descendants hold, pages that they share counted once (proportional set size).
+
+    Where the system does not tell what is shared (macOS), shared pages are left out.
+    """
+    total = 0
+    own = psutil.Process()
+    for process in (own, *own.children(recursive=True)):
+        with contextlib.suppress(psutil.Error):  # ended meanwhile, or not ours to look at
+            usage = process.memory_full_info()
+            total += getattr(usage, "pss", usage.uss)
+    return total
