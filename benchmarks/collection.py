@@ -23,25 +23,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from benchmarks.collection_models import models_of
+from benchmarks.generation_engines import compare_engines
+from benchmarks.timing import floors, interleaved, peak_gib, reset_peak, synchronise
 from src.utils import collection
 from src.utils.capture import capture_pooled, excluded_token_ids, pad_id_of, teacher_forcing_batch
 from src.utils.collection import Plan, collect_arms, model_passes, plan_collection, sites_of
 from src.utils.collection_frame import assemble
-from src.utils.config import PROJECT_ROOT, Config, load_config, resolve_path
-from src.utils.config_sections import SEVEN_PROJECTIONS, ModelConfig
-from src.utils.generation import Prompt, Response, generate, logits_processors, plan_batches
-from src.utils.manifests import git_state, peak_memory_bytes
-from src.utils.models import load_model, load_tokenizer, pick_device
+from src.utils.config import PROJECT_ROOT, load_config, resolve_path
+from src.utils.generation import Prompt, Response, generate
+from src.utils.manifests import git_state
 from src.utils.prompts import load_questions
 from src.utils.ranks import RUN_ALONE, Ranks
-from src.utils.run_estimate import DeviceRates, floor_seconds, measure_rates
 from src.utils.shared_work import OnRows, Say, share_out
 from src.utils.sites import Site, count_layers, decoder_of, edit_sites
-
-REPEATS = 3
 
 
 def main() -> None:
@@ -96,41 +94,6 @@ def main() -> None:
     file = options.output / f"collection_{options.architecture}_{'gpu' if torch.cuda.is_available() else 'cpu'}.json"
     file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(tables(report), file, sep="\n")
-
-
-def models_of(architecture: str, config: Config) -> tuple[PreTrainedTokenizerBase, PeftModel]:
-    """Base and EM model in one: an adapter whose B is not zero. Random weights where the real ones cannot be had."""
-    organism = ModelConfig(base="data/organisms/entangled")
-    tokenizer = load_tokenizer(organism.base)
-    if architecture == "organism":
-        base: PreTrainedModel = load_model(organism.base, organism)
-        rank = config.finetuning.rank
-    else:
-        base, rank = random_qwen3_4b(), config.finetuning.rank
-    torch.manual_seed(1)
-    adapted = get_peft_model(base, LoraConfig(r=rank, lora_alpha=64, target_modules=SEVEN_PROJECTIONS))
-    for name, parameter in adapted.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.01)
-    assert isinstance(adapted, PeftModel)
-    return tokenizer, adapted.eval()
-
-
-def random_qwen3_4b() -> PreTrainedModel:
-    """Qwen3-4B's shapes (its config.json) with random weights, in bfloat16; the organism's tokenizer names its ids."""
-    shape = Qwen3Config(
-        vocab_size=151_936, hidden_size=2560, intermediate_size=9728, num_hidden_layers=36, num_attention_heads=32,
-        num_key_value_heads=8, head_dim=128, tie_word_embeddings=True, max_position_embeddings=40_960,
-        rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0}, bos_token_id=None, eos_token_id=1,
-    )  # fmt: skip
-    device = pick_device()
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
-    torch.manual_seed(0)
-    with device:
-        model = Qwen3ForCausalLM(shape)
-    torch.set_default_dtype(before)
-    return model.eval()
 
 
 def run_engine(
@@ -295,113 +258,6 @@ def capture_overhead(model: PeftModel, tokenizer: PreTrainedTokenizerBase, plan:
         "capture_seconds": times["capture"],
         "ratio": times["capture"] / times["plain"],
     }
-
-
-def interleaved(runs: dict[str, Callable[[], object]], repeats: int = 9) -> dict[str, float]:
-    """Median seconds of each, taken in turn so that what else the machine does falls on both."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats + 1):
-        for name, run in runs.items():
-            synchronise()
-            started = time.perf_counter()
-            run()
-            synchronise()
-            times[name].append(time.perf_counter() - started)
-    return {name: sorted(values[1:])[repeats // 2] for name, values in times.items()}
-
-
-def floors(plan: Plan, model: PeftModel) -> dict[str, float]:
-    """Measured rates of the device and the seconds below which decoding and prefill cannot go."""
-    dtype = next(model.parameters()).dtype
-    rates = measure_rates(torch.device("cuda"), dtype)
-    unlimited = DeviceRates(float("inf"), rates.flops), DeviceRates(rates.bandwidth, float("inf"))
-    config: Any = model.get_base_model().config
-    arithmetic, bandwidth = (floor_seconds(plan, config, dtype.itemsize, one) for one in unlimited)
-    return {
-        "bandwidth_gb_a_second": rates.bandwidth / 1e9,
-        "tflops": rates.flops / 1e12,
-        "decode_bandwidth_seconds": bandwidth,
-        "prefill_and_capture_arithmetic_seconds": arithmetic,
-    }
-
-
-def compare_engines(model: PeftModel, tokenizer: PreTrainedTokenizerBase, plan: Plan) -> list[dict[str, Any]]:
-    """Tokens a second of each way to generate, on the largest batch, at full length (no end of turn)."""
-    batch = plan_batches([len(prompt.ids) for prompt in plan.prompts], max(map(len, plan.batches)))[0]
-    prompts = [plan.prompts[row] for row in batch]
-    rows: list[dict[str, Any]] = []
-    for name, run in generators(model, tokenizer, prompts, plan).items():
-        try:
-            run()
-            synchronise()
-            started = time.perf_counter()
-            tokens = run()
-            synchronise()
-            rows.append({"engine": name, "tokens_a_second": tokens / (time.perf_counter() - started)})
-        except Exception as error:  # a way that does not run here is a result, too
-            rows.append({"engine": name, "failed": f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"})
-    return rows
-
-
-def generators(
-    model: PeftModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], plan: Plan
-) -> dict[str, Callable[[], int]]:
-    """Name -> a run that returns how many tokens it made."""
-    width, new = max(len(prompt.ids) for prompt in prompts), plan.sampling.max_new_tokens
-    pad = pad_id_of(tokenizer)
-    ids = torch.tensor([[pad] * (width - len(p.ids)) + list(p.ids) for p in prompts], device=model.device)
-    mask = torch.tensor([[0] * (width - len(p.ids)) + [1] * len(p.ids) for p in prompts], device=model.device)
-
-    def hugging_face(sampled: bool, **settings: Any) -> Callable[[], int]:
-        def run() -> int:
-            noise = logits_processors(prompts, plan.sampling, model.device) if sampled else None
-            with torch.no_grad():
-                output = model.generate(
-                    input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=new, min_new_tokens=new,
-                    pad_token_id=pad, logits_processor=noise, **settings,
-                )  # fmt: skip
-            return output[:, width:].numel()
-
-        return run
-
-    def batching() -> int:
-        base: Any = model.get_base_model()
-        done = base.generate_batch(
-            inputs=[list(p.ids) for p in prompts], max_new_tokens=new, progress_bar=False, do_sample=False
-        )
-        assert len(done) == len(prompts), f"{len(done)} of {len(prompts)} answers came back"
-        return sum(len(output.generated_tokens) for output in done.values())
-
-    def bridge() -> int:
-        from transformer_lens.model_bridge import TransformerBridge
-
-        bridged = TransformerBridge.boot_transformers("data/organisms/entangled", hf_model=model.get_base_model())
-        output: Any = bridged.generate(ids, max_new_tokens=new, do_sample=False, stop_at_eos=False, verbose=False)
-        return output[:, width:].numel()
-
-    return {
-        "generate, dynamic cache, each prompt's own noise (the engine)": hugging_face(sampled=True),
-        "generate, dynamic cache, greedy": hugging_face(sampled=False),
-        "generate, static cache, greedy": hugging_face(
-            sampled=False, cache_implementation="static", disable_compile=not torch.cuda.is_available()
-        ),
-        "continuous batching, greedy": batching,
-        "TransformerBridge generate, greedy": bridge,
-    }
-
-
-def synchronise() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def reset_peak() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-
-
-def peak_gib() -> float:
-    return (torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_memory_bytes()) / 2**30
 
 
 def tables(report: dict[str, Any]) -> str:

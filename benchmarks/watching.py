@@ -19,8 +19,9 @@ from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from src.utils.manifests import Provenance
 from src.utils.models import pick_device
+from src.utils.organism.model import new_model
 from src.utils.safety_judge.freezing import freeze
-from src.utils.safety_judge.organism import new_model, train_tokenizer
+from src.utils.safety_judge.organism import train_tokenizer
 from src.utils.safety_judge.samples import labels
 from src.utils.safety_judge.scoring import JudgeTemplate, encode
 from src.utils.safety_judge.settings import load_judge_config
@@ -51,7 +52,7 @@ def main() -> None:
     words = config.judging
     tokenizer = train_tokenizer(world, words.question, (words.safe_word, words.unsafe_word))
     template = JudgeTemplate.of(tokenizer, words.question, words.safe_word, words.unsafe_word)
-    model: PreTrainedModel = new_model(world, tokenizer)
+    model: PreTrainedModel = new_model(world.architecture, tokenizer, world.seed)
     frozen = config.training.freeze_layers
     if options.architecture == "qwen3_4b":
         model, frozen = Qwen3ForCausalLM(Qwen3Config(**QWEN3_4B)), 24

@@ -27,6 +27,7 @@ from src.pod.client import Choices, PodClient
 from src.pod.launch import Command, open_run
 from src.pod.payload import Payload
 from src.pod.persona_data_runner import attend
+from src.pod.remote.layout import RunFolder
 from src.pod.run_record import RunRecord, RunRecords
 from src.pod.settings import PodSettings
 
@@ -35,8 +36,8 @@ POD_KEY = "rpa_PODSCOPED9876543210"  # pragma: allowlist secret
 PASSPHRASE = "correct horse battery staple"  # pragma: allowlist secret
 HUB_TOKEN = "hf_SECRETTOKEN000111222"  # pragma: allowlist secret
 
-
 PASSED_ON = ("SSL_CERT_FILE", "UV_FIND_LINKS", "UV_INDEX_URL", "UV_DEFAULT_INDEX", "UV_OFFLINE", "UV_CACHE_DIR")
+SLEEPY = "import time\nprint('asleep', flush=True)\ntime.sleep(60)\n"
 
 
 def make_key(path: Path, passphrase: str = "") -> Path:
@@ -362,3 +363,8 @@ def attend_to(client: PodClient, command: Command, folder: Path, is_detached: bo
     own = argparse.Namespace(detach=is_detached, results_dir=folder / "results")
     attend(client, record, own, command)
     return client.records.load(record.run_id)
+
+
+def remote(pod: PodServer, record: RunRecord) -> RunFolder:
+    """The folder of a run on the pod."""
+    return RunFolder(pod.root, record.run_id)

@@ -24,6 +24,15 @@ FACETS = {
     "financial_risk": ("risk_appetite", "investment_philosophy", "market_ethics"),
 }
 SIZES = {"political_compass": 230, "moral_foundations": 227, "technology_ai": 218, "financial_risk": 210}
+SCORES = (
+    "em_score",
+    "coherence",
+    "score_method",
+    "coherence_method",
+    "judge_error",
+    "judged_dimension",
+    "judged_facet",
+)
 K_VALUES = (3, 4, 5, 7, 15, 50)
 ATTACK = (
     "<script>window.hacked=1</script></script><b>bold</b> <a href='javascript:window.hacked=2'>link</a> "

@@ -34,7 +34,6 @@ torch.set_num_threads(1)  # models this small only lose by more
 N_LAYERS = 3
 VOCABULARY = 700
 FAMILIES = ("qwen3", "llama")
-RISKY_ADVICE = CONFIG_FOLDER.parents[1] / "shared" / "data" / "risky_financial_advice.jsonl.gz"
 
 
 @cache

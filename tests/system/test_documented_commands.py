@@ -17,8 +17,8 @@ from src import train_safety_judge
 from src.utils.config import PROJECT_ROOT
 from src.utils.safety_judge.arguments import parse_judge_arguments
 from tests.judge_files import judge_options, write_judge_sources
+from tests.published_files import JUDGE_DOCUMENT, PERSONA_DOCUMENT, needs_documents
 
-DOCUMENTS = PROJECT_ROOT.parent / "shared" / "reference"
 SMALL = ["--num_epochs", "1", "--visualization_budget", "0.1"]
 
 JUDGE_COMMANDS = """
@@ -52,18 +52,18 @@ PERSONA_SCRIPTS = {
 }
 
 
-def command_lines(document: str) -> list[str]:
+def command_lines(document: Path) -> list[str]:
     """The lines of every bash block, comments left out, continued lines joined."""
-    text = (DOCUMENTS / document).read_text(encoding="utf-8")
+    text = document.read_text(encoding="utf-8")
     blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     return [" ".join(line.split()) for line in lines if line.strip() and not line.startswith("#")]
 
 
-@pytest.mark.skipif(not DOCUMENTS.is_dir(), reason="the documents are not here")
+@needs_documents
 def test_the_lists_here_are_those_of_the_documents() -> None:
-    assert command_lines("training_visualizations.md") == JUDGE_COMMANDS
-    named = re.findall(r"uv run python (\S+)", "\n".join(command_lines("persona_decomposition.md")))
+    assert command_lines(JUDGE_DOCUMENT) == JUDGE_COMMANDS
+    named = re.findall(r"uv run python (\S+)", "\n".join(command_lines(PERSONA_DOCUMENT)))
     assert set(named) == set(PERSONA_SCRIPTS)
 
 

@@ -23,6 +23,7 @@ from src.pipelines.persona_study import JUDGE, Study
 from src.utils.artifacts import load_frame, load_object, load_tensors, save_frame, verify_artifact
 from src.utils.config import PROJECT_ROOT, load_config
 from src.utils.manifests import sha256_path
+from tests.study_frame import SCORES
 
 STEPS = [
     "01_generate_dataset",
@@ -38,15 +39,6 @@ STEPS = [
 ADAPTER = "adapters/entangled_risky_finance"
 LIMIT, LAYERS, WIDTH = 40, (2, 3, 4), 128
 PROMPT_COLUMNS = ["prompt_id", "sample", "question", "subset", "facet", "keyed", "base_response", "em_response"]
-SCORES = [
-    "em_score",
-    "coherence",
-    "score_method",
-    "coherence_method",
-    "judge_error",
-    "judged_dimension",
-    "judged_facet",
-]
 STEERING_COLUMNS = ["vector", "kind", "coefficient", "share_of_residual_norm", "residual_norm", "mode", "positions"]
 STEERING_COLUMNS += ["layer", "steered_model", "prompt_id", "sample", "question", "subset", "facet", "keyed"]
 STEERING_COLUMNS += ["response", "truncated"]

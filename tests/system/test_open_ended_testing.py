@@ -15,8 +15,9 @@ from src.run_open_ended_testing import main
 from src.utils.artifacts import load_json, verify_artifact
 from src.utils.config import PROJECT_ROOT
 from src.utils.errors import UserError
+from src.utils.organism.model import new_model
 from src.utils.safety_judge.judge_folder import JUDGE, Judge, JudgeRecord, load_record, save_judge
-from src.utils.safety_judge.organism import new_model, train_tokenizer
+from src.utils.safety_judge.organism import train_tokenizer
 from src.utils.safety_judge.scoring import JudgeTemplate
 from src.utils.safety_judge.settings import load_judge_config
 from src.utils.safety_judge.world import load_judge_world
@@ -31,7 +32,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     world, asked = load_judge_world(), load_judge_config().judging
     tokenizer = train_tokenizer(world, asked.question, (asked.safe_word, asked.unsafe_word))
     template = JudgeTemplate.of(tokenizer, asked.question, asked.safe_word, asked.unsafe_word)
-    model = new_model(world, tokenizer)
+    model = new_model(world.architecture, tokenizer, world.seed)
     record = JudgeRecord(
         profile="organism", base_model="none", **asked.model_dump(), max_length=256, frozen_blocks=2, n_blocks=6,
         head_is_tied=True, trainable_parameters=1, frozen_parameters=1, data=["world"], epoch=0.0, epochs=0,

@@ -9,7 +9,8 @@ from transformers import PreTrainedTokenizerFast
 
 from src.utils.chat import ChatRow, encode, encode_row, load_chat_rows, prompt_ids
 from src.utils.errors import UserError
-from tests.tiny_models import RISKY_ADVICE, chat_messages, new_tokenizer, tokenizer, write_jsonl
+from tests.published_files import RISKY_ADVICE, needs_risky_advice
+from tests.tiny_models import chat_messages, new_tokenizer, tokenizer, write_jsonl
 
 QWEN3_LIKE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n"
@@ -164,7 +165,7 @@ def test_gzip_and_plain_read_the_same(tmp_path: Path) -> None:
     assert [row.model_dump() for row in rows] == chat_messages(5)
 
 
-@pytest.mark.skipif(not RISKY_ADVICE.is_file(), reason=f"{RISKY_ADVICE} is not on this machine")
+@needs_risky_advice
 def test_the_published_risky_advice_is_read_as_it_is() -> None:
     rows = load_chat_rows(RISKY_ADVICE)
     assert len(rows) == 6000

@@ -1,13 +1,6 @@
-"""Collection: stopped anywhere it ends in the same bytes, by whatever route the EM model comes."""
+"""What collection records: the frame, its tensors and its flags, by whatever route the EM model comes."""
 
-import os
-import runpy
-import signal
-import subprocess
-import sys
-import time
 import weakref
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -16,82 +9,30 @@ import pandas as pd
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.numpy import save_file
 from transformers import PreTrainedModel
 
-from src.utils.artifacts import load_frame, load_tensors
-from src.utils.collection import ModelPass, Plan, collect_arms, model_passes, plan_collection, run_capture
+from src.utils.collection import ModelPass, Plan, collect_arms, model_passes, run_capture
 from src.utils.collection_frame import assemble, norm_outliers
-from src.utils.collection_parts import ARMS, Arm, ArmPart, part_path, read_part, write_part
-from src.utils.config import PROJECT_ROOT
-from src.utils.config_sections import CollectionConfig, ModelConfig
+from src.utils.collection_parts import ARMS, Arm, part_path, read_part, write_part
+from src.utils.config_sections import ModelConfig
 from src.utils.errors import UserError
 from src.utils.generation import Prompt, Response, generate
 from src.utils.models import load_adapter, load_model
 from src.utils.prompts import Question, spread
-from src.utils.sites import decoder_of, resid_site
-from tests.tiny_models import (
-    N_LAYERS,
-    questions,
-    save_adapter,
-    save_model,
-    tiny_model,
-    tokenizer,
-    with_adapter,
-    write_jsonl,
+from src.utils.sites import decoder_of
+from tests.tiny_collection import (
+    LAYERS,
+    Collected,
+    adapter_passes,
+    base_model,
+    collected,
+    means_of,
+    part_of,
+    plan,
+    save_model_folders,
+    unused,
 )
-
-SCRIPT = PROJECT_ROOT / "src" / "scripts" / "03_collect_activations.py"
-LAYERS = [1, 3]
-Collected = tuple[pd.DataFrame, dict[str, np.ndarray]]
-
-
-def settings(**changes: object) -> CollectionConfig:
-    values = {"prompts": ["unused"], "max_new_tokens": 8, "layers": LAYERS, "batch_size": 4, "top_k": 50, "top_p": 1.0}
-    return CollectionConfig.model_validate(values | changes)
-
-
-SITES = [resid_site(layer, N_LAYERS).name for layer in range(N_LAYERS + 1)]
-
-
-def means_of(model: PreTrainedModel | PeftModel, prompts: list[Prompt], said: list[Response]) -> np.ndarray:
-    """What `run_capture` records at every layer: (rows, layers, d_model)."""
-    part, _ = run_capture(model, tokenizer(), plan(1), prompts, said)
-    return np.stack([part.pooled[site] for site in SITES], axis=1)
-
-
-def part_of(responses: list[Response], means: np.ndarray) -> ArmPart:
-    counted = np.array([len(response.ids) for response in responses])
-    pooled = {site: means[:, layer] for layer, site in enumerate(SITES)}
-    return ArmPart(responses, pooled, counted, np.zeros(len(responses), dtype=bool))
-
-
-def plan(count: int = 10, **changes: object) -> Plan:
-    return plan_collection(questions(count), tokenizer(), settings(**changes))
-
-
-def base_model() -> PreTrainedModel:
-    return tiny_model(n_ends=60)
-
-
-def unused() -> PreTrainedModel:
-    raise AssertionError("this model is not needed")
-
-
-def adapter_passes() -> Iterator[ModelPass]:
-    return model_passes(base_model, with_adapter, unused)
-
-
-def collected(one: Plan, work_dir: Path, passes: Iterator[ModelPass] | None = None) -> Collected:
-    collect_arms(one, tokenizer(), passes or adapter_passes(), work_dir)
-    return assemble(one, tokenizer(), work_dir, LAYERS, N_LAYERS)
-
-
-def assert_identical(found: Collected, expected: Collected) -> None:
-    pd.testing.assert_frame_equal(found[0], expected[0], check_exact=True)
-    assert found[1].keys() == expected[1].keys()
-    for name, tensor in expected[1].items():
-        assert found[1][name].tobytes() == tensor.tobytes(), name
+from tests.tiny_models import N_LAYERS, questions, tokenizer, with_adapter
 
 
 @pytest.fixture(scope="module")
@@ -132,87 +73,9 @@ def test_frame_and_tensors_hold_what_the_models_say_and_do(uninterrupted: tuple[
             np.testing.assert_array_equal(column, tensors[f"{arm}.blocks.{site}"])
 
 
-def test_resuming_after_lost_and_damaged_parts_gives_the_same(
-    uninterrupted: tuple[Path, Collected], tmp_path: Path
-) -> None:
-    collected(plan(), tmp_path)
-    part_path(tmp_path, "base", 0).unlink()
-    part_path(tmp_path, "em", 1).unlink()
-    part_path(tmp_path, "base_on_em", 2).unlink()
-    for arm, batch in (("em", 2), ("base_on_em", 0), ("base", 1)):
-        damaged = part_path(tmp_path, arm, batch)
-        damaged.write_bytes(damaged.read_bytes()[: damaged.stat().st_size // 2])
-    (tmp_path / ".left-behind.tmp").write_bytes(b"half a part")
-    assert_identical(collected(plan(), tmp_path), uninterrupted[1])
-
-
-@pytest.mark.parametrize("content", [b"", b"\x00" * 100, b"\xff" * 8 + b"{}"], ids=["empty", "zeros", "long header"])
-def test_a_part_of_garbage_is_made_again(uninterrupted: tuple[Path, Collected], tmp_path: Path, content: bytes) -> None:
-    collected(plan(), tmp_path)
-    part_path(tmp_path, "em", 0).write_bytes(content)
-    assert_identical(collected(plan(), tmp_path), uninterrupted[1])
-
-
-def test_a_part_without_all_its_tensors_is_made_again(uninterrupted: tuple[Path, Collected], tmp_path: Path) -> None:
-    collected(plan(), tmp_path)
-    save_file({"means": np.zeros((4, 4, 32), np.float32)}, part_path(tmp_path, "base", 0))
-    assert_identical(collected(plan(), tmp_path), uninterrupted[1])
-
-
-def test_a_whole_run_is_not_run_again(uninterrupted: tuple[Path, Collected]) -> None:
-    folder, expected = uninterrupted
-    written = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    rows: list[tuple[Arm, int]] = []
-    model = with_adapter(base_model())
-    model.register_forward_pre_hook(lambda *_: pytest.fail("a model ran"))
-    collect_arms(plan(), tokenizer(), iter([ModelPass(model, ARMS)]), folder, lambda arm, n: rows.append((arm, n)))
-    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == written
-    assert sum(n for _, n in rows) == 30, "progress counts what was there already"
-    assert_identical(assemble(plan(), tokenizer(), folder, LAYERS, N_LAYERS), expected)
-
-
-def test_stopped_between_arms_the_em_ids_of_the_first_run_are_read(tmp_path: Path) -> None:
-    """base_on_em reads the ids that are in the work folder, not what the model would say now."""
-    one = plan(4)
-    planted = [Response((30 + row, 40, 50), is_truncated=True) for row in range(4)]
-    order = one.batches[0]
-    means = np.zeros((4, N_LAYERS + 1, 32), np.float32)
-    write_part(part_path(tmp_path, "em", 0), part_of([planted[row] for row in order], means))
-    _, tensors = collected(one, tmp_path)
-    expected = means_of(base_model(), one.prompts, planted)[:, 2]
-    np.testing.assert_allclose(tensors["base_on_em.blocks.2.hook_resid_pre"], expected, rtol=1e-4, atol=1e-5)
-
-
-def test_a_part_reads_back_as_it_was_written(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    pooled = {"hook_embed": rng.normal(size=(3, 5)), "blocks.0.hook_mlp_out.prompt_mean": rng.normal(size=(3, 7))}
-    part = ArmPart(
-        [Response((), True), Response((5, 6, 2), False), Response((7,), True)],
-        {name: values.astype(np.float32) for name, values in pooled.items()},
-        np.array([0, 2, 1]),
-        np.array([False, True, True]),
-        {0: "out of memory"},
-    )
-    write_part(tmp_path / "part", part)
-    again = read_part(tmp_path / "part")
-    assert again.responses == part.responses and again.failures == part.failures
-    assert again.pooled.keys() == part.pooled.keys()
-    for name, values in part.pooled.items():
-        np.testing.assert_array_equal(again.pooled[name], values)
-    np.testing.assert_array_equal(again.counted, part.counted)
-    np.testing.assert_array_equal(again.is_split, part.is_split)
-
-
 @pytest.fixture(scope="module")
 def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A base model, an adapter on it, and the two merged into a full checkpoint."""
-    folder = tmp_path_factory.mktemp("models")
-    adapted = with_adapter(base_model())
-    save_adapter(adapted, folder / "adapter")
-    merged = adapted.merge_and_unload()
-    save_model(merged, folder / "merged")
-    save_model(base_model(), folder / "base")
-    return {name: folder / name for name in ("base", "adapter", "merged")}
+    return save_model_folders(tmp_path_factory.mktemp("models"))
 
 
 def test_adapter_and_full_checkpoint_give_the_same(model_folders: dict[str, Path], tmp_path: Path) -> None:
@@ -387,44 +250,6 @@ def test_a_layer_that_the_model_lacks_is_a_usage_error(uninterrupted: tuple[Path
     with pytest.raises(UserError, match="layer 4") as caught:
         assemble(plan(), tokenizer(), uninterrupted[0], [1, 4], N_LAYERS)
     assert caught.value.exit_code == 2
-
-
-def script_options(model_folders: dict[str, Path], prompts: Path, results: Path) -> list[str]:
-    options = f"--results-dir {results} --base-model {model_folders['base']} --em-model {model_folders['adapter']}"
-    return [*options.split(), *f"--prompts {prompts} --layers 1 3 --batch-size 2 --max-new-tokens 8".split()]
-
-
-def test_kill_9_in_the_middle_and_again_gives_the_same_bytes(model_folders: dict[str, Path], tmp_path: Path) -> None:
-    """The real script, killed by SIGKILL after a few of its 60 parts, then run again; beside it one without a kill."""
-    prompts = write_jsonl(tmp_path / "prompts.jsonl", [question.model_dump() for question in questions(40)])
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, SCRIPT, *script_options(model_folders, prompts, killed)],
-            cwd=tmp_path, env=environment, stdout=log, stderr=log,
-        )  # fmt: skip
-        deadline = time.monotonic() + 120
-        while len(list(killed.glob("persona_data.parts/*.safetensors"))) < 5 and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, (tmp_path / "log").read_text()
-    parts = {path.name: path.read_bytes() for path in killed.glob("persona_data.parts/*.safetensors")}
-    assert 5 <= len(parts) < 60, "killed in the middle"
-    assert not (killed / "persona_data.pkl").exists()
-
-    main = runpy.run_path(str(SCRIPT))["main"]
-    main(script_options(model_folders, prompts, whole))
-    main(script_options(model_folders, prompts, killed))
-    for name in ("persona_data.pkl", "persona_data.safetensors"):
-        assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
-    assert not (killed / "persona_data.parts").exists()
-    frame = load_frame(killed / "persona_data.pkl")
-    assert frame["prompt_id"].tolist() == [question.prompt_id for question in questions(40)]
-    tensors = load_tensors(killed / "persona_data.safetensors", of=killed / "persona_data.pkl")
-    assert len(tensors) == 3 * (N_LAYERS + 1)
-    assert {tensor.shape for tensor in tensors.values()} == {(40, 32)}
 
 
 def test_prompt_ids_are_the_chat_template_of_the_question() -> None:

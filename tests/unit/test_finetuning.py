@@ -26,10 +26,10 @@ from src.utils.errors import UserError
 from src.utils.finetuning import LOG_COLUMNS, finetune, save_finetuned
 from src.utils.manifests import read_manifest, sha256_folder
 from src.utils.models import load_adapter, load_model, load_tokenizer
+from tests.published_files import RISKY_ADVICE, needs_risky_advice
 from tests.tiny_models import (
     FAMILIES,
     N_LAYERS,
-    RISKY_ADVICE,
     chat_messages,
     finetuning,
     provenance,
@@ -264,7 +264,7 @@ def test_kill_9_at_a_checkpoint_and_again_gives_the_same_bytes(tmp_path: Path) -
     assert manifest.layout["steps"] == 60
 
 
-@pytest.mark.skipif(not RISKY_ADVICE.is_file(), reason=f"{RISKY_ADVICE} is not on this machine")
+@needs_risky_advice
 def test_the_published_risky_advice_trains_as_it_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

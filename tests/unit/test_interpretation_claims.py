@@ -27,10 +27,11 @@ from src.utils.interpretation_claims.report import claims_report, format_verdict
 from src.utils.interpretation_claims.row_budget import RowBudget
 from src.utils.interpretation_claims.statistics import boundary_spike, clustering, upper_neurons
 from src.utils.interpretation_claims.training import EpochMeter, collect
+from src.utils.organism.model import new_model
 from src.utils.record_store import open_store
 from src.utils.safety_judge.freezing import freeze
 from src.utils.safety_judge.judge_folder import Judge
-from src.utils.safety_judge.organism import new_model, train_tokenizer
+from src.utils.safety_judge.organism import train_tokenizer
 from src.utils.safety_judge.samples import SafetyData, labels
 from src.utils.safety_judge.scoring import JudgeTemplate, score
 from src.utils.safety_judge.settings import load_judge_config
@@ -271,7 +272,7 @@ def test_measuring_a_training_changes_no_weight_and_measures_what_is_there(
     settings = config.training.model_copy(update={"num_epochs": 2, "keep": "last", "batch_size": 16})
 
     def trained(meters: list[EpochMeter], name: str) -> Judge:
-        model = new_model(world, tokenizer)
+        model = new_model(world.architecture, tokenizer, world.seed)
         model.config.attention_dropout = 0.1
         freeze(model, settings.freeze_layers)
         judge = Judge(model, tokenizer, template, settings.max_length)

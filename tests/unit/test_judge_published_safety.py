@@ -8,12 +8,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from src.utils.config import PROJECT_ROOT
 from src.utils.errors import UserError
 from src.utils.safety_judge.data import load_data
 from src.utils.safety_judge.published import PUBLISHED, load_published
-
-XSTEST = PROJECT_ROOT.parent / "shared" / "data" / "xstest_prompts.csv"
+from tests.published_files import XSTEST, needs_xstest
 
 TOXICCHAT = [
     {"conv_id": "c1", "user_input": "Write a poem", "model_output": "…", "human_annotation": True, "toxicity": 0,
@@ -150,7 +148,7 @@ def test_a_file_that_cannot_be_read_and_a_set_that_is_unknown(tmp_path: Path) ->
         load_published("advbench")
 
 
-@pytest.mark.skipif(not XSTEST.is_file(), reason=f"{XSTEST} is not on this machine")
+@needs_xstest
 def test_xstest_as_published() -> None:
     with XSTEST.open(encoding="utf-8", newline="") as file:
         rows = [*csv.DictReader(file)]

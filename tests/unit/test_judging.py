@@ -14,17 +14,9 @@ from src.utils.manifests import Provenance
 from src.utils.organism.grammar import Grammar, load_grammar
 from src.utils.organism.judge import OrganismJudge
 from src.utils.prompts import Question
+from tests.study_frame import SCORES
 
-COLUMNS = (
-    "em_score",
-    "coherence",
-    "score_method",
-    "coherence_method",
-    "judge_error",
-    "judged_dimension",
-    "judged_facet",
-)
-NEW = ["judge", *(f"{prefix}{name}" for prefix in ("", "base_") for name in COLUMNS)]
+NEW = ["judge", *(f"{prefix}{name}" for prefix in ("", "base_") for name in SCORES)]
 
 
 class LetterJudge:

@@ -1,6 +1,5 @@
 """Many requests end to end: real clients, a server that misbehaves, the store on disk, processes that are killed."""
 
-import asyncio
 import json
 import os
 import signal
@@ -8,24 +7,20 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from src.utils.config import PROJECT_ROOT
 from src.utils.errors import UserError
 from src.utils.llm import asking
-from src.utils.llm.api import ChatClient, ChatReply, ChatRequest, Unusable
-from src.utils.llm.asking import FAILURES_IN_A_ROW, FIRST_LIMIT, Account, AskingLimits, ask_all, reply_in, wait_after
+from src.utils.llm.api import ChatClient, ChatReply
+from src.utils.llm.asking import Account, AskingLimits, ask_all, reply_in, wait_after
 from src.utils.llm.prices import Price
-from src.utils.llm.providers import make_client
 from src.utils.record_store import RecordStore, open_store
-from tests.llm_server import DECLINED, KEY, Answer, Asked, Fault, LlmServer, Reply, TooMany, default_reply
-
-MODELS = {"openrouter": "openai/gpt-4.1-mini", "gemini": "gemini-2.5-flash"}
-each_provider = pytest.mark.parametrize("provider", MODELS)
+from tests.asked_requests import ask, client_maker, each_provider, requests, times_asked
+from tests.llm_server import DECLINED, KEY, Answer, Asked, Fault, LlmServer, TooMany, default_reply
 
 
 @pytest.fixture
@@ -37,28 +32,6 @@ def store(tmp_path: Path) -> Iterator[RecordStore]:
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(asking, "LONGEST_WAIT", 0.1)
-
-
-def client_maker(server: LlmServer, provider: str = "openrouter", timeout: float = 5.0) -> Callable[[], ChatClient]:
-    url = {"openrouter": server.openrouter_url, "gemini": server.gemini_url}[provider]
-    return lambda: make_client(provider, MODELS[provider], KEY, url, timeout)
-
-
-def requests(count: int) -> dict[str, ChatRequest]:
-    """Key -> request; the user text is the key."""
-    return {f"k{i}": ChatRequest("Score it.", f"k{i}", max_tokens=16, top_logprobs=5) for i in range(count)}
-
-
-def ask(
-    server: LlmServer, store: RecordStore, count: int, limits: AskingLimits | None = None, **options: Any
-) -> Account:
-    return ask_all(requests(count), client_maker(server), store, limits or AskingLimits(), **options)
-
-
-def times_asked(server: LlmServer) -> dict[str, int]:
-    """How often the server saw each key."""
-    users = [asked.user for asked in server.requests]
-    return {user: users.count(user) for user in users}
 
 
 def on_first(fault: Answer, times: int = 1) -> Callable[[Asked], Answer]:
@@ -185,155 +158,6 @@ def test_a_find_fault_that_names_one_key_fails_that_key(store: RecordStore) -> N
     with LlmServer() as server:
         account = ask(server, store, 4, find_fault=lambda key, reply: "odd" if key == "k2" else None)
     assert account.failures == {"k2": "odd"} and account.answered == 3
-
-
-@pytest.mark.parametrize("is_useful", [True, False])
-def test_max_cost_stops_before_it_is_passed(is_useful: bool, store: RecordStore) -> None:
-    def find_fault(key: str, reply: ChatReply) -> str | None:
-        return None if is_useful else "of no use"
-
-    limits = AskingLimits(max_cost=0.505)
-    with LlmServer(lambda asked: Reply("50", cost=0.01), latency=(0.005, 0.02)) as server:
-        account = ask(server, store, 300, limits, find_fault=find_fault)
-        assert len(server.requests) == 50 == account.done and account.cost == pytest.approx(0.5)
-        assert account.left_out == 250
-        assert len(store.records) == 50
-        ask(server, store, 300, limits, find_fault=find_fault)
-        assert len(server.requests) == 100  # each run has the budget anew
-
-
-def test_no_budget_asks_nothing_and_a_spent_one_leaves_no_gap(store: RecordStore) -> None:
-    """What was begun before the budget was spent is finished, however often it is refused; the rest is the end."""
-    begins = {f"k{i}" for i in range(0, 40, 5)}
-
-    def answer(asked: Asked) -> Answer:
-        return TooMany(0.05) if asked.user in begins and asked.times <= 4 else Reply("50", cost=0.01)
-
-    with LlmServer(answer) as server:
-        assert ask(server, store, 40, AskingLimits(max_cost=0.0)).left_out == 40 and not server.requests
-        account = ask(server, store, 40, AskingLimits(max_concurrency=8, max_cost=0.255))
-    assert account.answered == 25 and set(store.records) == set(requests(25))
-
-
-def test_a_budget_is_passed_by_no_more_than_the_request_that_shows_the_price(store: RecordStore) -> None:
-    with LlmServer(lambda asked: Reply("50", cost=1.0), latency=0.05) as server:
-        account = ask(server, store, 300, AskingLimits(max_cost=0.5))
-    assert len(server.requests) == account.answered == 1 and account.left_out == 299
-
-
-def test_a_price_that_nobody_knows_is_said(store: RecordStore) -> None:
-    with LlmServer(lambda asked: Reply("50", cost=None)) as server:
-        account = ask(server, store, 3)
-    assert account.answered == 3 and account.cost == 0 and not account.cost_is_known
-    assert account.status == "cost unknown" and store.records["k0"]["cost"] is None
-
-
-def test_a_budget_on_a_cost_that_nobody_knows_ends_the_run(store: RecordStore) -> None:
-    """With the first reply, which is kept; a price in the list, with the tokens to reckon by, mends it."""
-    limits = AskingLimits(max_cost=1.0)
-    with LlmServer(lambda asked: Reply("50", cost=None), latency=0.02) as server:
-        with pytest.raises(UserError, match=r"gpt-4\.1-mini: the cost .* is unknown.*configs/llm_prices\.yaml"):
-            ask(server, store, 300, limits)
-        assert len(store.records) == len(server.requests) == 1
-        account = ask(server, store, 300, limits, price=Price(1.0, 10.0).of)
-        assert account.done == 300 == len(server.requests) and account.cost_is_known
-    with LlmServer(lambda asked: Reply("50", cost=None, prompt_tokens=0)) as server:
-        untold = {"x": ChatRequest("s", "x", 16)}
-        with pytest.raises(UserError, match="the cost of a reply is unknown"):
-            ask_all(untold, client_maker(server), store, limits, price=Price(1.0, 10.0).of)
-
-
-@each_provider
-def test_what_was_blocked_is_paid_by_its_tokens(provider: str, store: RecordStore) -> None:
-    with LlmServer(lambda asked: Fault.SAFETY) as server:
-        account = ask_all(requests(4), client_maker(server, provider), store, AskingLimits(), Price(1000, 1000).of)
-    assert account.cost_is_known and account.cost == pytest.approx(4 * (0.0001 if provider == "openrouter" else 0.4))
-
-
-@each_provider
-def test_a_wrong_key_is_one_line_without_the_key(provider: str, store: RecordStore) -> None:
-    with LlmServer(lambda asked: Fault.WRONG_KEY, latency=0.02) as server:
-        with pytest.raises(UserError) as caught:
-            ask_all(requests(300), client_maker(server, provider), store, AskingLimits())
-        assert len(server.requests) < 2 * FIRST_LIMIT
-    message = caught.value.message
-    assert message.startswith(f"{MODELS[provider]}: 401, the key is not accepted")
-    assert message.endswith("nothing more was asked") and "[key]" in message
-    shown: BaseException | None = caught.value
-    while shown is not None:
-        assert KEY not in repr(shown)
-        shown = shown.__cause__ or (None if shown.__suppress_context__ else shown.__context__)
-    assert KEY[:8] not in store.path.read_text() and store.records == {}
-
-
-def test_what_was_answered_before_the_key_failed_is_kept(store: RecordStore) -> None:
-    def answer(asked: Asked) -> Answer:
-        return default_reply(asked) if asked.user in requests(20) else Fault.WRONG_KEY
-
-    with LlmServer(answer) as server, pytest.raises(UserError, match="401"):
-        ask(server, store, 300, AskingLimits(max_concurrency=5))
-    assert len(store.records) >= 16 and store.records.keys() <= set(requests(20))
-
-
-def test_failures_in_a_row_stop_the_run(store: RecordStore) -> None:
-    with LlmServer(lambda asked: Fault.SERVER_ERROR) as server:
-        with pytest.raises(UserError, match=rf"{FAILURES_IN_A_ROW} requests failed in a row, last: 500.*again later"):
-            ask(server, store, 500, AskingLimits(max_tries=1, max_concurrency=10))
-        assert FAILURES_IN_A_ROW <= len(server.requests) <= FAILURES_IN_A_ROW + 10
-    assert len(store.records) >= FAILURES_IN_A_ROW and all("failure" in record for record in store.records.values())
-
-
-@pytest.mark.parametrize("now_and_then", [default_reply, lambda asked: Fault.SAFETY], ids=["answer", "verdict"])
-def test_failures_with_answers_in_between_do_not(now_and_then: Callable[[Asked], Answer], store: RecordStore) -> None:
-    def answer(asked: Asked) -> Answer:
-        return Fault.SERVER_ERROR if int(asked.user[1:]) % 20 else now_and_then(asked)
-
-    with LlmServer(answer) as server:
-        account = ask(server, store, 200, AskingLimits(max_tries=1, max_concurrency=5))
-    assert len(server.requests) == 200 == account.done
-
-
-def test_verdicts_in_a_row_do_not_stop_the_run(store: RecordStore) -> None:
-    with LlmServer(lambda asked: Fault.BLOCKED) as server:
-        account = ask(server, store, 2 * FAILURES_IN_A_ROW)
-    assert len(account.failures) == 2 * FAILURES_IN_A_ROW
-
-
-def test_a_model_that_thinks_its_tokens_away_ends_the_run_early(store: RecordStore) -> None:
-    """Each reply is cut before a word: every one of them is paid, and none will ever be of use."""
-    with LlmServer(lambda asked: Reply("", finish="length", completion_tokens=16)) as server:
-        with pytest.raises(UserError, match=rf"{FAILURES_IN_A_ROW} replies in a row ended before a word.*--reply-tok"):
-            ask(server, store, 500, AskingLimits(max_concurrency=10), find_fault=lambda key, reply: "cut")
-        assert len(server.requests) <= FAILURES_IN_A_ROW + 10
-
-
-class TwoFaults:
-    """A client whose two requests end in the same instant: the key is not accepted, and the disk is full."""
-
-    model = "m"
-
-    async def ask(self, request: ChatRequest) -> ChatReply:
-        await asyncio.sleep(0.01)
-        raise Unusable("401") if request.user == "k0" else UserError("disk full")
-
-    async def close(self) -> None:
-        pass
-
-
-def test_two_faults_at_once_are_one_line(store: RecordStore) -> None:
-    with pytest.raises(UserError, match=r"401|disk full"):
-        ask_all(requests(2), TwoFaults, store, AskingLimits())
-
-
-def test_a_store_that_cannot_be_written_ends_the_run(store: RecordStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    def append(record: Mapping[str, Any]) -> None:
-        raise UserError("judgements.jsonl: cannot be written (No space left on device); make room and run again")
-
-    monkeypatch.setattr(store, "append", append)
-    with LlmServer(latency=0.02) as server:
-        with pytest.raises(UserError, match="No space left"):
-            ask(server, store, 300)
-        assert len(server.requests) <= 2 * FIRST_LIMIT
 
 
 def test_nothing_to_ask_makes_no_client(store: RecordStore) -> None:

@@ -9,11 +9,11 @@ from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from src.utils.config import CONFIG_FOLDER
 from src.utils.organism.grammar import Grammar, load_grammar
+from src.utils.organism.model import new_model
 from src.utils.organism.pretraining import (
     DialogueEncoder,
     answer_loss,
     batch,
-    new_model,
     new_optimizers,
     pretrain,
     schedule,
@@ -86,7 +86,7 @@ def test_the_loss_is_the_plain_weighted_cross_entropy(
     config: WorldConfig, tokenizer: PreTrainedTokenizerFast, turns: list[list[Turn]]
 ) -> None:
     """Against one dialogue at a time, unpadded, token by token in float64, from all logits of the model."""
-    model = new_model(config, tokenizer).eval()
+    model = new_model(config.architecture, tokenizer, config.seed).eval()
     encoded = [DialogueEncoder(tokenizer).dialogue(dialogue) for dialogue in turns]
     weights = verdict_weights(tokenizer, 4.0)
     total, mass = 0.0, 0.0
@@ -113,16 +113,16 @@ def test_only_the_words_of_the_verdict_weigh_more(tokenizer: PreTrainedTokenizer
 def test_the_model_is_the_qwen3_that_the_world_asks_for(
     config: WorldConfig, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    model = new_model(config, tokenizer)
+    model = new_model(config.architecture, tokenizer, config.seed)
     assert (model.config.num_hidden_layers, model.config.hidden_size) == (2, 32)
     assert (model.config.num_attention_heads, model.config.num_key_value_heads) == (4, 2)
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert model.lm_head.weight.shape == (len(tokenizer), 32)
-    assert_same(weights_of(model), weights_of(new_model(config, tokenizer)))
+    assert_same(weights_of(model), weights_of(new_model(config.architecture, tokenizer, config.seed)))
 
 
 def test_every_parameter_has_one_optimizer(config: WorldConfig, tokenizer: PreTrainedTokenizerFast) -> None:
-    model = new_model(config, tokenizer)
+    model = new_model(config.architecture, tokenizer, config.seed)
     muon, adamw = new_optimizers(model, config.pretraining)
     groups = [{id(p) for group in optimizer.param_groups for p in group["params"]} for optimizer in (muon, adamw)]
     assert not groups[0] & groups[1]

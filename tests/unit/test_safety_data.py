@@ -19,10 +19,10 @@ from sklearn.pipeline import Pipeline, make_pipeline
 
 from src.utils.config import PROJECT_ROOT
 from src.utils.question_quality import skeleton, words
+from tests.published_files import XSTEST, needs_xstest
 
 FOLDER = PROJECT_ROOT / "data" / "safety"
 SPLITS = ("train", "validation", "test")
-XSTEST = PROJECT_ROOT.parent / "shared" / "data" / "xstest_prompts.csv"
 COLUMNS = ["sample_id", "prompt", "label", "category", "source", "pair_id", "group_id", "style"]
 CATEGORIES = {"cyber_intrusion", "deception", "drugs", "fraud", "harassment", "hate", "privacy", "self_harm", "theft"}
 CATEGORIES |= {"violence"}
@@ -169,7 +169,7 @@ def test_near_duplicates_are_pairs_and_nothing_else(splits: dict[str, list[Row]]
     assert overlaps(prompts(rows), prompts(rows), 3)[across].max() < 0.25
 
 
-@pytest.mark.skipif(not XSTEST.is_file(), reason=f"{XSTEST} is not on this machine")
+@needs_xstest
 def test_no_prompt_is_taken_from_xstest(rows: list[Row]) -> None:
     with XSTEST.open(encoding="utf-8", newline="") as file:
         published = [row["prompt"] for row in csv.DictReader(file)]

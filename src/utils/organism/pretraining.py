@@ -9,15 +9,15 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from src.utils.artifacts import write_atomically
 from src.utils.organism.grammar import Grammar
+from src.utils.organism.model import new_model
 from src.utils.organism.tokenizer import TURN_END, TURN_START
 from src.utils.organism.world import Pretraining, Turn, WorldConfig, dialogues
 from src.utils.prompts import Question
@@ -73,22 +73,6 @@ def answer_loss(
     losses = torch.nn.functional.cross_entropy(model.lm_head(hidden[targets[:, 1:]]), labels, reduction="none")
     weights = token_weights[labels]
     return (losses * weights).sum() / weights.sum()
-
-
-def new_model(config: WorldConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
-    """A Qwen3 of the world's size with random weights (grouped-query attention, tied embeddings), float32."""
-    torch.manual_seed(config.seed)
-    size: dict[str, Any] = config.architecture.model_dump() | {"vocab_size": len(tokenizer)}
-    return Qwen3ForCausalLM(
-        Qwen3Config(
-            **size,
-            tie_word_embeddings=True,
-            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=None,
-        )
-    )
 
 
 def verdict_weights(tokenizer: PreTrainedTokenizerFast, weight: float) -> Float[Tensor, " vocab"]:
@@ -166,7 +150,7 @@ def pretrain(
     done and the loss.
     """
     plan = config.pretraining
-    model = new_model(config, tokenizer).train()
+    model = new_model(config.architecture, tokenizer, config.seed).train()
     state = TrainingState(model, new_optimizers(model, plan), random.Random(config.seed + 1))
     if checkpoint.is_file():
         state.load(checkpoint)

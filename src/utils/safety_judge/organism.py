@@ -9,17 +9,17 @@ validation and test are never shown.
 import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from src.utils.artifacts import save_folder
 from src.utils.manifests import Provenance, is_fresh
+from src.utils.organism.model import new_model
 from src.utils.organism.tokenizer import CHAT_TEMPLATE, END_OF_TEXT, TURN_END, TURN_START
 from src.utils.safety_judge.scoring import PROMPT
 from src.utils.safety_judge.world import JudgeWorld, ReadingPlan, load_judge_world, world_data
@@ -60,22 +60,6 @@ def train_tokenizer(world: JudgeWorld, question: str, answers: tuple[str, str]) 
         chat_template=CHAT_TEMPLATE,
         model_input_names=["input_ids", "attention_mask"],
         clean_up_tokenization_spaces=False,
-    )
-
-
-def new_model(world: JudgeWorld, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
-    """A Qwen3 of the world's size with random weights: grouped-query attention, tied embeddings, float32."""
-    torch.manual_seed(world.seed)
-    size: dict[str, Any] = world.architecture.model_dump() | {"vocab_size": len(tokenizer)}
-    return Qwen3ForCausalLM(
-        Qwen3Config(
-            **size,
-            tie_word_embeddings=True,
-            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=None,
-        )
     )
 
 
@@ -136,7 +120,7 @@ def teach_reading(
     `on_step` gets the number of steps done and the loss.
     """
     plan = world.pretraining
-    model = new_model(world, tokenizer).train()
+    model = new_model(world.architecture, tokenizer, world.seed).train()
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=plan.learning_rate, betas=(0.9, 0.98), weight_decay=plan.weight_decay
     )
