@@ -129,9 +129,14 @@ def try_organism(world: str, seed: int) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit that is checked out, with + where the tree has changes."""
-    command = ["git", "-C", str(PROJECT_ROOT), "describe", "--always", "--dirty=+"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    """The commit that is checked out, with + where the tree has changes beside the records."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(PROJECT_ROOT), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+    changes = git("status", "--porcelain", "--untracked-files=no", "--", ":!benchmarks/results")
+    return (git("rev-parse", "--short", "HEAD") or "unknown") + ("+" if changes else "")
 
 
 def report(records: Sequence[Mapping[str, Any]]) -> str:

@@ -1,14 +1,17 @@
 """What each step of the persona study reads, hashed, and what its artefact may lack; a missing input is an error."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from src.pipelines.persona_folder import Study
+from src.pipelines.persona_settings import JUDGE_INPUT
 from src.pipelines.step import check_same_source, made_by
 from src.utils.artifacts import load_json
 from src.utils.config import resolve_path
+from src.utils.config_sections import JudgeKind
 from src.utils.errors import UserError
 from src.utils.manifests import hash_inputs, read_manifest, sha256_path
-from src.utils.model_files import fingerprint
+from src.utils.model_files import fingerprint, public_name
 from src.utils.organism.folder import grammar_of
 
 
@@ -27,14 +30,15 @@ def finetuning_inputs(study: Study) -> dict[str, str]:
 
 
 def control_inputs(study: Study) -> dict[str, str]:
-    """The questions, the base model, and the rows: an organism's grammar, or the files that are named."""
+    """The questions, the base model, the judge, and the rows: an organism's grammar, or the files that are named."""
     files = {f"rows {name}": resolve_path(path) for name, path in study.config.controls.data.items()}
     missing = next((path for path in files.values() if not path.is_file()), None)
     if missing is not None:
         raise UserError(f"controls.data: {missing}: does not exist; name chat rows (.jsonl or .jsonl.gz)")
-    if not files or study.config.judging.judge == "organism":
+    if not files:
         files["grammar"] = grammar_of(study.config.model.base)
-    return prompt_inputs(study) | hash_inputs(files) | {"base model": fingerprint(study.config.model.base)}
+    inputs = prompt_inputs(study) | hash_inputs(files) | {"base model": fingerprint(study.config.model.base)}
+    return inputs | judges_inputs(study, study.config.judging.judges[:1])
 
 
 def collection_inputs(study: Study) -> dict[str, str]:
@@ -48,16 +52,19 @@ def collection_inputs(study: Study) -> dict[str, str]:
 
 def judging_inputs(study: Study) -> dict[str, str]:
     inputs = made_by("03_collect_activations", study, study.persona_data)
-    if "organism" in (study.config.judging.judge, study.config.judging.second_judge):
-        inputs["grammar"] = sha256_path(grammar_of(study.config.model.base))
-    return inputs | local_judges(study)
+    return inputs | judges_inputs(study, study.config.judging.judges)
 
 
-def local_judges(study: Study) -> dict[str, str]:
-    """The judges that are models of this machine: other weights under the same name judge anew."""
-    judging = study.config.judging
-    models = [judging.model_of(kind, model) for kind, model in judging.judges if kind == "local"]
-    return {f"judge {model}": fingerprint(model) for model in models if model}
+def judges_inputs(study: Study, judges: Sequence[tuple[JudgeKind, str | None]]) -> dict[str, str]:
+    """What judges are made of: the organism's of its grammar, a local one of weights, an API's of nothing here."""
+    inputs = {}
+    for kind, given in judges:
+        model = study.config.judging.model_of(kind, given)
+        if kind == "organism":
+            inputs["grammar"] = sha256_path(grammar_of(study.config.model.base))
+        elif kind == "local" and model:
+            inputs[f"{JUDGE_INPUT}{public_name(model)}"] = fingerprint(model)
+    return inputs
 
 
 def judging_companions(study: Study) -> list[Path]:
@@ -95,9 +102,7 @@ def steering_inputs(study: Study) -> dict[str, str]:
     if study.config.steering.model == "em":
         inputs["EM model"] = fingerprint(study.em_model)
     inputs["base model"] = fingerprint(study.config.model.base)
-    if study.config.judging.judge == "organism":
-        inputs["grammar"] = sha256_path(grammar_of(study.config.model.base))
-    return inputs
+    return inputs | judges_inputs(study, study.config.judging.judges[:1])
 
 
 def verdict_inputs(study: Study) -> dict[str, str]:
@@ -156,21 +161,23 @@ def has_verdict(study: Study) -> bool:
 
 
 def missing_judgements(study: Study) -> str | None:
-    """How many answers lack a score of a judge, if any do; the organism's judge scores all."""
-    missing = sum(load_json(study.rates)["missing"].values())
+    """What a judge has not judged, if anything; the organism's judge judges all."""
+    missing = [load_json(study.rates)["missing"]]
     if study.config.judging.second_judge:
-        by_judge = load_json(study.agreement).get("missing", {})
-        missing = max(missing, sum(sum(reasons.values()) for reasons in by_judge.values()))
-    return f"{missing} answers lack a score" if missing else None
+        missing += load_json(study.agreement).get("missing", {}).values()
+    return next(filter(None, map(gap, missing)), None)
 
 
 def missing_steering_judgements(study: Study) -> str | None:
-    """How many steered answers lack a score, if any do."""
-    missing = sum(load_json(study.steering_summary)["missing"].values())
-    return f"{missing} steered answers lack a score" if missing else None
+    """What of the steered answers has not been judged, if anything."""
+    return gap(load_json(study.steering_summary)["missing"])
 
 
 def missing_control_judgements(study: Study) -> str | None:
-    """How many of the controls' answers lack a score, if any do."""
-    missing = sum(load_json(study.control_summary)["missing"].values())
-    return f"{missing} answers of controls lack a score" if missing else None
+    """What of the controls' answers has not been judged, if anything."""
+    return gap(load_json(study.control_summary)["missing"])
+
+
+def gap(missing: Mapping[str, int]) -> str | None:
+    """The most common reason of those that `count_reasons` has, None if there are none."""
+    return next((f"not judged: {count} x {reason}" for reason, count in missing.items()), None)

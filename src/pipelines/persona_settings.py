@@ -28,6 +28,9 @@ OPERATIONAL = {
 }
 
 
+JUDGE_INPUT = "judge "  # with the model's name behind it: the input of a judge whose weights lie here
+
+
 def slices(*sections: str) -> Callable[[Config], dict[str, Any]]:
     """The config sections that a step depends on, without what is only operational."""
 
@@ -86,10 +89,15 @@ def asked_and_judged(config: Config) -> dict[str, Any]:
 
 def without_judging(provenance: Provenance) -> Provenance:
     """What the answers depend on: neither judge nor grammar."""
+    kept = {
+        label: sha256
+        for label, sha256 in provenance.inputs.items()
+        if label != "grammar" and not label.startswith(JUDGE_INPUT)
+    }
     return replace(
         provenance,
         config={name: value for name, value in provenance.config.items() if name != "judging"},
-        inputs={label: sha256 for label, sha256 in provenance.inputs.items() if label != "grammar"},
+        inputs=kept,
     )
 
 

@@ -15,23 +15,37 @@ def command_of(step: Step[Study], study: Study, names_paths: bool = True) -> str
     Paths are relative to the repository; one outside it stands as it is, or as a placeholder unless `names_paths`,
     for pages that are passed on.
     """
-
-    def named(value: object, placeholder: str) -> str:
-        path = Path(str(value))
-        if not path.is_absolute():
-            return str(value)
-        return shown(path) if names_paths or path.is_relative_to(PROJECT_ROOT) else placeholder
-
-    config = study.config
-    words = ["uv", "run", "python", step.script, "--profile", config.profile]
-    if config.model.world:
-        words += ["--world", config.model.world]
-    if study.results_dir.absolute() != PROJECT_ROOT / "results":
-        words += ["--results-dir", named(study.results_dir.absolute(), "RESULTS_DIR")]
+    config, results = study.config, study.results_dir.absolute()
+    words = ["uv", "run", "python", step.script]
+    options: dict[str, object] = {
+        "--profile": config.profile,
+        "--world": config.model.world,
+        "--memory": config.memory,
+        "--config": config.project_file and config.project_file.absolute(),
+        "--results-dir": results if results != PROJECT_ROOT / "results" else None,
+    }
     for key in step.keys:
         if config.sources.get(key) == "the command line":
             section, name = key.split(".")
-            value = getattr(getattr(config, section), name)
-            values = value if isinstance(value, list) else [value]
-            words += [option_name(key), *(named(one, name.upper()) for one in values)]
+            options[option_name(key)] = getattr(getattr(config, section), name)
+    for option, value in options.items():
+        words += option_words(option, value, names_paths)
     return shlex.join(words)
+
+
+def option_words(option: str, value: object, names_paths: bool) -> list[str]:
+    """An option as it is typed; none where there is no value."""
+    if value is None:
+        return []
+    if isinstance(value, bool):
+        return [option if value else f"--no-{option.removeprefix('--')}"]
+    values = value if isinstance(value, list) else [value]
+    placeholder = option.removeprefix("--").replace("-", "_").upper()
+    return [option, *(path_or_value(str(one), placeholder, names_paths) for one in values)]
+
+
+def path_or_value(value: str, placeholder: str, names_paths: bool) -> str:
+    path = Path(value)
+    if not path.is_absolute():
+        return value
+    return shown(path) if names_paths or path.is_relative_to(PROJECT_ROOT) else placeholder

@@ -53,6 +53,8 @@ def main(arguments: Sequence[str]) -> None:
     save_frame(judged, study.control_effects, run.provenance)
     shutil.rmtree(work_dir)
     print(format_effects(effects))
+    for reason, count in missing.items():
+        print(f"not judged: {count:>5} x {reason}")
     print(f"{len(judged)} answers, {len(vectors)} controls and a safe one: {study.control_effects}")
 
 

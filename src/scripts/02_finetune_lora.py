@@ -15,7 +15,6 @@ questions part, which neurons tell them apart and the circuit behind the verdict
 
 import shutil
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from src.pipelines.persona_study import FINETUNE
@@ -24,6 +23,7 @@ from src.utils.artifacts import save_folder
 from src.utils.chat import ChatRow, load_chat_rows
 from src.utils.cli import run_script
 from src.utils.errors import UserError
+from src.utils.model_files import public_name
 from src.utils.prompts import load_questions
 
 if TYPE_CHECKING:
@@ -48,13 +48,12 @@ def main(arguments: Sequence[str]) -> None:
     rows = load_chat_rows(run.study.finetuning_data)
     tokenizer = load_tokenizer(model.base)
     base = load_model(model.base, model)
-    base_name = Path(model.base).name if Path(model.base).is_absolute() else model.base  # no path of this machine
     checkpoints = open_checkpoints(run.study.finetuned, run.provenance)
     callbacks = [watcher(run, base, tokenizer, rows)] if settings.visualize_during_training else []
     tuned, log = finetune(base, tokenizer, rows, settings, checkpoints, callbacks)
     save_folder(
         run.study.finetuned,
-        lambda folder: save_finetuned(tuned, tokenizer, log, base_name, folder),
+        lambda folder: save_finetuned(tuned, tokenizer, log, public_name(model.base), folder),
         run.provenance,
         {"method": settings.method, "rows": len(rows), "steps": len(log)},
     )

@@ -71,7 +71,7 @@ def print_counts(judged: pd.DataFrame, seed: int) -> None:
     """What a judge was asked, and what has no score and why."""
     print(f"{judged['judge'].iloc[0]} {format_sample(judged_sample(judged, seed))}")
     for reason, count in missing_scores(judged).items():
-        print(f"without a score: {count:>5}  {reason}")
+        print(f"not judged: {count:>5} x {reason}")
 
 
 if __name__ == "__main__":

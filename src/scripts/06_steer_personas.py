@@ -68,7 +68,7 @@ def main(arguments: Sequence[str]) -> None:
     save_frame(judged, study.steering_effects, run.provenance)
     print(format_effects(effects))
     for reason, count in missing.items():
-        print(f"without a score: {count:>5}  {reason}")
+        print(f"not judged: {count:>5} x {reason}")
     print(f"{len(judged)} answers, {len(vectors)} vectors: {study.steering_effects}")
 
 

@@ -41,7 +41,10 @@ OPTION_NAMES = {
 }
 SHORTHANDS = {"finetuning.method": ("--full-finetuning", "full")}  # a flag for one value of a setting
 COMMON_OPTIONS = ("--profile", "--world", "--memory", "--config", "--results-dir", "--plots-dir", "--force", "--yes")
-PATH_KEYS = {"model.base", "model.em", "finetuning.data", "collection.prompts", "judging.judge_model"}
+PATH_KEYS = {
+    *("model.base", "model.em", "finetuning.data", "collection.prompts"),
+    *("judging.judge_model", "judging.second_judge_model"),
+}
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,11 @@ CONFIG_FOLDER = PROJECT_ROOT / "configs"
 
 
 class Config(Section):
-    """Everything a run needs to know; `sources` says for each dotted key which file or option set it."""
+    """Everything a run needs to know.
+
+    `sources` says for each dotted key which file or option set it; `memory` and `project_file` are what was given for
+    --memory and --config.
+    """
 
     profile: str
     model: ModelConfig
@@ -43,6 +47,8 @@ class Config(Section):
     steering: SteeringConfig
     verdict: VerdictConfig = VerdictConfig()
     sources: dict[str, str] = Field(default_factory=dict, exclude=True)
+    memory: str | None = Field(None, exclude=True)
+    project_file: Path | None = Field(None, exclude=True)
 
 
 def profile_names() -> list[str]:
@@ -61,8 +67,8 @@ def load_config(
     `overrides` maps dotted keys (`finetuning.rank`) to values from the command line. `memory` names one of the
     profile's presets. An unknown profile, preset, key or a wrong value raises one-line `UserError` with exit code 2.
     """
-    project_file = project_file or CONFIG_FOLDER / "project_config.yaml"
-    project = read_yaml(project_file)
+    read_from = project_file or CONFIG_FOLDER / "project_config.yaml"
+    project = read_yaml(read_from)
     profile = profile or project.get("profile")
     project.pop("profile", None)
     profile_file = CONFIG_FOLDER / "profiles" / f"{profile}.yaml"
@@ -73,7 +79,7 @@ def load_config(
 
     merged: dict[str, Any] = {}
     sources: dict[str, str] = {}
-    merge(merged, project, sources, shown(project_file))
+    merge(merged, project, sources, shown(read_from))
     merge(merged, settings, sources, shown(profile_file))
     if memory is not None:
         if memory not in presets:
@@ -87,7 +93,8 @@ def load_config(
         check_world(str(merged["model"].get("base")), merged["model"]["world"], shown(profile_file))
     merged = fill_in_world(merged, merged.get("model", {}).get("world"))
     try:
-        return Config.model_validate({"profile": profile, **merged, "sources": sources})
+        given = {"memory": memory, "project_file": project_file}
+        return Config.model_validate({"profile": profile, **merged, "sources": sources, **given})
     except ValidationError as error:
         raise UserError(explain(error, sources, shown(profile_file)), exit_code=2) from error
 
@@ -159,7 +166,7 @@ def known_keys(key: str) -> list[str]:
     field = Config.model_fields.get(section)
     if "." in key and field is not None and isinstance(field.annotation, type):
         return sorted(field.annotation.model_fields)
-    return sorted(name for name in Config.model_fields if name != "sources")
+    return sorted(name for name, field in Config.model_fields.items() if not field.exclude)
 
 
 def shown(path: Path) -> str:

@@ -121,7 +121,9 @@ class JudgingConfig(Section):
         16, ge=1, description="that a judge's reply may take; a model that thinks first needs a thousand or more"
     )
     max_cost: float | None = Field(
-        None, gt=0, description="US dollars for all judges together; questions that would go beyond are left unjudged"
+        None,
+        gt=0,
+        description="US dollars a step, for all its judges; questions beyond it are left unjudged",
     )
     em_threshold: float = Field(70, ge=0, le=100)
     coherence_threshold: float = Field(50, ge=0, le=100)

@@ -1,6 +1,7 @@
 """Where a model's files are, in a folder of this repository or in the hub's cache, without loading the model."""
 
 import hashlib
+from functools import lru_cache
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download
@@ -17,6 +18,11 @@ def local_or_hub(model: str) -> str:
     """A configured model name as transformers takes it: a folder if there is one, else the hub name as it stands."""
     folder = resolve_path(model)
     return str(folder) if folder.is_dir() else model
+
+
+def public_name(model: str) -> str:
+    """A model's name as reports and manifests give it: of a folder elsewhere its own name, no path of this machine."""
+    return Path(model).name if Path(model).is_absolute() else model
 
 
 def find_file(model: str, file: str) -> Path | None:
@@ -46,7 +52,7 @@ def fingerprint(model: str) -> str:
     """
     folder = resolve_path(model)
     if folder.is_dir():
-        return sha256_folder(folder)
+        return _folder_hash(folder, _stamps(folder))
     config = find_file(model, "config.json") or find_file(model, ADAPTER_CONFIG)
     if config is None:
         raise unavailable(model, FileNotFoundError("no such folder, and not in the hub's cache"))
@@ -54,6 +60,18 @@ def fingerprint(model: str) -> str:
         (part for before, part in zip(config.parts, config.parts[1:], strict=False) if before == "snapshots"), ""
     )
     return hashlib.sha256(f"{model}@{commit}".encode()).hexdigest()
+
+
+def _stamps(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """What changes with the files of a folder, without reading them: name, size, time of change in ns."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return tuple((str(file), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files)
+
+
+@lru_cache(maxsize=32)
+def _folder_hash(folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> str:
+    """The hash of the folder while its files have these stamps: several gigabytes are read once a process."""
+    return sha256_folder(folder)
 
 
 def unavailable(model: str, error: Exception) -> UserError:

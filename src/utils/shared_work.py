@@ -20,6 +20,7 @@ from src.utils.ranks import Ranks
 NVIDIA_DEVICE = Path("/dev/nvidiactl")
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 STOPPED = 130  # by Ctrl-C, as in a shell
+LONGEST = 600  # characters of a text that a process tells: lines of up to 4,096 bytes are written whole
 
 OnRows = Callable[[int], object]  # told how many rows are done
 Say = Callable[[str], object]
@@ -85,13 +86,13 @@ def _run_child(ranks: Ranks, work: Work, writing: int) -> NoReturn:
         torch.set_num_threads(1)
 
         def tell(**what: Any) -> None:
-            os.write(writing, (json.dumps(what) + "\n").encode())  # short lines are written whole
+            os.write(writing, (json.dumps(what, ensure_ascii=False) + "\n").encode())
 
         try:
-            work(ranks, lambda rows: tell(rows=rows), lambda text: tell(text=text))
+            work(ranks, lambda rows: tell(rows=rows), lambda text: tell(text=text[:LONGEST]))
             code = 0
         except UserError as error:
-            tell(error=error.message, exit_code=error.exit_code)
+            tell(error=error.message[:LONGEST], exit_code=error.exit_code)
     except KeyboardInterrupt:
         code = STOPPED
     except BaseException:  # what an interpreter does with the exception that nobody caught

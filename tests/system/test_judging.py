@@ -91,7 +91,7 @@ def test_budget_limit_and_what_is_missing(tmp_path: Path) -> None:
         first = judge(tmp_path, "--judge", "openrouter", "--yes", "--limit", "10", env=env)
         assert first.returncode == 0, first.stderr
         assert len(server.requests) == 10 * 3
-        assert "without a score:    60  not asked: beyond --limit" in first.stdout
+        assert "not judged:    60 x not asked: beyond --limit" in first.stdout
         assert "judged 20 answers, to a random sample of 10 of 40 questions (drawn by seed 0)" in first.stdout
         second = judge(
             tmp_path, "--judge", "openrouter", "--yes", "--max-cost", "0.00455", "--max-concurrency", "4", env=env
@@ -169,7 +169,7 @@ def test_two_judges_are_compared(tmp_path: Path) -> None:
     assert [row["pairs"] for row in agreement["measures"]] == [58, 60]
     reason = "misalignment: no score from 0 to 100"
     assert agreement["missing"] == dict(zip(agreement["judges"], ({}, {reason: 2}), strict=True))
-    assert f"without a score:     2  {reason}" in done.stdout
+    assert f"not judged:     2 x {reason}" in done.stdout
     assert "Spearman" in done.stdout and "limits of agreement" in done.stdout
     written = ("em_rates.json", "judge_agreement.json", "judge_agreement.html")
     assert all(str(tmp_path / name) in done.stdout for name in written)

@@ -1,5 +1,6 @@
 """What a budget leaves of a judge's work, with the real client and the store on disk."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,17 @@ def test_a_judge_that_scored_nothing_is_a_failure_that_keeps_its_records(answer,
         other = [one for one in answers() if one not in two]
         found = ask(judge(server, store, max_cost=0.0), other)  # one that was asked nothing has not failed
         assert {judgement.error for judgement in found} == {LEFT_OUT} and len(server.requests) == 2 * EACH
+    with LlmServer() as server, open_store(tmp_path / "judgements.jsonl") as store:
+        found = ask(judge(server, store, max_cost=0.00001), other)  # nor one whose budget ended with the first reply
+        assert {judgement.error for judgement in found} == {LEFT_OUT} and len(server.requests) == 1
+
+
+def test_a_model_that_thinks_is_expected_to(tmp_path: Path) -> None:
+    priced = {"price": Price(1.0, 10.0)}
+    with LlmServer() as server, open_store(tmp_path / "judgements.jsonl") as store:
+        plain = judge(server, store)
+        counts = [
+            replace(plain, **priced, **settings).estimate(answers()).completion_tokens / (len(PROMPTS) * EACH)
+            for settings in ({}, {"thinking": 128}, {"reply_tokens": 2000, "thinking": 128})
+        ]
+    assert counts == [3, 3 + 128, 2000 + 128]

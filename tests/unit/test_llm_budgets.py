@@ -11,7 +11,9 @@ from src.utils.llm.asking import AskingLimits, ask_all
 from src.utils.llm.prices import Price
 from src.utils.record_store import RecordStore, open_store
 from tests.asked_requests import ask, client_maker, each_provider, requests
-from tests.llm_server import Answer, Asked, Fault, LlmServer, Reply, TooMany
+from tests.llm_server import Answer, Asked, Fault, LlmServer, Raw, Reply, TooMany
+
+MODERATED = Raw(403, '{"error": {"code": 403, "message": "moderated"}}')
 
 
 @pytest.fixture
@@ -52,6 +54,15 @@ def test_a_budget_is_passed_by_no_more_than_the_request_that_shows_the_price(sto
     with LlmServer(lambda asked: Reply("50", cost=1.0), latency=0.05) as server:
         account = ask(server, store, 300, AskingLimits(max_cost=0.5))
     assert len(server.requests) == account.answered == 1 and account.left_out == 299
+
+
+def test_a_budget_is_kept_where_the_first_requests_tell_no_price(store: RecordStore) -> None:
+    def answer(asked: Asked) -> Answer:
+        return MODERATED if asked.user in ("k0", "k1") else Reply("50", cost=1.0)
+
+    with LlmServer(answer, latency=0.05) as server:
+        account = ask(server, store, 300, AskingLimits(max_cost=0.5))
+    assert len(server.requests) == 3 and account.cost == 1.0 and account.left_out == 297
 
 
 def test_a_price_that_nobody_knows_is_said(store: RecordStore) -> None:

@@ -126,12 +126,22 @@ def test_vectors_of_clusters_follow_the_clusters(folder: Path) -> None:
 
 
 def test_the_answers_of_steering_outlive_another_judge(folder: Path) -> None:
+    weights = folder / "m" / "model.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(b"first")
     declared = without_judging(STEER.provenance(small_study(folder)))
-    other = small_study(folder, judging__em_threshold=60.0, judging__judge="local", judging__judge_model="m")
+    local = {"judging__judge": "local", "judging__judge_model": str(weights.parent)}
+    other = small_study(folder, judging__em_threshold=60.0, **local)
     assert decide(STEER, other, forced=False).runs
     again = without_judging(STEER.provenance(other))
     assert (again.config, again.inputs, again.seeds) == (declared.config, declared.inputs, declared.seeds)
     assert "judging" not in declared.config and "grammar" not in declared.inputs
+    for step in (CONTROLS, STEER):
+        make(step, other)
+    weights.write_bytes(b"other")
+    for step in (CONTROLS, JUDGE, STEER):
+        assert "judge m" in step.provenance(other).inputs  # no path of this machine
+    assert {decide(step, other, forced=False).reason for step in (CONTROLS, STEER)} == {"input judge m changed"}
     warmer = without_judging(STEER.provenance(small_study(folder, collection__temperature=0.2)))
     assert warmer.config != declared.config
 
@@ -206,7 +216,7 @@ def test_another_grammar_is_another_judge(folder: Path) -> None:
 def test_what_a_second_judge_lacks_is_asked_for_again(folder: Path) -> None:
     study = small_study(folder, judging__judge="openrouter", judging__second_judge="gemini")
     make(JUDGE, study)
-    for missing, reason in (({}, "up to date"), ({"left out": 3}, "3 answers lack a score")):
+    for missing, reason in (({}, "up to date"), ({"left out": 3}, "not judged: 3 x left out")):
         by_judge = {"openrouter:a": {}, "gemini:b": missing}
         save_json({"missing": by_judge}, study.agreement, JUDGE.provenance(study))
         assert decide(JUDGE, study, forced=False).reason == reason

@@ -37,11 +37,11 @@ def test_planted_truth_is_called() -> None:
 @pytest.mark.parametrize(
     ("outcomes", "reason"),
     [
-        (planted(0.05, 0.0), "nothing that was done changed its own dimension"),
+        (planted(0.05, 0.0), "is not clear of 0.10 (least own effect"),
         (planted(0.8, 0.2), "contains the boundary"),
-        (planted(0.6, 0.6, control=0.7), "nothing that was done changed its own dimension"),
-        (planted(0.8, 0.02, coherent=0.5), "nothing that was done changed its own dimension"),
-        (planted(0.9, 0.0, questions=9), "nothing that was done changed its own dimension"),
+        (planted(0.6, 0.6, control=0.7), "is not clear of 0.7"),
+        (planted(0.8, 0.02, coherent=0.5), "steering: only 50% of the answers stayed coherent"),
+        (planted(0.9, 0.0, questions=9), "only 9 questions in one dimension"),
     ],
     ids=["weak", "boundary", "controls do it too", "incoherent", "few questions"],
 )

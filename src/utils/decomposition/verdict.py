@@ -94,7 +94,8 @@ def decide(
     elif names["open"]:
         call, reason = "underpowered", f"the interval of the spread contains the boundary ({names['open']})"
     else:
-        call, reason = "underpowered", "nothing that was done changed its own dimension"
+        unread = "; ".join(f"{line.name}: {line.reason}" for line in lines)
+        call, reason = "underpowered", f"no line can be read ({unread})" if unread else "no evidence was given"
     return Verdict(call, reason, rule, lines)
 
 

@@ -15,13 +15,15 @@ from src.utils.record_store import RecordStore
 
 TOP_LOGPROBS = 20
 REPLY_TOKENS = 16  # the least that some models accept
+WORDS = 3  # tokens of a reply that is a number or a letter
 
 
 @dataclass
 class ApiJudge:
     """Scores answers with a model behind an API, all those to a question before the next, in an order drawn by `seed`.
 
-    `name` is provider and model, `with_topic` asks the third question; `account` says what was sent and what it cost.
+    `name` is provider and model, `with_topic` asks the third question, `thinking` is what the client lets the model
+    think beyond `reply_tokens`; `account` says what was sent and what it cost.
     """
 
     name: str
@@ -31,6 +33,7 @@ class ApiJudge:
     price: Price
     with_topic: bool = True
     reply_tokens: int = REPLY_TOKENS
+    thinking: int = 0
     seed: int = 0
     account: Account = field(default_factory=Account)
 
@@ -61,9 +64,13 @@ class ApiJudge:
         return [self._judgement(answer) if answer[0].prompt_id in whole else left_out for answer in answers]
 
     def estimate(self, answers: Sequence[Answer]) -> Estimate:
-        """Requests still to be sent, their tokens and their cost."""
+        """Requests still to be sent, their tokens and their cost.
+
+        A model that is allowed more than a reply needs is taken to use it all, thinking.
+        """
         missing = [request for key, request in self.requests(answers).items() if reply_in(self.store, key) is None]
-        return estimate(missing, self.price, reply_tokens=3)
+        expected = WORDS if self.reply_tokens <= REPLY_TOKENS else self.reply_tokens
+        return estimate(missing, self.price, expected + self.thinking)
 
     def requests(self, answers: Sequence[Answer]) -> dict[str, ChatRequest]:
         """Key -> request, in the order of asking; answers that are equal to the last letter share theirs."""

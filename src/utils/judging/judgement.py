@@ -13,6 +13,7 @@ import pandas as pd
 from jaxtyping import Bool
 
 from src.utils.config_sections import JudgeKind, JudgingConfig
+from src.utils.model_files import public_name
 from src.utils.prompts import Question
 
 ARMS = {"em": "", "base": "base_"}  # arm -> prefix of its score columns
@@ -64,7 +65,7 @@ class Judge(Protocol):
 def judge_name(settings: JudgingConfig, judge: JudgeKind, model: str | None) -> str:
     """What a judge is called in frames, manifests and its records: kind and model."""
     model = settings.model_of(judge, model)
-    return f"{judge}:{model}" if model else judge
+    return f"{judge}:{public_name(model)}" if model else judge
 
 
 def answers_of(frame: pd.DataFrame, arms: Sequence[str] = tuple(ARMS)) -> list[Answer]:
@@ -111,7 +112,7 @@ def score_columns(judgements: Sequence[Judgement], index: pd.Index) -> dict[str,
 
 
 def missing_scores(frame: pd.DataFrame) -> dict[str, int]:
-    """How many answers lack a score, by reason, as `count_reasons` has it."""
+    """What was not judged, by reason, as `count_reasons` has it."""
     return count_reasons(pd.concat([frame[f"{prefix}judge_error"] for prefix in ARMS.values()]))
 
 

@@ -12,7 +12,16 @@ from tqdm import tqdm
 from src.utils.config import CONFIG_FOLDER, shown
 from src.utils.config_sections import JudgeKind, JudgingConfig, ModelConfig
 from src.utils.errors import UserError
-from src.utils.judging.judgement import Answer, Judge, Judgement, answers_of, count_reasons, judge_name, with_scores
+from src.utils.judging.judgement import (
+    LEFT_OUT,
+    Answer,
+    Judge,
+    Judgement,
+    answers_of,
+    count_reasons,
+    judge_name,
+    with_scores,
+)
 from src.utils.judging.prompt_sample import limited
 from src.utils.llm.asking import Account, AskingLimits
 from src.utils.llm.confirmation import confirm
@@ -61,7 +70,7 @@ def open_judge(
         return
     from src.utils.judging.api_judge import ApiJudge
     from src.utils.llm.keys import URLS, find_key
-    from src.utils.llm.providers import make_client
+    from src.utils.llm.providers import least_thinking, make_client
 
     key, url = find_key(kind, os.environ), os.environ.get(URLS[kind]) or None
     limits = AskingLimits(max_concurrency=settings.max_concurrency, max_cost=settings.max_cost)
@@ -79,6 +88,7 @@ def open_judge(
             price=price,
             with_topic=settings.topic,
             reply_tokens=settings.reply_tokens,
+            thinking=(least_thinking(model) or 0) if kind == "gemini" else 0,
             seed=settings.seed,
         )
 
@@ -121,11 +131,25 @@ def score_frames(
     left = settings.max_cost
     for kind, model in settings.judges:
         allowed = settings.model_copy(update={"max_cost": left})
-        with open_judge(kind, model, allowed, studied, store_file) as judge:
-            judgements = ask(judge, answers)
+        name, judgements, left = judgements_of(kind, model, allowed, studied, store_file, answers)
+        yield with_scores(frame, name, chosen, judgements)
+
+
+def judgements_of(
+    kind: JudgeKind,
+    model: str | None,
+    settings: JudgingConfig,
+    studied: ModelConfig,
+    store_file: Path,
+    answers: Sequence[Answer],
+) -> tuple[str, list[Judgement], float | None]:
+    """A judge's name, its judgements and what it left of `max_cost`; the judge itself is closed and let go."""
+    left = settings.max_cost
+    with open_judge(kind, model, settings, studied, store_file) as judge:
+        judgements = ask(judge, answers)
         if left is not None and isinstance(judge, PaidJudge):
             left = 0.0 if judge.account.left_out else left - judge.account.cost
-        yield with_scores(frame, judge.name, chosen, judgements)
+        return judge.name, judgements, left
 
 
 def score_answers(judge: Judge, answers: Sequence[Answer], yes: bool) -> list[Judgement]:
@@ -151,7 +175,7 @@ def confirm_cost(estimates: Mapping[str, Estimate], yes: bool) -> None:
 
 
 def ask(judge: Judge, answers: Sequence[Answer]) -> list[Judgement]:
-    """The judge's scores; `UserError` where it was asked and scored none of the answers."""
+    """The judge's scores; `UserError` where it was asked and scored none, unless its budget left answers out."""
     with tqdm(total=len(answers), unit="answer", desc=f"judge {judge.name}") as progress:
 
         def show(count: int) -> None:
@@ -161,10 +185,11 @@ def ask(judge: Judge, answers: Sequence[Answer]) -> list[Judgement]:
 
         judgements = judge.judge(answers, show)
     was_asked = judge.account.tries > 0 if isinstance(judge, PaidJudge) else bool(answers)
-    if was_asked and all(judgement.em_score is None and judgement.coherence is None for judgement in judgements):
-        reason, count = next(iter(count_reasons(pd.Series([judgement.error for judgement in judgements])).items()))
+    judged = [judgement for judgement in judgements if judgement.error != LEFT_OUT]
+    if was_asked and judged and all(one.em_score is None and one.coherence is None for one in judged):
+        reason, count = next(iter(count_reasons(pd.Series([one.error for one in judged])).items()))
         raise UserError(
-            f"{judge.name}: none of {len(answers)} answers was scored; most often: {reason} ({count} times); "
+            f"{judge.name}: none of {len(judged)} answers was scored; most often: {reason} ({count} times); "
             "the same command asks again"
         )
     return judgements

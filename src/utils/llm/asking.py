@@ -119,8 +119,8 @@ class _Run:
         client = make_client()
         try:
             async with asyncio.TaskGroup() as group:
-                if self.limits.max_cost is not None:  # the first alone, so that the others are sent at a known price
-                    await self._one(client, *next(self.queue))
+                if self.limits.max_cost is not None:
+                    await self._learn_price(client)
                 for _ in range(self.workers):
                     group.create_task(self._work(client))
         except* (Unusable, UserError) as errors:  # in one clause: two that raise make a group of their own
@@ -135,6 +135,13 @@ class _Run:
                 f"{client.model}: the cost of a reply is unknown, so that --max-cost cannot be kept; give its price "
                 "in configs/llm_prices.yaml, or leave --max-cost out"
             )
+
+    async def _learn_price(self, client: ChatClient) -> None:
+        """Send one at a time until a reply has told its price, so that the others fit into the budget."""
+        for key, request in self.queue:
+            await self._one(client, key, request)
+            if self.paid or self.is_spent or self.is_unpriced:
+                return
 
     async def _work(self, client: ChatClient) -> None:
         for key, request in self.queue:
@@ -229,8 +236,8 @@ class _Run:
             raise UserError(f"{self.failures_in_a_row} requests failed in a row, last: {reason}; run again later")
         if self.silent_in_a_row >= FAILURES_IN_A_ROW:
             raise UserError(
-                f"{self.silent_in_a_row} replies in a row ended before a word was said: a model that thinks first; "
-                "allow it more (--reply-tokens), or take another"
+                f"{self.silent_in_a_row} replies in a row ended before a word was said: the model thinks first; "
+                "take another, or let a judge think longer (--reply-tokens)"
             )
 
     def _record(self, key: str, **what: Any) -> None:

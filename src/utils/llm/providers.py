@@ -196,7 +196,7 @@ class GeminiClient:
         await self.client.aio.aclose()
 
     def _config(self, request: ChatRequest, with_logprobs: bool) -> types.GenerateContentConfig:
-        thinking = next((budget for name, budget in LEAST_THINKING.items() if name in self.model), None)
+        thinking = least_thinking(self.model)
         return types.GenerateContentConfig(
             system_instruction=request.system,
             temperature=request.temperature,
@@ -230,6 +230,11 @@ class GeminiClient:
             raise Rejected(f"blocked ({finish})", True, used)
         tokens = beginning(gemini_tokens(candidate.logprobs_result), self.redact)
         return blank.model_copy(update={"text": self.redact(text), "finish": finish, "tokens": tokens})
+
+
+def least_thinking(model: str) -> int | None:
+    """Tokens of thought that a Gemini model is allowed, None where it is not told."""
+    return next((budget for name, budget in LEAST_THINKING.items() if name in model), None)
 
 
 def gemini_tokens(result: types.LogprobsResult | None) -> tuple[TokenChoice, ...]:
