@@ -8,9 +8,7 @@ from dataclasses import dataclass
 import psutil
 
 SECONDS_BETWEEN = 0.5
-RISE = (
-    1.05  # of resident memory, after which what is shared is counted again: that takes a tenth of a second a gigabyte
-)
+RISE = 1.05  # of resident memory, before what is shared is counted again, which takes 0.1 s a gigabyte
 
 
 @dataclass
