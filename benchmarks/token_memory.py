@@ -8,13 +8,13 @@ samples), without and with the token shards: the frame and the means grow with t
 """
 
 import argparse
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from src.pipelines.memory_watch import memory_watched
 from src.utils.config import PROJECT_ROOT
 
 QUESTIONS = 885
@@ -33,20 +33,18 @@ def main() -> None:
 
 
 def collect(rows: int, results_dir: Path, options: list[str]) -> tuple[float, float]:
-    """Run step 3; returns its peak resident memory and what the token shards take on disk, both in MiB."""
+    """Run step 3; returns the peak memory of all its processes and what the token shards take on disk, in MiB."""
     size = ["--limit", str(rows)] if rows < QUESTIONS else ["--samples", str(round(rows / QUESTIONS))]
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(results_dir / "adapters", Path(folder) / "adapters")
         script = str(PROJECT_ROOT / "src" / "scripts" / "03_collect_activations.py")
         command = [sys.executable, script, "--results-dir", folder, *size, *options]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            sys.exit(f"{' '.join(command)}: exit code {process.returncode}")
+        with memory_watched() as memory:
+            code = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False).returncode
+        if code:
+            sys.exit(f"{' '.join(command)}: exit code {code}")
         written = sum(file.stat().st_size for file in (Path(folder) / "persona_tokens").glob("*.safetensors"))
-    scale = 1 if sys.platform == "darwin" else 1024
-    return usage.ru_maxrss * scale / 2**20, written / 2**20
+    return memory.value / 2**20, written / 2**20
 
 
 if __name__ == "__main__":
