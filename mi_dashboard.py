@@ -13,9 +13,6 @@ from pathlib import Path
 
 import streamlit as st
 
-from src.dashboard.persona_study import show_persona_study
-from src.dashboard.pods import show_pods
-from src.dashboard.training_visualizations import show_training
 from src.utils.config import PROJECT_ROOT
 
 
@@ -31,12 +28,26 @@ def main() -> None:
         st.error(f"Unknown options: {' '.join(sys.argv[1:])}. There are --results-dir and --outputs, after a lone --.")
         st.stop()
     outputs, results = given.outputs.absolute(), given.results_dir.absolute()
+
+    def training() -> None:  # each page loads what it needs itself: the first view waits for no other's libraries
+        from src.dashboard.training_visualizations import show_training
+
+        show_training(outputs, results)
+
+    def persona_study() -> None:
+        from src.dashboard.persona_study import show_persona_study
+
+        show_persona_study(results)
+
+    def pods() -> None:
+        from src.dashboard.pods import show_pods
+
+        show_pods(results / "runs")
+
     pages = [  # without icons: a browser would ask the network for those
-        st.Page(
-            lambda: show_training(outputs, results), title="Training Visualizations", url_path="training", default=True
-        ),
-        st.Page(lambda: show_persona_study(results), title="Persona study", url_path="persona_study"),
-        st.Page(lambda: show_pods(results / "runs"), title="Pods", url_path="pods"),
+        st.Page(training, title="Training Visualizations", default=True),
+        st.Page(persona_study, title="Persona study"),
+        st.Page(pods, title="Pods"),
     ]
     st.navigation(pages, position="top").run()
 

@@ -65,6 +65,13 @@ def test_a_budget_is_kept_where_the_first_requests_tell_no_price(store: RecordSt
     assert len(server.requests) == 3 and account.cost == 1.0 and account.left_out == 297
 
 
+def test_requests_that_fail_one_after_the_other_before_a_price_is_known_end_the_run(store: RecordStore) -> None:
+    with LlmServer(lambda asked: MODERATED) as server:
+        with pytest.raises(UserError, match=r"^5 requests failed in a row, last: .*moderated.*; run again later"):
+            ask(server, store, 300, AskingLimits(max_cost=0.5))
+        assert len(server.requests) == len(store.records) == 5
+
+
 def test_a_price_that_nobody_knows_is_said(store: RecordStore) -> None:
     with LlmServer(lambda asked: Reply("50", cost=None)) as server:
         account = ask(server, store, 3)

@@ -20,6 +20,7 @@ FIRST_LIMIT = 16
 LONGEST_WAIT = 60.0  # seconds between two tries, unless the server asks for more
 FIRST_WAIT = 1.0  # seconds before the second try, at most
 FAILURES_IN_A_ROW = 40  # without one answer in between: the provider is down, and asking on would only cost time
+FIRST_FAILURES = 5  # the same while requests are sent one at a time, each tried as often as ever
 
 
 @dataclass(frozen=True)
@@ -232,7 +233,8 @@ class _Run:
         self.account.failures[key] = reason
         self.failures_in_a_row = 0 if is_verdict else self.failures_in_a_row + 1  # a verdict is an answer
         self.on_change(self.account)
-        if self.failures_in_a_row >= FAILURES_IN_A_ROW:
+        is_alone = self.limits.max_cost is not None and not self.paid
+        if self.failures_in_a_row >= (FIRST_FAILURES if is_alone else FAILURES_IN_A_ROW):
             raise UserError(f"{self.failures_in_a_row} requests failed in a row, last: {reason}; run again later")
         if self.silent_in_a_row >= FAILURES_IN_A_ROW:
             raise UserError(
