@@ -28,7 +28,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.collection_models import models_of
 from benchmarks.generation_engines import compare_engines
-from benchmarks.timing import floors, interleaved, peak_gib, reset_peak, synchronise
+from benchmarks.timing import floors, interleaved, peak_watched, synchronise
 from src.utils import collection
 from src.utils.capture import capture_pooled, excluded_token_ids, pad_id_of, teacher_forcing_batch
 from src.utils.collection import Plan, collect_arms, model_passes, plan_collection, sites_of
@@ -126,9 +126,8 @@ def run_engine(
     with tempfile.TemporaryDirectory() as folder:
         collect_arms(warm_up, tokenizer, passes(model), Path(folder))
     module.generate, module.run_capture = counting, timed("capture", module.run_capture)
-    reset_peak()
     try:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, peak_watched() as peak:
             synchronise()
             started = time.perf_counter()
             collect_arms(plan, tokenizer, passes(model), Path(folder))
@@ -143,7 +142,7 @@ def run_engine(
         "write_and_assemble": 1 - (spent["generate"] + spent["capture"]) / seconds,
         "generated_tokens": tokens,
         "tokens_a_second": tokens / seconds,
-        "peak_memory_gib": peak_gib(),
+        "peak_memory_gib": peak.gib,
     }
 
 
@@ -208,11 +207,17 @@ def time_prompts(plan: Plan, count: int, ask: Callable[[Prompt], int]) -> dict[s
     chosen = [plan.prompts[i * len(plan.prompts) // count] for i in range(min(count, len(plan.prompts)))]
     ask(chosen[0])
     synchronise()
-    started = time.perf_counter()
-    tokens = sum(ask(prompt) for prompt in chosen)
-    synchronise()
-    seconds = time.perf_counter() - started
-    return {"prompts": len(chosen), "seconds_a_prompt": seconds / len(chosen), "tokens_a_second": tokens / seconds}
+    with peak_watched() as peak:
+        started = time.perf_counter()
+        tokens = sum(ask(prompt) for prompt in chosen)
+        synchronise()
+        seconds = time.perf_counter() - started
+    return {
+        "prompts": len(chosen),
+        "seconds_a_prompt": seconds / len(chosen),
+        "tokens_a_second": tokens / seconds,
+        "peak_memory_gib": peak.gib,
+    }
 
 
 def run_one_by_one(
@@ -263,20 +268,22 @@ def capture_overhead(model: PeftModel, tokenizer: PreTrainedTokenizerBase, plan:
 def tables(report: dict[str, Any]) -> str:
     engine, original, capture = report["engine"], report["original"], report["capture"]
     shares = (
-        f"generate {engine['generate']:.0%}, capture {engine['capture']:.0%}, rest {engine['write_and_assemble']:.0%}, "
-        f"peak {engine['peak_memory_gib']:.2f} GiB"
+        f"generate {engine['generate']:.0%}, capture {engine['capture']:.0%}, rest {engine['write_and_assemble']:.0%}"
     )
     measured = f"measured on {original['prompts']} prompts"
     alone = report["one_by_one_through_hugging_face"]
-    slow = {name: one["seconds_a_prompt"] * report["prompts"] for name, one in (("tl", original), ("hf", alone))}
+
+    def row(name: str, seconds: float, one: dict[str, Any], note: str) -> str:
+        return f"{name:<24} {seconds:>9.1f} {one['tokens_a_second']:>9.0f} {one['peak_memory_gib']:>9.2f}   {note}"
+
     lines = [
         f"{report['architecture']}, {report['device']}, {report['prompts']} prompts, batch size {report['batch_size']}",
         f"up to {report['max_new_tokens']} new tokens, {report['layers']} layers, three arms",
-        f"{'':<24} {'seconds':>9} {'tokens/s':>9}",
-        f"{'engine':<24} {engine['seconds']:>9.1f} {engine['tokens_a_second']:>9.0f}   {shares}",
+        f"{'':<24} {'seconds':>9} {'tokens/s':>9} {'peak GiB':>9}",
+        row("engine", engine["seconds"], engine, shares),
         f"{'engine, in processes':<24} {report['engine_in_processes']['seconds']:>9.1f}",
-        f"{'original, extrapolated':<24} {slow['tl']:>9.1f} {original['tokens_a_second']:>9.0f}   {measured}",
-        f"{'the same loop through HF':<24} {slow['hf']:>9.1f} {alone['tokens_a_second']:>9.0f}   {measured}",
+        row("original, extrapolated", original["seconds_a_prompt"] * report["prompts"], original, measured),
+        row("the same loop through HF", alone["seconds_a_prompt"] * report["prompts"], alone, measured),
         f"ratio {report['ratio']:.1f}, in processes {report['ratio_in_processes']:.1f}",
         f"ratio to the same loop through HF {report['ratio_to_hugging_face']:.1f}",
         f"capture of all layers: {capture['ratio']:.3f} of the same pass without hooks and head",
@@ -287,7 +294,10 @@ def tables(report: dict[str, Any]) -> str:
         lines.append(
             f"floor: decoding {floor['decode_bandwidth_seconds']:.1f} s at {floor['bandwidth_gb_a_second']:.0f} GB/s, "
             f"prefill and capture {floor['prefill_and_capture_arithmetic_seconds']:.1f} s at {floor['tflops']:.0f} "
-            f"TFLOP/s; the engine takes {engine['seconds'] / least:.1f} times that"
+            f"TFLOP/s; the engine takes {engine['seconds'] / least:.1f} times that, its generation "
+            f"{engine['generate'] * engine['seconds'] / floor['decode_bandwidth_seconds']:.1f} times the first, its "
+            f"capture {engine['capture'] * engine['seconds'] / floor['prefill_and_capture_arithmetic_seconds']:.1f} "
+            "times the second"
         )
     for row in report.get("engines", ()):
         speed = f"{row['tokens_a_second']:.0f} tokens/s" if "tokens_a_second" in row else row["failed"]

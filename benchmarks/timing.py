@@ -1,14 +1,16 @@
 """Seconds and peak memory, on a GPU as on a processor, and the seconds that a GPU needs at the least."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from peft import PeftModel
 
+from src.pipelines.memory_watch import memory_watched
 from src.utils.collection import Plan
-from src.utils.manifests import peak_memory_bytes
 from src.utils.run_estimate import DeviceRates, floor_seconds, measure_rates
 
 
@@ -30,13 +32,23 @@ def interleaved(runs: dict[str, Callable[[], object]], repeats: int = 9) -> dict
     return {name: sorted(values[1:])[repeats // 2] for name, values in times.items()}
 
 
-def reset_peak() -> None:
+@dataclass
+class Peak:
+    gib: float = 0.0
+
+
+@contextmanager
+def peak_watched() -> Generator[Peak]:
+    """The most memory in use within the block: on a GPU what was allocated there, else what the process held."""
+    peak = Peak()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-
-
-def peak_gib() -> float:
-    return (torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_memory_bytes()) / 2**30
+        yield peak
+        peak.gib = torch.cuda.max_memory_allocated() / 2**30
+    else:
+        with memory_watched() as memory:
+            yield peak
+        peak.gib = memory.value / 2**30
 
 
 def floors(plan: Plan, model: PeftModel) -> dict[str, float]:
