@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from src.utils.artifacts import save_artifact, save_json
-from src.utils.cli import run_script, with_hyphens
+from src.utils.cli import OneLineParser, run_script, with_hyphens
 from src.utils.config import PROJECT_ROOT, resolve_path
 from src.utils.errors import UserError
 from src.utils.manifests import Provenance, as_json, hash_inputs
@@ -75,9 +75,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    found = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     found.add_argument("--seeds", type=int, default=8, help="how many trainings (default 8; fewer decide nothing)")
     found.add_argument("--first-seed", type=int, default=0, help="the first of them (default 0)")
     found.add_argument("--epochs", type=int, default=5, help="of each training (default 5)")

@@ -18,12 +18,12 @@ from src.pod.api import RunPodApi
 from src.pod.creation import IMAGE, PodWish, price_line
 from src.pod.pods import choose_pod, describe
 from src.pod.settings import read_settings
-from src.utils.cli import run_script
+from src.utils.cli import OneLineParser, run_script
 from src.utils.llm.confirmation import confirm
 
 
 def read_options(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     actions = parser.add_subparsers(dest="action", metavar="ACTION")
     actions.add_parser("list", help="the account's pods (default)")
     create = actions.add_parser("create", help="rent a pod")

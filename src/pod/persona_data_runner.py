@@ -26,7 +26,7 @@ from src.pod.plans import plan_command
 from src.pod.run_record import RunRecord, RunRecords
 from src.pod.settings import read_settings
 from src.pod.watch import cancel, conclude, follow, report
-from src.utils.cli import run_script
+from src.utils.cli import OneLineParser, run_script
 from src.utils.config import PROJECT_ROOT
 from src.utils.errors import UserError
 
@@ -36,7 +36,7 @@ RESTARTS = 3  # of an interrupted job, by one client
 
 def read_options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The runner's own options, and those of the step's script."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--step", choices=[*STEPS, JUDGE_TRAIN, SCRIPT], default="collect", help="default: collect")

@@ -16,12 +16,12 @@ from src.pod.checks import all_passed, run_checks
 from src.pod.client import Choices, PodClient
 from src.pod.run_record import RunRecords
 from src.pod.settings import read_settings
-from src.utils.cli import run_script
+from src.utils.cli import OneLineParser, run_script
 from src.utils.config import PROJECT_ROOT
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pod", help="the pod's id (default: the one that is running)")
     parser.add_argument("--key", type=Path, help="SSH key (default: the agent's, then ~/.ssh/id_ed25519)")
     parser.add_argument("--fingerprint", help="SHA256:... of the pod's host key, from its log in the console")

@@ -16,7 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from src.utils.artifacts import open_resumable, save_folder
-from src.utils.cli import run_script, with_hyphens
+from src.utils.cli import OneLineParser, run_script, with_hyphens
 from src.utils.config import CONFIG_FOLDER, PROJECT_ROOT, load_config, resolve_path
 from src.utils.errors import UserError
 from src.utils.manifests import Provenance, hash_inputs
@@ -28,7 +28,7 @@ FINETUNING_ROWS, HELD_OUT_QUESTIONS = 480, 240
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--world", default="entangled", help="a file of configs/organisms (default: %(default)s)")
     parser.add_argument("--seed", type=int, help="pre-training seed (default: the world file's)")
     parser.add_argument("--steps", type=int, help="pre-training steps (default: the world file's)")

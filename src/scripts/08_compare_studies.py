@@ -15,7 +15,7 @@ from pathlib import Path
 
 from src.pipelines.persona_study import CLUSTER, JUDGE, STEER, VERDICT
 from src.utils.artifacts import load_frame, load_json, load_object, load_tensors, save_artifact, save_json
-from src.utils.cli import run_script
+from src.utils.cli import OneLineParser, run_script
 from src.utils.config import PROJECT_ROOT, shown
 from src.utils.decomposition.study_comparison import StudyResults, compare_studies, format_comparison
 from src.utils.errors import UserError
@@ -31,7 +31,7 @@ SCORED, VECTORS, DECIDED = (
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("first", type=Path, help="results folder A")
     parser.add_argument("second", type=Path, help="results folder B")
     parser.add_argument("--output", type=Path, default=PROJECT_ROOT / "results" / "comparison")

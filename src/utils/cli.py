@@ -12,7 +12,7 @@ import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from dotenv import load_dotenv
 from pydantic.fields import FieldInfo
@@ -45,6 +45,13 @@ PATH_KEYS = {
     *("model.base", "model.em", "finetuning.data", "collection.prompts"),
     *("judging.judge_model", "judging.second_judge_model"),
 }
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser that says what is wrong in one line, without the list of all options before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; --help lists the options\n")
 
 
 @dataclass(frozen=True)
@@ -127,7 +134,7 @@ def parse_arguments(
 
 def common_parser(**settings: Any) -> argparse.ArgumentParser:
     """The options that every script has."""
-    parser = argparse.ArgumentParser(allow_abbrev=False, **settings)
+    parser = OneLineParser(allow_abbrev=False, **settings)
     run = parser.add_argument_group("run")
     run.add_argument(
         "--profile", help=f"one of {', '.join(profile_names())} (default: see configs/project_config.yaml)"

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from src.utils.artifacts import write_atomically
-from src.utils.cli import run_script, with_hyphens
+from src.utils.cli import OneLineParser, run_script, with_hyphens
 from src.utils.config import shown
 from src.utils.errors import UserError
 from src.visualizations.figure_images import ImageSettings, draw_images
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(
+    options = OneLineParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     default = ImageSettings()

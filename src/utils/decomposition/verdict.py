@@ -81,12 +81,12 @@ def decide(
     elif stays:
         call, reason = (
             "separable",
-            f"what is done in one dimension stays there ({', '.join(line.name for line in stays)})",
+            f"what is done in one dimension stays there ({'; '.join(line.name for line in stays)})",
         )
     elif spreads and max(line.power for line in spreads) >= rule.least_power:
         call, reason = (
             "entangled",
-            f"what is done in one dimension spreads ({', '.join(line.name for line in spreads)})",
+            f"what is done in one dimension spreads ({'; '.join(line.name for line in spreads)})",
         )
     elif spreads:
         power = max(line.power for line in spreads)

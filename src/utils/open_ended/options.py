@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from src.utils.cli import OneLineParser
 from src.utils.config import PROJECT_ROOT
 from src.utils.safety_judge.data import WORLD
 
@@ -11,7 +12,7 @@ DATA = {"judge_world": WORLD, "natural": "data/safety"}
 
 
 def options_parser(description: str | None) -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(
+    found = OneLineParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = found.add_argument

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from src.utils.cli import add_config_option, destination, local_paths, with_hyphens
+from src.utils.cli import OneLineParser, add_config_option, destination, local_paths, with_hyphens
 from src.utils.config import PROJECT_ROOT, Config
 from src.utils.safety_judge.settings import CONFIG_FILE, JudgeConfig, judge_profiles, load_judge_config
 
@@ -60,7 +60,7 @@ def parse_judge_arguments(
 
 def common_parser(**settings: Any) -> argparse.ArgumentParser:
     """The options that every script of the judge has."""
-    parser = argparse.ArgumentParser(allow_abbrev=False, **settings)
+    parser = OneLineParser(allow_abbrev=False, **settings)
     run = parser.add_argument_group("run")
     run.add_argument("--profile", help=f"one of {', '.join(judge_profiles())} (default: see configs/safety_judge.yaml)")
     run.add_argument("--config", type=Path, default=CONFIG_FILE, help="judge file (default: configs/safety_judge.yaml)")
