@@ -64,7 +64,7 @@ def row_flags(arms: Mapping[Arm, ArmPart], frame_sites: Sequence[str]) -> list[l
     `failed_<arm>`: no answer or no activations, the reason was said when it happened; `truncated_<arm>`: no end of
     turn within `max_new_tokens`; `empty_<arm>`: no token that counts, so no mean; `non_finite_<arm>`: NaN or infinity;
     `norm_outlier_<arm>`: at a layer of the frame, a norm over 10 robust standard deviations (1.4826 x MAD) from the
-    median; `split_<arm>`: run in a smaller batch because memory ran out, so that last bits may differ.
+    median; `split_<arm>`: run in a smaller batch because memory ran out or a row failed, so that last bits may differ.
     """
     flags: list[list[str]] = [[] for _ in arms["em"].responses]
     for arm, recorded in arms.items():
