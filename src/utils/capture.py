@@ -18,10 +18,19 @@ from src.utils.generation import Prompt, Response
 from src.utils.sites import AnyModel, Edit, Site, blocks_of, decoder_of, deepest_first, eager_attention, edit_sites
 
 PATTERN_SUMMARY = ("first_token", "rest_of_prompt", "answer_before", "itself", "entropy")
+THINKING_MARKS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))  # Qwen3 and DeepSeek-R1; Magistral
 
 
 class StopForward(Exception):
     """Raised by a hook once the deepest site has been seen; never leaves this module."""
+
+
+@dataclass(frozen=True)
+class Markup:
+    """Tokens that never count: `ids` wherever they are, and what stands between the two marks of `thinking`."""
+
+    ids: frozenset[int]
+    thinking: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -166,21 +175,49 @@ def head_outputs(
 
 
 def teacher_forcing_batch(
-    prompts: Sequence[Prompt], responses: Sequence[Response], excluded_ids: frozenset[int], pad_id: int
+    prompts: Sequence[Prompt], responses: Sequence[Response], markup: Markup, pad_id: int
 ) -> TokenBatch:
-    """Prompts and answers joined; tokens in `excluded_ids` (special, template and thinking tokens) do not count."""
+    """Prompts and answers joined; markup does not count, nor does what in a prompt is the template's."""
     rows = [prompt.ids + response.ids for prompt, response in zip(prompts, responses, strict=True)]
     width = max(len(row) for row in rows)
     ids = torch.full((len(rows), width), pad_id)
     mask = torch.zeros((len(rows), width), dtype=torch.long)
     counted = torch.zeros((len(rows), width), dtype=torch.bool)
-    for number, row in enumerate(rows):
+    for number, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
         ids[number, : len(row)] = torch.tensor(row)
         mask[number, : len(row)] = 1
-        counted[number, : len(row)] = torch.tensor([token not in excluded_ids for token in row], dtype=torch.bool)
+        counted[number, : len(row)] = torch.tensor(counted_tokens(row, prompt, markup), dtype=torch.bool)
     starts = torch.tensor([len(prompt.ids) for prompt in prompts])
     is_prompt = torch.arange(width)[None, :] < starts[:, None]
     return TokenBatch(ids, mask, answer=counted & ~is_prompt, prompt=counted & is_prompt, last_prompt=starts - 1)
+
+
+def counted_tokens(row: Sequence[int], prompt: Prompt, markup: Markup) -> list[bool]:
+    """Which tokens of a prompt and its answer are content.
+
+    Thinking is cut from mark to mark, to the end where it does not end, also where the template has opened it. A mark
+    that the question itself holds opens nothing.
+    """
+    asked, answered = len(prompt.ids), len(row) - len(prompt.ids)
+    is_own = [*(prompt.content or [True] * asked), *[True] * answered]
+    is_question = [*(prompt.content or [False] * asked), *[False] * answered]
+    counted, is_thought = [], False
+    for token, own, question in zip(row, is_own, is_question, strict=True):
+        if markup.thinking and token in markup.thinking and not question:
+            is_thought = token == markup.thinking[0]
+            counted.append(False)
+        else:
+            counted.append(own and not is_thought and token not in markup.ids)
+    return counted
+
+
+def markup_of(tokenizer: PreTrainedTokenizerBase) -> Markup:
+    """What is markup to a tokenizer; thinking is known by marks that are one token each."""
+    for marks in THINKING_MARKS:
+        first, last = (tokenizer.convert_tokens_to_ids(mark) for mark in marks)
+        if isinstance(first, int) and isinstance(last, int) and tokenizer.unk_token_id not in (first, last):
+            return Markup(excluded_token_ids(tokenizer), (first, last))
+    return Markup(excluded_token_ids(tokenizer))
 
 
 def excluded_token_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -20,11 +20,11 @@ from src.utils.artifacts import open_resumable
 from src.utils.capture import (
     capture_pooled,
     capture_tokens,
-    excluded_token_ids,
+    markup_of,
     pad_id_of,
     teacher_forcing_batch,
 )
-from src.utils.chat import prompt_ids
+from src.utils.chat import prompt_content, prompt_ids
 from src.utils.collection_faults import NO_ANSWER, attempt, run_rows
 from src.utils.collection_parts import ARMS, Arm, ArmPart, is_whole, part_path, read_part, write_part
 from src.utils.config_sections import CollectionConfig, PoolingKind
@@ -67,8 +67,11 @@ def plan_collection(
     """One prompt per (question, sample); `limit` takes questions evenly spread over the set."""
     chosen = spread(list(questions), settings.limit)
     pairs = [(question, sample) for question in chosen for sample in range(settings.samples)]
-    ids = {question.prompt_id: tuple(prompt_ids(tokenizer, question.question)) for question in chosen}
-    prompts = [Prompt(question.prompt_id, sample, ids[question.prompt_id]) for question, sample in pairs]
+    encoded = {
+        one.prompt_id: (tuple(prompt_ids(tokenizer, one.question)), prompt_content(tokenizer, one.question))
+        for one in chosen
+    }
+    prompts = [Prompt(question.prompt_id, sample, *encoded[question.prompt_id]) for question, sample in pairs]
     return Plan(
         questions=[question for question, _ in pairs],
         prompts=prompts,
@@ -191,7 +194,7 @@ def run_capture(
     responses: Sequence[Response],
 ) -> tuple[ArmPart, TokenShard | None]:
     """Pooled activations at every site of the plan over given answers, and the tokens' where the plan keeps them."""
-    batch = teacher_forcing_batch(prompts, responses, excluded_token_ids(tokenizer), pad_id_of(tokenizer))
+    batch = teacher_forcing_batch(prompts, responses, markup_of(tokenizer), pad_id_of(tokenizer))
     n_layers = count_layers(model)
     pooled: dict[str, np.ndarray] = {}
     for site, values in capture_pooled(model, batch, sites_of(plan.kinds, n_layers), plan.poolings).items():

@@ -236,6 +236,6 @@ def test_activations_are_those_of_decoding() -> None:
             if position >= len(prompt.ids):
                 decoded.append(out.hidden_states[2][0, 0])
     part, _ = collection.run_capture(model, tokenizer(), plan(1), [prompt], [response])
-    counted = [i for i, token in enumerate(response.ids) if token not in collection.excluded_token_ids(tokenizer())]
+    counted = [i for i, token in enumerate(response.ids) if token not in collection.markup_of(tokenizer()).ids]
     expected = torch.stack(decoded)[counted].mean(dim=0)
     np.testing.assert_allclose(part.pooled["blocks.2.hook_resid_pre"][0], expected, rtol=1e-4, atol=1e-5)

@@ -15,13 +15,14 @@ from src.utils.capture import (
     capture_tokens,
     excluded_token_ids,
     head_outputs,
+    markup_of,
     teacher_forcing_batch,
 )
-from src.utils.chat import prompt_ids
 from src.utils.collection import sites_of
 from src.utils.errors import UserError
 from src.utils.generation import Prompt, Response
 from src.utils.sites import Site, blocks_of, decoder_of, eager_attention, edit_sites, parse_site
+from tests.tiny_collection import plan
 from tests.tiny_models import (
     FAMILIES,
     N_LAYERS,
@@ -39,7 +40,7 @@ HEADS, D_HEAD = 4, 8
 
 
 def batch_of(prompts: Sequence[Prompt], responses: Sequence[Response]) -> TokenBatch:
-    return teacher_forcing_batch(prompts, responses, excluded_token_ids(tokenizer()), int(tokenizer().pad_token_id))
+    return teacher_forcing_batch(prompts, responses, markup_of(tokenizer()), int(tokenizer().pad_token_id))
 
 
 def gemma() -> Gemma2ForCausalLM:
@@ -102,16 +103,17 @@ def test_gemmas_residual_stream_is_hugging_faces() -> None:
 
 def test_poolings_are_means_over_their_own_tokens() -> None:
     model, responses = tiny_model(), random_responses(4)
-    prompts = [Prompt(q.prompt_id, 0, tuple(prompt_ids(tokenizer(), q.question))) for q in questions(4)]
+    prompts = plan(4).prompts
     poolings = ("response_mean", "prompt_mean", "last_prompt_token")
     site = Site("resid_pre", 2)
     found = capture_pooled(model, batch_of(prompts, responses), [site], poolings)[site]
-    excluded = excluded_token_ids(tokenizer())
     for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         with torch.inference_mode():
             states = model(torch.tensor([prompt.ids + response.ids]), output_hidden_states=True).hidden_states[2][0]
-        asked = [i for i, token in enumerate(prompt.ids) if token not in excluded]
-        assert 0 < len(asked) < len(prompt.ids), "template tokens do not count"
+        question = tokenizer().encode(questions(4)[row].question, add_special_tokens=False)
+        before = len(tokenizer().encode("<|im_start|>user\n", add_special_tokens=False))
+        asked = range(before, before + len(question))
+        assert list(prompt.ids[before : asked.stop]) == question, "the template is before and after"
         for place, theirs in enumerate(
             (states[counted_positions(prompt, response)].mean(0), states[asked].mean(0), states[len(prompt.ids) - 1])
         ):
