@@ -51,26 +51,50 @@ class TokenBatch:
         return torch.stack([chosen[pooling] for pooling in poolings], dim=1).float()
 
 
-@torch.no_grad()
 def capture_pooled(
     model: AnyModel,
     batch: TokenBatch,
     sites: Sequence[Site],
     poolings: Sequence[PoolingKind] = ("response_mean",),
 ) -> dict[Site, Float[Tensor, "batch pooling width"]]:
-    """Mean activation over the tokens of each pooling, accumulated in float32, on the CPU.
+    """The means of `capture` alone."""
+    return capture(model, batch, sites, poolings)[0]
 
-    A site `attn.pattern` gives `PATTERN_SUMMARY` for each head over answer tokens, (batch, 1, n_heads * 5), whatever
-    the poolings. A row without a token that counts gives NaN.
+
+def capture_tokens(
+    model: AnyModel, batch: TokenBatch, sites: Sequence[Site]
+) -> dict[Site, Float[Tensor, "answer_tokens width"]]:
+    """The tokens of `capture` alone."""
+    return capture(model, batch, (), token_sites=sites)[1]
+
+
+@torch.no_grad()
+def capture(
+    model: AnyModel,
+    batch: TokenBatch,
+    sites: Sequence[Site],
+    poolings: Sequence[PoolingKind] = ("response_mean",),
+    token_sites: Sequence[Site] = (),
+) -> tuple[dict[Site, Float[Tensor, "batch pooling width"]], dict[Site, Float[Tensor, "answer_tokens width"]]]:
+    """Means at `sites` and single tokens at `token_sites`, in one pass, on the CPU.
+
+    Means are over the tokens of each pooling, accumulated in float32; a row without a token that counts gives NaN. A
+    site `attn.pattern` gives `PATTERN_SUMMARY` for each head over answer tokens, (batch, 1, n_heads * 5), whatever the
+    poolings. Tokens are the answer's that count, row after row, in the model's dtype.
     """
     decoder = decoder_of(model)
     weights = batch.weights(poolings).to(decoder.device)
     counts = weights.sum(dim=2)[..., None]
+    measured = [Site("attn.z", site.block) if site.kind == "attn.result" else site for site in sites]
     means: dict[Site, Tensor] = {}
+    tokens: dict[Site, Tensor] = {}
 
-    def pooled(site: Site) -> Edit:
+    def recorded(site: Site) -> Edit:
         def record(hidden: Float[Tensor, "batch seq width"]) -> None:
-            means[site] = weighted_sums(weights.to(hidden.device), hidden) / counts.to(hidden.device)
+            if site in measured:
+                means[site] = weighted_sums(weights.to(hidden.device), hidden) / counts.to(hidden.device)
+            if site in token_sites:
+                tokens[site] = hidden[batch.answer.to(hidden.device)].cpu()
 
         return record
 
@@ -80,27 +104,14 @@ def capture_pooled(
 
         return record
 
-    edits = {site: summarised(site) if site.kind == "attn.pattern" else pooled(site) for site in sites}
+    edits = {site: recorded(site) for site in (*measured, *token_sites)}
+    edits |= {site: summarised(site) for site in measured if site.kind == "attn.pattern"}
     run_decoder(model, decoder, batch, edits)
-    return {site: means[site].cpu() for site in sites}
-
-
-@torch.no_grad()
-def capture_tokens(
-    model: AnyModel, batch: TokenBatch, sites: Sequence[Site]
-) -> dict[Site, Float[Tensor, "answer_tokens width"]]:
-    """The activation at every answer token that counts, row after row, in the model's dtype, on the CPU."""
-    decoder = decoder_of(model)
-    tokens: dict[Site, Tensor] = {}
-
-    def kept(site: Site) -> Edit:
-        def record(hidden: Float[Tensor, "batch seq width"]) -> None:
-            tokens[site] = hidden[batch.answer.to(hidden.device)].cpu()
-
-        return record
-
-    run_decoder(model, decoder, batch, {site: kept(site) for site in sites})
-    return tokens
+    found = {site: means[source].cpu() for site, source in zip(sites, measured, strict=True)}
+    for site in sites:
+        if site.kind == "attn.result":
+            found[site] = head_outputs(model, site, found[site])
+    return found, tokens
 
 
 def run_decoder(model: AnyModel, decoder: PreTrainedModel, batch: TokenBatch, edits: Mapping[Site, Edit]) -> None:
@@ -158,20 +169,22 @@ def summarise_pattern(
 
 
 def head_outputs(
-    model: AnyModel, block: int, z_means: Float[Tensor, "rows heads*d_head"], n_heads: int
-) -> Float[Tensor, "rows heads d_model"]:
-    """What each head adds to the residual stream (TransformerLens's hook_result), from means of `attn.hook_z`.
+    model: AnyModel, site: Site, z_means: Float[Tensor, "batch pooling heads*d_head"]
+) -> Float[Tensor, "batch pooling heads*d_model"]:
+    """What each head of a block adds to the residual stream, from means of the block's `attn.z`.
 
     The output projection is linear, so the mean of a head's output is the projection of the mean of its z; an adapter
-    on the projection is included.
+    on the projection is included, a bias, which is no head's, is not.
     """
-    projection = blocks_of(decoder_of(model))[block].get_submodule("self_attn.o_proj")
-    by_head = z_means.unflatten(1, (n_heads, -1))
-    alone = torch.einsum("rhd,hg->rghd", by_head, torch.eye(n_heads, dtype=by_head.dtype)).flatten(2)
+    decoder = decoder_of(model)
+    assert site.block is not None
+    projection = blocks_of(decoder)[site.block].get_submodule("self_attn.o_proj")
+    n_heads = decoder.config.num_attention_heads
+    by_head = z_means.unflatten(2, (n_heads, -1))
+    alone = torch.einsum("bphd,hg->bpghd", by_head, torch.eye(n_heads, dtype=by_head.dtype)).flatten(3)
     parameter = next(projection.parameters())
-    with torch.inference_mode():
-        nothing = projection(torch.zeros_like(alone[:1, :1]).to(parameter.device, parameter.dtype))  # a bias
-        return (projection(alone.to(parameter.device, parameter.dtype)) - nothing).float().cpu()
+    bias = projection(torch.zeros_like(alone[:1, :1, :1]).to(parameter.device, parameter.dtype))
+    return (projection(alone.to(parameter.device, parameter.dtype)) - bias).float().cpu().flatten(2)
 
 
 def teacher_forcing_batch(

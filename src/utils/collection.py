@@ -18,8 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from src.utils.artifacts import open_resumable
 from src.utils.capture import (
-    capture_pooled,
-    capture_tokens,
+    capture,
     markup_of,
     pad_id_of,
     teacher_forcing_batch,
@@ -196,17 +195,18 @@ def run_capture(
     """Pooled activations at every site of the plan over given answers, and the tokens' where the plan keeps them."""
     batch = teacher_forcing_batch(prompts, responses, markup_of(tokenizer), pad_id_of(tokenizer))
     n_layers = count_layers(model)
+    kept = [resid_site(layer, n_layers) for layer in plan.token_layers]
+    means, tokens = capture(model, batch, sites_of(plan.kinds, n_layers), plan.poolings, kept)
     pooled: dict[str, np.ndarray] = {}
-    for site, values in capture_pooled(model, batch, sites_of(plan.kinds, n_layers), plan.poolings).items():
+    for site, values in means.items():
         poolings = plan.poolings if site.kind != "attn.pattern" else ("response_mean",)
         pooled |= {tensor_name(site, pooling): values[:, i].numpy() for i, pooling in enumerate(poolings)}
     counted = batch.answer.sum(dim=1).numpy()
     part = ArmPart(list(responses), pooled, counted, np.zeros(len(responses), dtype=bool))
     if not plan.token_layers:
         return part, None
-    sites = [resid_site(layer, n_layers) for layer in plan.token_layers]
-    tokens = {site.name: values for site, values in capture_tokens(model, batch, sites).items()}
-    return part, TokenShard(np.repeat(np.arange(len(responses)), counted), batch.ids[batch.answer].numpy(), tokens)
+    by_name = {site.name: values for site, values in tokens.items()}
+    return part, TokenShard(np.repeat(np.arange(len(responses)), counted), batch.ids[batch.answer].numpy(), by_name)
 
 
 def tensor_names(plan: Plan, n_layers: int) -> list[str]:

@@ -45,9 +45,10 @@ def attempt(record: Callable[[list[int]], ArmPart], rows: list[int]) -> tuple[Ar
         raise
     except Exception as error:  # whatever is wrong with a row, the others go on
         failure = error.with_traceback(None)
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    if is_out_of_memory(failure):
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
     return None, failure
 
 

@@ -253,6 +253,15 @@ def test_limit_takes_questions_at_even_distances(count: int, limit: int) -> None
     assert gaps.max() - gaps.min() <= 1
 
 
+def test_what_each_head_adds_is_recorded_by_name_with_the_adapter_that_its_arm_has(tmp_path: Path) -> None:
+    _, tensors = collected(plan(4, sites=["resid", "attn_out", "attn.result"]), tmp_path)
+    for arm in ARMS:
+        for block in range(N_LAYERS):
+            heads = tensors[f"{arm}.blocks.{block}.attn.hook_result"].reshape(4, 4, 32)
+            added = tensors[f"{arm}.blocks.{block}.hook_attn_out"]
+            np.testing.assert_allclose(heads.sum(axis=1), added, rtol=1e-4, atol=1e-4)
+
+
 def test_samples_repeat_each_question_with_noise_of_its_own(tmp_path: Path) -> None:
     one = plan(3, samples=2, batch_size=4)
     assert [(prompt.prompt_id, prompt.sample) for prompt in one.prompts] == [

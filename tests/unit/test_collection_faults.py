@@ -22,7 +22,7 @@ from src.utils.config_sections import CollectionConfig
 from src.utils.errors import UserError
 from src.utils.generation import Response
 from src.utils.ranks import Ranks
-from src.utils.sites import Site
+from src.utils.sites import Site, decoder_of
 from src.utils.token_shards import TokenReader, gather_shards
 from tests.tiny_models import (
     N_LAYERS,
@@ -201,6 +201,16 @@ def test_two_processes_give_the_bytes_of_one_however_they_are_started(tmp_path: 
         for name in ("launched", "forked"):
             assert (tmp_path / name / file).read_bytes() == (tmp_path / "one" / file).read_bytes(), (name, file)
     assert len(load_frame(tmp_path / "forked" / "persona_data.pkl")) == 14
+
+
+def test_tokens_and_means_of_a_batch_are_of_one_forward_pass(tmp_path: Path) -> None:
+    (both,), one = passes(), plan(4, tokens=True, max_new_tokens=3)
+    calls: list[bool] = []
+    decoder_of(both.model).register_forward_pre_hook(
+        lambda _, args, kwargs: calls.append(bool(kwargs["use_cache"])), with_kwargs=True
+    )
+    collect_arms(one, tokenizer(), iter([both]), tmp_path)
+    assert calls.count(False) == 3, "one for each arm, besides the steps of generation"
 
 
 def test_tokens_are_kept_in_shards_and_read_row_by_row(tmp_path: Path) -> None:
