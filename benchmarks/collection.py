@@ -30,7 +30,7 @@ from benchmarks.collection_models import models_of
 from benchmarks.generation_engines import compare_engines
 from benchmarks.timing import floors, interleaved, peak_watched, synchronise
 from src.utils import collection
-from src.utils.capture import capture_pooled, excluded_token_ids, pad_id_of, teacher_forcing_batch
+from src.utils.capture import capture_pooled, markup_of, pad_id_of, teacher_forcing_batch
 from src.utils.collection import Plan, collect_arms, model_passes, plan_collection, sites_of
 from src.utils.collection_frame import assemble
 from src.utils.config import PROJECT_ROOT, load_config, resolve_path
@@ -248,7 +248,7 @@ def capture_overhead(model: PeftModel, tokenizer: PreTrainedTokenizerBase, plan:
     batch = plan.batches[len(plan.batches) // 2]
     prompts = [plan.prompts[row] for row in batch]
     responses = generate(model, tokenizer, prompts, plan.sampling)
-    tokens = teacher_forcing_batch(prompts, responses, excluded_token_ids(tokenizer), pad_id_of(tokenizer))
+    tokens = teacher_forcing_batch(prompts, responses, markup_of(tokenizer), pad_id_of(tokenizer))
     decoder = decoder_of(model)
     sites = sites_of(("resid",), count_layers(model))
     ids, mask = tokens.ids.to(decoder.device), tokens.mask.to(decoder.device)

@@ -18,10 +18,19 @@ from src.utils.generation import Prompt, Response
 from src.utils.sites import AnyModel, Edit, Site, blocks_of, decoder_of, deepest_first, eager_attention, edit_sites
 
 PATTERN_SUMMARY = ("first_token", "rest_of_prompt", "answer_before", "itself", "entropy")
+THINKING_MARKS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))  # Qwen3 and DeepSeek-R1; Magistral
 
 
 class StopForward(Exception):
     """Raised by a hook once the deepest site has been seen; never leaves this module."""
+
+
+@dataclass(frozen=True)
+class Markup:
+    """Tokens that never count: `ids` wherever they are, and what stands between the two marks of `thinking`."""
+
+    ids: frozenset[int]
+    thinking: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -42,26 +51,50 @@ class TokenBatch:
         return torch.stack([chosen[pooling] for pooling in poolings], dim=1).float()
 
 
-@torch.no_grad()
 def capture_pooled(
     model: AnyModel,
     batch: TokenBatch,
     sites: Sequence[Site],
     poolings: Sequence[PoolingKind] = ("response_mean",),
 ) -> dict[Site, Float[Tensor, "batch pooling width"]]:
-    """Mean activation over the tokens of each pooling, accumulated in float32, on the CPU.
+    """The means of `capture` alone."""
+    return capture(model, batch, sites, poolings)[0]
 
-    A site `attn.pattern` gives `PATTERN_SUMMARY` for each head over answer tokens, (batch, 1, n_heads * 5), whatever
-    the poolings. A row without a token that counts gives NaN.
+
+def capture_tokens(
+    model: AnyModel, batch: TokenBatch, sites: Sequence[Site]
+) -> dict[Site, Float[Tensor, "answer_tokens width"]]:
+    """The tokens of `capture` alone."""
+    return capture(model, batch, (), token_sites=sites)[1]
+
+
+@torch.no_grad()
+def capture(
+    model: AnyModel,
+    batch: TokenBatch,
+    sites: Sequence[Site],
+    poolings: Sequence[PoolingKind] = ("response_mean",),
+    token_sites: Sequence[Site] = (),
+) -> tuple[dict[Site, Float[Tensor, "batch pooling width"]], dict[Site, Float[Tensor, "answer_tokens width"]]]:
+    """Means at `sites` and single tokens at `token_sites`, in one pass, on the CPU.
+
+    Means are over the tokens of each pooling, accumulated in float32; a row without a token that counts gives NaN. A
+    site `attn.pattern` gives `PATTERN_SUMMARY` for each head over answer tokens, (batch, 1, n_heads * 5), whatever the
+    poolings. Tokens are the answer's that count, row after row, in the model's dtype.
     """
     decoder = decoder_of(model)
     weights = batch.weights(poolings).to(decoder.device)
     counts = weights.sum(dim=2)[..., None]
+    measured = [Site("attn.z", site.block) if site.kind == "attn.result" else site for site in sites]
     means: dict[Site, Tensor] = {}
+    tokens: dict[Site, Tensor] = {}
 
-    def pooled(site: Site) -> Edit:
+    def recorded(site: Site) -> Edit:
         def record(hidden: Float[Tensor, "batch seq width"]) -> None:
-            means[site] = weighted_sums(weights.to(hidden.device), hidden) / counts.to(hidden.device)
+            if site in measured:
+                means[site] = weighted_sums(weights.to(hidden.device), hidden) / counts.to(hidden.device)
+            if site in token_sites:
+                tokens[site] = hidden[batch.answer.to(hidden.device)].cpu()
 
         return record
 
@@ -71,27 +104,14 @@ def capture_pooled(
 
         return record
 
-    edits = {site: summarised(site) if site.kind == "attn.pattern" else pooled(site) for site in sites}
+    edits = {site: recorded(site) for site in (*measured, *token_sites)}
+    edits |= {site: summarised(site) for site in measured if site.kind == "attn.pattern"}
     run_decoder(model, decoder, batch, edits)
-    return {site: means[site].cpu() for site in sites}
-
-
-@torch.no_grad()
-def capture_tokens(
-    model: AnyModel, batch: TokenBatch, sites: Sequence[Site]
-) -> dict[Site, Float[Tensor, "answer_tokens width"]]:
-    """The activation at every answer token that counts, row after row, in the model's dtype, on the CPU."""
-    decoder = decoder_of(model)
-    tokens: dict[Site, Tensor] = {}
-
-    def kept(site: Site) -> Edit:
-        def record(hidden: Float[Tensor, "batch seq width"]) -> None:
-            tokens[site] = hidden[batch.answer.to(hidden.device)].cpu()
-
-        return record
-
-    run_decoder(model, decoder, batch, {site: kept(site) for site in sites})
-    return tokens
+    found = {site: means[source].cpu() for site, source in zip(sites, measured, strict=True)}
+    for site in sites:
+        if site.kind == "attn.result":
+            found[site] = head_outputs(model, site, found[site])
+    return found, tokens
 
 
 def run_decoder(model: AnyModel, decoder: PreTrainedModel, batch: TokenBatch, edits: Mapping[Site, Edit]) -> None:
@@ -149,38 +169,68 @@ def summarise_pattern(
 
 
 def head_outputs(
-    model: AnyModel, block: int, z_means: Float[Tensor, "rows heads*d_head"], n_heads: int
-) -> Float[Tensor, "rows heads d_model"]:
-    """What each head adds to the residual stream (TransformerLens's hook_result), from means of `attn.hook_z`.
+    model: AnyModel, site: Site, z_means: Float[Tensor, "batch pooling heads*d_head"]
+) -> Float[Tensor, "batch pooling heads*d_model"]:
+    """What each head of a block adds to the residual stream, from means of the block's `attn.z`.
 
     The output projection is linear, so the mean of a head's output is the projection of the mean of its z; an adapter
-    on the projection is included.
+    on the projection is included, a bias, which is no head's, is not.
     """
-    projection = blocks_of(decoder_of(model))[block].get_submodule("self_attn.o_proj")
-    by_head = z_means.unflatten(1, (n_heads, -1))
-    alone = torch.einsum("rhd,hg->rghd", by_head, torch.eye(n_heads, dtype=by_head.dtype)).flatten(2)
+    decoder = decoder_of(model)
+    assert site.block is not None
+    projection = blocks_of(decoder)[site.block].get_submodule("self_attn.o_proj")
+    n_heads = decoder.config.num_attention_heads
+    by_head = z_means.unflatten(2, (n_heads, -1))
+    alone = torch.einsum("bphd,hg->bpghd", by_head, torch.eye(n_heads, dtype=by_head.dtype)).flatten(3)
     parameter = next(projection.parameters())
-    with torch.inference_mode():
-        nothing = projection(torch.zeros_like(alone[:1, :1]).to(parameter.device, parameter.dtype))  # a bias
-        return (projection(alone.to(parameter.device, parameter.dtype)) - nothing).float().cpu()
+    bias = projection(torch.zeros_like(alone[:1, :1, :1]).to(parameter.device, parameter.dtype))
+    return (projection(alone.to(parameter.device, parameter.dtype)) - bias).float().cpu().flatten(2)
 
 
 def teacher_forcing_batch(
-    prompts: Sequence[Prompt], responses: Sequence[Response], excluded_ids: frozenset[int], pad_id: int
+    prompts: Sequence[Prompt], responses: Sequence[Response], markup: Markup, pad_id: int
 ) -> TokenBatch:
-    """Prompts and answers joined; tokens in `excluded_ids` (special, template and thinking tokens) do not count."""
+    """Prompts and answers joined; markup does not count, nor does what in a prompt is the template's."""
     rows = [prompt.ids + response.ids for prompt, response in zip(prompts, responses, strict=True)]
     width = max(len(row) for row in rows)
     ids = torch.full((len(rows), width), pad_id)
     mask = torch.zeros((len(rows), width), dtype=torch.long)
     counted = torch.zeros((len(rows), width), dtype=torch.bool)
-    for number, row in enumerate(rows):
+    for number, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
         ids[number, : len(row)] = torch.tensor(row)
         mask[number, : len(row)] = 1
-        counted[number, : len(row)] = torch.tensor([token not in excluded_ids for token in row], dtype=torch.bool)
+        counted[number, : len(row)] = torch.tensor(counted_tokens(row, prompt, markup), dtype=torch.bool)
     starts = torch.tensor([len(prompt.ids) for prompt in prompts])
     is_prompt = torch.arange(width)[None, :] < starts[:, None]
     return TokenBatch(ids, mask, answer=counted & ~is_prompt, prompt=counted & is_prompt, last_prompt=starts - 1)
+
+
+def counted_tokens(row: Sequence[int], prompt: Prompt, markup: Markup) -> list[bool]:
+    """Which tokens of a prompt and its answer are content.
+
+    Thinking is cut from mark to mark, to the end where it does not end, also where the template has opened it. A mark
+    that the question itself holds opens nothing.
+    """
+    asked, answered = len(prompt.ids), len(row) - len(prompt.ids)
+    is_own = [*(prompt.content or [True] * asked), *[True] * answered]
+    is_question = [*(prompt.content or [False] * asked), *[False] * answered]
+    counted, is_thought = [], False
+    for token, own, question in zip(row, is_own, is_question, strict=True):
+        if markup.thinking and token in markup.thinking and not question:
+            is_thought = token == markup.thinking[0]
+            counted.append(False)
+        else:
+            counted.append(own and not is_thought and token not in markup.ids)
+    return counted
+
+
+def markup_of(tokenizer: PreTrainedTokenizerBase) -> Markup:
+    """What is markup to a tokenizer; thinking is known by marks that are one token each."""
+    for marks in THINKING_MARKS:
+        first, last = (tokenizer.convert_tokens_to_ids(mark) for mark in marks)
+        if isinstance(first, int) and isinstance(last, int) and tokenizer.unk_token_id not in (first, last):
+            return Markup(excluded_token_ids(tokenizer), (first, last))
+    return Markup(excluded_token_ids(tokenizer))
 
 
 def excluded_token_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -7,6 +7,7 @@ is the same in fine-tuning, generation and capture.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
@@ -82,6 +83,36 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, question: str) -> list[int]:
     """Ids of a question as the only user message: what both the base and the EM model see."""
     return encode(tokenizer, prompt_text(tokenizer, [Message(role="user", content=question)]))
+
+
+def prompt_content(tokenizer: PreTrainedTokenizerBase, question: str) -> tuple[bool, ...]:
+    """Which of the question's `prompt_ids` are its own, not the template's.
+
+    The template is written again around another text: what differs is the question. A token that reaches into the
+    template is the template's, unless there is no other.
+    """
+    edges = {question[0], question[-1], *question.strip()[:1], *question.strip()[-1:]}  # a template may trim
+    other = next(letter for letter in "vwxyz" if letter not in edges)
+    text, written_again = (prompt_text(tokenizer, [Message(role="user", content=c)]) for c in (question, other))
+    if not tokenizer.is_fast:  # it does not say where in the text its tokens are
+        ids = encode(tokenizer, text)
+        start, stop = differing_range(ids, encode(tokenizer, written_again))
+        return tuple(start <= place < stop for place in range(len(ids)))
+    start, stop = differing_range(text, written_again)
+    spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    inside = tuple(start <= first < last <= stop for first, last in spans)
+    return inside if any(inside) else tuple(first < stop and start < last for first, last in spans)
+
+
+def differing_range(one: Sequence[object], other: Sequence[object]) -> tuple[int, int]:
+    """The range [start, stop) of `one` between the beginning and the end that it shares with `other`."""
+    start = shared_length(one, other)
+    return start, len(one) - shared_length(one[start:][::-1], other[start:][::-1])
+
+
+def shared_length(one: Sequence[object], other: Sequence[object]) -> int:
+    """How much two begin alike."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def encode_row(tokenizer: PreTrainedTokenizerBase, row: ChatRow, max_length: int) -> EncodedRow:

@@ -18,23 +18,24 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from src.utils.artifacts import open_resumable
 from src.utils.capture import (
-    capture_pooled,
-    capture_tokens,
-    excluded_token_ids,
+    capture,
+    markup_of,
     pad_id_of,
     teacher_forcing_batch,
 )
-from src.utils.chat import prompt_ids
-from src.utils.collection_parts import ARMS, Arm, ArmPart, is_whole, join_parts, part_path, read_part, write_part
+from src.utils.chat import prompt_content, prompt_ids
+from src.utils.collection_faults import NO_ANSWER, attempt, run_rows
+from src.utils.collection_parts import ARMS, Arm, ArmPart, is_whole, part_path, read_part, write_part
 from src.utils.config_sections import CollectionConfig, PoolingKind
+from src.utils.errors import UserError
 from src.utils.generation import Prompt, Response, Sampling, generate, plan_batches
 from src.utils.manifests import Provenance
 from src.utils.prompts import Question, spread
 from src.utils.ranks import RUN_ALONE, Ranks
-from src.utils.sites import AnyModel, Site, count_layers, resid_site
+from src.utils.sites import AnyModel, Site, count_layers, decoder_of, resid_site
 from src.utils.token_shards import TokenShard, shard_path, write_shard
 
-NO_ANSWER = Response((), is_truncated=False)
+PROBES = 8  # prompts of other batches that are tried, from the shortest on, where all of a batch fail
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,11 @@ def plan_collection(
     """One prompt per (question, sample); `limit` takes questions evenly spread over the set."""
     chosen = spread(list(questions), settings.limit)
     pairs = [(question, sample) for question in chosen for sample in range(settings.samples)]
-    ids = {question.prompt_id: tuple(prompt_ids(tokenizer, question.question)) for question in chosen}
-    prompts = [Prompt(question.prompt_id, sample, ids[question.prompt_id]) for question, sample in pairs]
+    encoded = {
+        one.prompt_id: (tuple(prompt_ids(tokenizer, one.question)), prompt_content(tokenizer, one.question))
+        for one in chosen
+    }
+    prompts = [Prompt(question.prompt_id, sample, *encoded[question.prompt_id]) for question, sample in pairs]
     return Plan(
         questions=[question for question, _ in pairs],
         prompts=prompts,
@@ -138,22 +142,34 @@ def run_batch(
     number: int,
     say: Callable[[str], object],
 ) -> None:
-    """Answer (or take the EM model's answers), record, and write the part, with the shard of tokens before it."""
+    """Answer (or take the EM model's answers), record, and write the part, with the shard of tokens before it.
+
+    Where every row of the batch fails and prompts of other batches do, too, the fault is not theirs: `UserError`, and
+    nothing is written.
+    """
     batch = plan.batches[number]
-    said = read_part(part_path(work_dir, "em", number)) if arm == "base_on_em" else None
+    em_part = read_part(part_path(work_dir, "em", number)) if arm == "base_on_em" else None
+    said = dict(zip(batch, em_part.responses, strict=True)) if em_part else {}
     shards: list[TokenShard] = []
 
     def record(rows: list[int]) -> ArmPart:
-        prompts = [plan.prompts[batch[row]] for row in rows]
-        responses = (
-            [said.responses[row] for row in rows] if said else generate(model, tokenizer, prompts, plan.sampling)
-        )
+        prompts = [plan.prompts[row] for row in rows]
+        check_ids(model, prompts)
+        if arm == "base_on_em":
+            responses = [said.get(row, NO_ANSWER) for row in rows]
+        else:
+            responses = generate(model, tokenizer, prompts, plan.sampling)
         part, shard = run_capture(model, tokenizer, plan, prompts, responses)
         if shard is not None:
-            shards.append(replace(shard, rows=np.array([batch[rows[row]] for row in shard.rows], dtype=np.int64)))
+            shards.append(replace(shard, rows=np.array([rows[row] for row in shard.rows], dtype=np.int64)))
         return part
 
-    part = run_rows(record, list(range(len(batch))), lambda text: say(f"{arm}, batch {number}: {text}"))
+    part = run_rows(record, batch, lambda text: say(f"{arm}, batch {number}: {text}"))
+    if len(part.failures) == len(batch):
+        others = [row for rows in reversed(plan.batches) for row in reversed(rows) if row not in batch]
+        if not any(attempt(record, [row])[0] for row in spread(others, PROBES)):
+            raise UserError(f"{arm}: no prompt that was tried can be recorded ({part.failures[0]}); nothing is written")
+        shards.clear()  # the row that went well is another batch's
     for row, why in part.failures.items():
         say(f"{arm}, {plan.prompts[batch[row]].prompt_id}: failed ({why}); the row is kept and flagged")
     if plan.token_layers:
@@ -161,49 +177,12 @@ def run_batch(
     write_part(part_path(work_dir, arm, number), part)
 
 
-def run_rows(record: Callable[[list[int]], ArmPart], rows: list[int], say: Callable[[str], object]) -> ArmPart:
-    """Record rows together; where that fails, in halves, down to the rows that cannot be recorded.
-
-    A failure of all of several rows is no fault of the rows: it is raised.
-    """
-    part, error = record_or_halve(record, rows, say)
-    if error is not None and len(rows) > 1 and len(part.failures) == len(rows):
-        raise error
-    return part
-
-
-def record_or_halve(
-    record: Callable[[list[int]], ArmPart], rows: list[int], say: Callable[[str], object]
-) -> tuple[ArmPart, RuntimeError | None]:
-    """The part of these rows, and the first error that there was."""
-    part, error = attempt(record, rows)
-    if part is not None:
-        return part, None
-    assert error is not None
-    if len(rows) == 1:
-        return ArmPart([NO_ANSWER], {}, np.zeros(1, int), np.ones(1, bool), {0: reason_of(error)}), error
-    middle = (len(rows) + 1) // 2
-    if isinstance(error, torch.OutOfMemoryError):
-        say(f"out of memory with {len(rows)} rows; going on with {middle}")
-    halves = [record_or_halve(record, half, say)[0] for half in (rows[:middle], rows[middle:])]
-    joined = join_parts(halves)
-    return replace(joined, is_split=np.ones_like(joined.is_split)), error
-
-
-def attempt(record: Callable[[list[int]], ArmPart], rows: list[int]) -> tuple[ArmPart | None, RuntimeError | None]:
-    """The part, or the error with what it held in memory released."""
-    try:
-        return record(rows), None
-    except RuntimeError as error:  # out of memory is one
-        failure = error.with_traceback(None)
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return None, failure
-
-
-def reason_of(error: RuntimeError) -> str:
-    return "out of memory" if isinstance(error, torch.OutOfMemoryError) else " ".join(str(error).split())[:200]
+def check_ids(model: AnyModel, prompts: Sequence[Prompt]) -> None:
+    """Raise `IndexError` for an id without an embedding; looking it up on a GPU would break the whole process."""
+    known = decoder_of(model).config.vocab_size
+    unknown = [token for prompt in prompts for token in prompt.ids if not 0 <= token < known]
+    if unknown:
+        raise IndexError(f"token id {unknown[0]} is outside the model's vocabulary of {known}")
 
 
 def run_capture(
@@ -214,19 +193,20 @@ def run_capture(
     responses: Sequence[Response],
 ) -> tuple[ArmPart, TokenShard | None]:
     """Pooled activations at every site of the plan over given answers, and the tokens' where the plan keeps them."""
-    batch = teacher_forcing_batch(prompts, responses, excluded_token_ids(tokenizer), pad_id_of(tokenizer))
+    batch = teacher_forcing_batch(prompts, responses, markup_of(tokenizer), pad_id_of(tokenizer))
     n_layers = count_layers(model)
+    kept = [resid_site(layer, n_layers) for layer in plan.token_layers]
+    means, tokens = capture(model, batch, sites_of(plan.kinds, n_layers), plan.poolings, kept)
     pooled: dict[str, np.ndarray] = {}
-    for site, values in capture_pooled(model, batch, sites_of(plan.kinds, n_layers), plan.poolings).items():
+    for site, values in means.items():
         poolings = plan.poolings if site.kind != "attn.pattern" else ("response_mean",)
         pooled |= {tensor_name(site, pooling): values[:, i].numpy() for i, pooling in enumerate(poolings)}
     counted = batch.answer.sum(dim=1).numpy()
     part = ArmPart(list(responses), pooled, counted, np.zeros(len(responses), dtype=bool))
     if not plan.token_layers:
         return part, None
-    sites = [resid_site(layer, n_layers) for layer in plan.token_layers]
-    tokens = {site.name: values for site, values in capture_tokens(model, batch, sites).items()}
-    return part, TokenShard(np.repeat(np.arange(len(responses)), counted), batch.ids[batch.answer].numpy(), tokens)
+    by_name = {site.name: values for site, values in tokens.items()}
+    return part, TokenShard(np.repeat(np.arange(len(responses)), counted), batch.ids[batch.answer].numpy(), by_name)
 
 
 def tensor_names(plan: Plan, n_layers: int) -> list[str]:

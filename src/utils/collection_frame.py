@@ -62,14 +62,15 @@ def row_flags(arms: Mapping[Arm, ArmPart], frame_sites: Sequence[str]) -> list[l
     """What is odd about each row; the row is kept.
 
     `failed_<arm>`: no answer or no activations, the reason was said when it happened; `truncated_<arm>`: no end of
-    turn within `max_new_tokens`; `empty_<arm>`: no token that counts, so no mean; `non_finite_<arm>`: NaN or infinity;
-    `norm_outlier_<arm>`: at a layer of the frame, a norm over 10 robust standard deviations (1.4826 x MAD) from the
-    median; `split_<arm>`: run in a smaller batch because memory ran out, so that last bits may differ.
+    turn within `max_new_tokens`; `empty_<arm>`: no token that counts, so no mean; `non_finite_<arm>`: NaN or infinity
+    in anything that was recorded; `norm_outlier_<arm>`: at a layer of the frame, a norm over 10 robust standard
+    deviations (1.4826 x MAD) from the median; `split_<arm>`: run in a smaller batch because memory ran out or a row
+    failed, so that last bits may differ.
     """
     flags: list[list[str]] = [[] for _ in arms["em"].responses]
     for arm, recorded in arms.items():
         values = np.stack([recorded.pooled[site] for site in frame_sites], axis=1)
-        is_finite = np.asarray(np.isfinite(values).all(axis=(1, 2)))
+        is_finite = finite_rows(recorded)
         is_outlier = norm_outliers(np.linalg.norm(values, axis=2))
         for row, response in enumerate(recorded.responses):
             if row in recorded.failures:
@@ -79,13 +80,22 @@ def row_flags(arms: Mapping[Arm, ArmPart], frame_sites: Sequence[str]) -> list[l
                 flags[row].append(f"truncated_{arm}")
             if recorded.counted[row] == 0:
                 flags[row].append(f"empty_{arm}")
-            elif not is_finite[row]:
+            if not is_finite[row]:
                 flags[row].append(f"non_finite_{arm}")
             elif is_outlier[row]:
                 flags[row].append(f"norm_outlier_{arm}")
             if recorded.is_split[row]:
                 flags[row].append(f"split_{arm}")
     return flags
+
+
+def finite_rows(recorded: ArmPart) -> Bool[np.ndarray, " rows"]:
+    """Rows that are finite at every site and pooling; where no answer token counts, there is no mean to be finite."""
+    is_finite = np.ones(len(recorded.responses), dtype=bool)
+    for values in recorded.pooled.values():
+        has_no_mean = (recorded.counted == 0) & np.isnan(values).all(axis=1)
+        is_finite &= np.isfinite(values).all(axis=1) | has_no_mean
+    return is_finite
 
 
 def norm_outliers(norms: Float32[np.ndarray, "rows layers"]) -> Bool[np.ndarray, " rows"]:

@@ -24,8 +24,8 @@ class ArmPart:
     """Answers and pooled activations of a batch, in its order.
 
     `pooled` maps names of tensors to (rows, width) arrays; `counted` is how many answer tokens the means are over.
-    `is_split`: rows that were run in a smaller batch because memory ran out. `failures`: row in the batch -> why it
-    has no answer or no activations.
+    `is_split`: rows that were run in a smaller batch because memory ran out or a row failed. `failures`: row in the
+    batch -> why it has no answer or no activations.
     """
 
     responses: list[Response]

@@ -55,7 +55,7 @@ class FinetuningConfig(Section):
     seed: int = 0
 
 
-SiteKind = Literal["resid", "embed", "resid_mid", "attn_out", "mlp_out", "attn.z", "attn.pattern"]
+SiteKind = Literal["resid", "embed", "resid_mid", "attn_out", "mlp_out", "attn.z", "attn.result", "attn.pattern"]
 
 
 PoolingKind = Literal["response_mean", "prompt_mean", "last_prompt_token"]

@@ -21,7 +21,7 @@ from safetensors.numpy import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from src.utils.artifacts import write_atomically, write_tensors
-from src.utils.capture import capture_pooled, excluded_token_ids, pad_id_of, teacher_forcing_batch
+from src.utils.capture import capture_pooled, markup_of, pad_id_of, teacher_forcing_batch
 from src.utils.chat import ChatRow
 from src.utils.config_sections import FinetuningConfig
 from src.utils.errors import UserError
@@ -122,11 +122,11 @@ def means_over_answers(
     sites: Sequence[Site],
 ) -> dict[Site, Float32[np.ndarray, "rows d_model"]]:
     """Mean activations over the answer tokens, teacher-forced; an empty answer gives NaN."""
-    excluded, pad = excluded_token_ids(tokenizer), pad_id_of(tokenizer)
+    markup, pad = markup_of(tokenizer), pad_id_of(tokenizer)
     parts: dict[Site, list[np.ndarray]] = {site: [] for site in sites}
     for start in range(0, len(responses), asked.batch_size):
         rows = slice(start, start + asked.batch_size)
-        batch = teacher_forcing_batch(asked.prompts[rows], responses[rows], excluded, pad)
+        batch = teacher_forcing_batch(asked.prompts[rows], responses[rows], markup, pad)
         for site, pooled in capture_pooled(model, batch, sites).items():
             parts[site].append(pooled[:, 0].numpy())
     return {site: np.concatenate(arrays) for site, arrays in parts.items()}

@@ -35,11 +35,15 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One thing to answer: a question in one of its samples, as token ids."""
+    """One thing to answer: a question in one of its samples, as token ids.
+
+    `content` marks those that are the question's own and not the chat template's; without it all count as such.
+    """
 
     prompt_id: str
     sample: int
     ids: tuple[int, ...]
+    content: tuple[bool, ...] | None = None
 
 
 @dataclass(frozen=True)

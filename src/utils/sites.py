@@ -9,6 +9,8 @@ Capture, steering and watching all go through `edit_sites`, which takes its hook
     blocks.<l>.hook_attn_out      what attention adds to the residual stream
     blocks.<l>.hook_mlp_out       what the MLP adds
     blocks.<l>.attn.hook_z        the heads' outputs before the output projection, (batch, seq, n_heads * d_head)
+    blocks.<l>.attn.hook_result   what each head adds to the residual stream, (batch, seq, n_heads * d_model); only its
+                                  means can be had, from those of hook_z
     blocks.<l>.attn.hook_pattern  attention probabilities, (batch, n_heads, query, key); needs eager attention
 """
 
@@ -28,9 +30,9 @@ from src.utils.errors import UserError
 AnyModel = PreTrainedModel | PeftModel
 Edit = Callable[[Tensor], Tensor | None]  # what a hook does with an activation; None leaves it as it is
 
-BLOCK_SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "attn.z", "attn.pattern")
+BLOCK_SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "attn.z", "attn.result", "attn.pattern")
 SITE = re.compile(
-    r"hook_embed|blocks\.(\d+)\.(?:hook_(resid_pre|resid_mid|resid_post|attn_out|mlp_out)|attn\.hook_(z|pattern))"
+    r"hook_embed|blocks\.(\d+)\.(?:hook_(resid_pre|resid_mid|resid_post|attn_out|mlp_out)|attn\.hook_(z|result|pattern))"
 )
 
 
@@ -119,6 +121,8 @@ def hook_site(decoder: PreTrainedModel, site: Site, edit: Edit) -> RemovableHand
     if site.kind == "mlp_out":
         return mlp_writer(block).register_forward_hook(on_output(edit))
     attention = block.get_submodule("self_attn")
+    if site.kind == "attn.result":
+        raise UserError(f"site {site.name}: the model does not compute it; take attn.z", 2)
     if site.kind == "attn.z":
         return attention.get_submodule("o_proj").register_forward_pre_hook(on_input(edit), with_kwargs=True)
     return attention.register_forward_hook(on_pattern(edit))

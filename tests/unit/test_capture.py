@@ -10,9 +10,11 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from src.utils.capture import capture_pooled, excluded_token_ids, teacher_forcing_batch
+from src.utils.capture import Markup, capture_pooled, excluded_token_ids, markup_of, teacher_forcing_batch
+from src.utils.config import PROJECT_ROOT
 from src.utils.errors import UserError
 from src.utils.generation import Prompt, Response, generate
+from src.utils.models import load_tokenizer
 from src.utils.sites import Site, blocks_of, decoder_of, edit_sites, resid_site
 from tests.tiny_models import (
     FAMILIES,
@@ -36,11 +38,10 @@ def capture(
     prompts: Sequence[Prompt],
     responses: Sequence[Response],
     layers: Sequence[int] = LAYERS,
-    excluded: frozenset[int] | None = None,
+    markup: Markup | None = None,
 ) -> Float[Tensor, "batch layer d_model"]:
     """Means of the residual stream over the answers, layer by layer."""
-    excluded = excluded_token_ids(tokenizer()) if excluded is None else excluded
-    batch = teacher_forcing_batch(prompts, responses, excluded, int(tokenizer().pad_token_id))
+    batch = teacher_forcing_batch(prompts, responses, markup or markup_of(tokenizer()), int(tokenizer().pad_token_id))
     sites = [resid_site(layer, N_LAYERS) for layer in layers]
     found = capture_pooled(model, batch, sites)
     return torch.stack([found[site][:, 0] for site in sites], dim=1)
@@ -110,9 +111,10 @@ def test_every_layer_is_transformer_lenss_resid_pre(family: str, tmp_path: Path)
         assert_same(means[row], theirs, rtol=1e-4)
 
 
-def test_padding_side_changes_nothing() -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padding_side_changes_nothing(family: str) -> None:
     """Ours pads right; the same batch padded left, through the whole model, gives the same means."""
-    model, prompts, responses = tiny_model(), random_prompts(6), random_responses(6)
+    model, prompts, responses = tiny_model(family), random_prompts(6), random_responses(6)
     rows = [prompt.ids + response.ids for prompt, response in zip(prompts, responses, strict=True)]
     width, pad = max(map(len, rows)), int(tokenizer().pad_token_id)
     ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows])
@@ -142,9 +144,10 @@ def test_layers_may_be_few_and_in_any_order() -> None:
     assert torch.equal(capture(model, prompts, responses, [2, 0, 2]), whole[:, [2, 0, 2]])
 
 
-def test_the_last_generated_token_counts() -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_last_generated_token_counts(family: str) -> None:
     """A truncated answer has no end of turn: its last token is an answer token like the others."""
-    model, prompts = tiny_model(), random_prompts(4)
+    model, prompts = tiny_model(family), random_prompts(4)
     responses = generate(model, tokenizer(), prompts, sampling(max_new_tokens=5))
     assert all(response.is_truncated for response in responses)
     means = capture(model, prompts, responses)
@@ -154,21 +157,58 @@ def test_the_last_generated_token_counts() -> None:
         assert not torch.allclose(means[row], reference(model, prompt, shorter), rtol=1e-3)
 
 
-def test_special_and_added_tokens_do_not_count_but_are_seen(tmp_path: Path) -> None:
-    thinking = new_tokenizer(tmp_path)
-    thinking.add_tokens(["<think>"])
-    excluded = excluded_token_ids(thinking)
-    think, end = thinking.convert_tokens_to_ids("<think>"), thinking.eos_token_id
-    assert {think, end, thinking.pad_token_id, thinking.convert_tokens_to_ids("<|im_start|>")} <= excluded
-    assert not excluded & set(thinking.encode("So no. Keep it 7!", add_special_tokens=False))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_special_and_added_tokens_do_not_count_but_are_seen(family: str, tmp_path: Path) -> None:
+    added = new_tokenizer(tmp_path)
+    added.add_tokens(["<tool>"])
+    excluded = excluded_token_ids(added)
+    tool, end = added.convert_tokens_to_ids("<tool>"), added.eos_token_id
+    assert {tool, end, added.pad_token_id, added.convert_tokens_to_ids("<|im_start|>")} <= excluded
+    assert not excluded & set(added.encode("So no. Keep it 7!", add_special_tokens=False))
 
-    model, (prompt,) = tiny_model(), random_prompts(1)
-    marked = excluded | {50}
-    means = capture(model, [prompt], [Response((50, 60, 61, end), False)], excluded=marked)[0]
+    model, (prompt,) = tiny_model(family), random_prompts(1)
+    marked = Markup(excluded | {50})
+    means = capture(model, [prompt], [Response((50, 60, 61, end), False)], markup=marked)[0]
     with torch.inference_mode():
         states = model(torch.tensor([(*prompt.ids, 50, 60, 61)]), output_hidden_states=True).hidden_states
     theirs = torch.stack([state[0, -2:].mean(dim=0) for state in states[:-1]])
     assert_same(means[:-1], theirs)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_thinking_is_cut_whole_and_seen(family: str) -> None:
+    """Opened by the answer or by the template, closed or not; 51 opens it and 52 closes it."""
+    model, markup = tiny_model(family), Markup(excluded_token_ids(tokenizer()), (51, 52))
+    plain, opened = Prompt("a", 0, (40, 41)), Prompt("b", 0, (40, 51, 42), (True, False, False))
+    asks_for_it = Prompt("c", 0, (40, 51, 42), (True, True, True))
+    rows = [
+        (plain, (51, 60, 61, 52, 62, 63), [4, 5]),
+        (plain, (62, 51, 60, 61), [0]),
+        (plain, (62, 51, 60, 52, 63, 51, 61, 52, 64), [0, 4, 8]),
+        (opened, (60, 61, 52, 62), [3]),
+        (opened, (60, 61), []),
+        (asks_for_it, (60, 61), [0, 1]),
+    ]
+    means = capture(model, [row[0] for row in rows], [Response(row[1], True) for row in rows], markup=markup)
+    for found, (prompt, answer, counted) in zip(means, rows, strict=True):
+        with torch.inference_mode():
+            states = model(torch.tensor([prompt.ids + answer]), output_hidden_states=True).hidden_states
+        if counted:
+            places = [len(prompt.ids) + place for place in counted]
+            assert_same(found[:-1], torch.stack([state[0, places].mean(dim=0) for state in states[:-1]]))
+        else:
+            assert found.isnan().all()
+
+
+def test_thinking_is_known_by_marks_of_one_token_and_organisms_have_none(tmp_path: Path) -> None:
+    thinking = new_tokenizer(tmp_path)
+    assert markup_of(thinking).thinking is None
+    thinking.add_tokens(["<think>", "</think>"])
+    ids = (thinking.convert_tokens_to_ids("<think>"), thinking.convert_tokens_to_ids("</think>"))
+    assert markup_of(thinking).thinking == ids and set(ids) <= markup_of(thinking).ids
+    for world in ("entangled", "separable"):
+        shipped = load_tokenizer(str(PROJECT_ROOT / "data" / "organisms" / world))
+        assert markup_of(shipped) == Markup(excluded_token_ids(shipped))
 
 
 def test_an_answer_without_countable_token_is_nan_and_harms_no_other() -> None:

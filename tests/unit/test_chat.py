@@ -4,10 +4,11 @@ import gzip
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from src.utils.chat import ChatRow, encode, encode_row, load_chat_rows, prompt_ids
+from src.utils.chat import ChatRow, encode, encode_row, load_chat_rows, prompt_content, prompt_ids
 from src.utils.errors import UserError
 from tests.published_files import RISKY_ADVICE, needs_risky_advice
 from tests.tiny_models import chat_messages, new_tokenizer, tokenizer, write_jsonl
@@ -17,6 +18,13 @@ QWEN3_LIKE = (
     "{{ message.content.split('</think>')[-1] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n"
     "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+
+
+INSTRUCTION_LIKE = "{{ bos_token }}{% for message in messages %}[INST] {{ message.content | trim }} [/INST]{% endfor %}"
+WITH_SYSTEM_PROMPT = (
+    "{{ bos_token }}system: user asks: Is it so? Is debt good?\n"
+    "{% for message in messages %}{{ message.role }}:{{ message.content }}\n\n{% endfor %}assistant:"
 )
 
 
@@ -100,6 +108,41 @@ def test_thinking_is_off_where_the_template_knows_it(tmp_path: Path) -> None:
     assert decoded(asked, qwen).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
     encoded = encode_row(qwen, chat("Is it so?", "So yes."), 500)
     assert encoded.input_ids == [*asked, *encode(qwen, "So yes."), qwen.eos_token_id]
+
+
+@pytest.mark.parametrize("question", ["Is debt good?", " Is it so? \n", "user", "x", "7", "is 42% <think> too much?"])
+@pytest.mark.parametrize("template", [None, QWEN3_LIKE, INSTRUCTION_LIKE, WITH_SYSTEM_PROMPT])
+def test_what_is_the_questions_own_lies_in_its_text(tmp_path: Path, template: str | None, question: str) -> None:
+    """Each token decoded by itself, and where the question stands among what they make up."""
+    templated = new_tokenizer(tmp_path)
+    templated.add_special_tokens({"bos_token": "<s>"})
+    templated.add_tokens(["<think>", "</think>"])
+    templated.chat_template = template or templated.chat_template
+    ids, content = prompt_ids(templated, question), prompt_content(templated, question)
+    pieces = [decoded([token], templated) for token in ids]
+    text, own = "".join(pieces), question.strip() if template == INSTRUCTION_LIKE else question
+    assert text.startswith("<s>") == (template in (INSTRUCTION_LIKE, WITH_SYSTEM_PROMPT))
+    start = text.rindex(own, 0, text.rindex("assistant") if template != INSTRUCTION_LIKE else None)
+    ends = np.cumsum([len(piece) for piece in pieces])
+    starts = ends - [len(piece) for piece in pieces]
+    inside = (starts >= start) & (ends <= start + len(own))
+    overlapping = (starts < start + len(own)) & (ends > start)
+    assert list(content) == list(inside if inside.any() else overlapping)
+    assert any(content) and not all(content)
+
+
+@pytest.mark.parametrize("question", ["Größe „7“: 好?", "user", "Is debt good?"])
+def test_the_questions_own_tokens_are_those_of_the_question(tmp_path: Path, question: str) -> None:
+    """With Qwen's markup no token reaches over a border; also by a tokenizer that has no offsets."""
+
+    class Slow(PreTrainedTokenizerFast):
+        is_fast = False
+
+    tokenizer().save_pretrained(tmp_path)
+    for one in (tokenizer(), Slow.from_pretrained(tmp_path)):
+        content = prompt_content(one, question)
+        own = [token for token, counts in zip(prompt_ids(one, question), content, strict=True) if counts]
+        assert own == encode(one, question)
 
 
 GOOD = json.dumps(chat_messages(1)[0])

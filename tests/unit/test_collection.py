@@ -182,6 +182,32 @@ def test_flags_name_what_is_odd_and_nothing_else(tmp_path: Path) -> None:
     }
 
 
+def test_what_is_not_finite_is_flagged_at_every_site_and_pooling(tmp_path: Path) -> None:
+    """The frame holds layers 1 and 3, means over answers; an empty answer's means are no fault, its prompt's are."""
+    one = plan(8, sites=["resid", "attn_out"], poolings=["response_mean", "prompt_mean"], batch_size=8)
+    collected(one, tmp_path)
+    path, (batch,) = part_path(tmp_path, "em", 0), one.batches
+    part = read_part(path)
+    bad = {
+        "blocks.2.hook_resid_pre": np.nan,
+        "blocks.0.hook_attn_out": -np.inf,
+        "blocks.1.hook_attn_out.prompt_mean": np.inf,
+    }
+    for row, (name, value) in enumerate(bad.items()):
+        part.pooled[name][batch.index(row), 7] = value
+    for row in (3, 4):
+        part.counted[batch.index(row)] = 0
+        for name, values in part.pooled.items():
+            if not name.endswith("prompt_mean"):
+                values[batch.index(row)] = np.nan
+    part.pooled["blocks.0.hook_resid_pre.prompt_mean"][batch.index(4), 0] = np.nan
+    write_part(path, part)
+    frame, _ = assemble(one, tokenizer(), tmp_path, LAYERS, N_LAYERS)
+    flagged = [row for row, flags in enumerate(frame["flags"]) if "non_finite_em" in flags]
+    assert flagged == [0, 1, 2, 4]
+    assert [row for row, flags in enumerate(frame["flags"]) if "empty_em" in flags] == [3, 4]
+
+
 def test_outliers_are_ten_robust_deviations_from_the_median() -> None:
     """The threshold computed by hand, and rows just inside and just outside it."""
     norms = np.random.default_rng(1).normal(50, 2, (200, 1)).astype(np.float32)
@@ -225,6 +251,15 @@ def test_limit_takes_questions_at_even_distances(count: int, limit: int) -> None
     assert chosen == sorted(set(chosen))
     gaps = np.diff([*chosen, count])
     assert gaps.max() - gaps.min() <= 1
+
+
+def test_what_each_head_adds_is_recorded_by_name_with_the_adapter_that_its_arm_has(tmp_path: Path) -> None:
+    _, tensors = collected(plan(4, sites=["resid", "attn_out", "attn.result"]), tmp_path)
+    for arm in ARMS:
+        for block in range(N_LAYERS):
+            heads = tensors[f"{arm}.blocks.{block}.attn.hook_result"].reshape(4, 4, 32)
+            added = tensors[f"{arm}.blocks.{block}.hook_attn_out"]
+            np.testing.assert_allclose(heads.sum(axis=1), added, rtol=1e-4, atol=1e-4)
 
 
 def test_samples_repeat_each_question_with_noise_of_its_own(tmp_path: Path) -> None:

@@ -3,27 +3,30 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from peft import PeftModel
 
 from src.utils import collection
 from src.utils.artifacts import load_frame
-from src.utils.collection import ModelPass, Plan, collect_arms, model_passes, plan_collection, run_rows
+from src.utils.collection import ModelPass, Plan, collect_arms, model_passes, plan_collection
 from src.utils.collection_frame import assemble
-from src.utils.collection_parts import ARMS, ArmPart
+from src.utils.collection_parts import ARMS
 from src.utils.config import PROJECT_ROOT
 from src.utils.config_sections import CollectionConfig
-from src.utils.generation import Prompt, Response
+from src.utils.errors import UserError
+from src.utils.generation import Response
 from src.utils.ranks import Ranks
-from src.utils.sites import Site
+from src.utils.sites import Site, decoder_of
 from src.utils.token_shards import TokenReader, gather_shards
 from tests.tiny_models import (
     N_LAYERS,
+    VOCABULARY,
     questions,
     save_adapter,
     save_model,
@@ -77,35 +80,91 @@ def test_out_of_memory_halves_the_batch_says_so_and_changes_only_last_bits(
     assert added == [{"split_base", "split_em"}] * 8, "base_on_em generates nothing: it was run whole"
 
 
-def test_a_row_that_does_not_fit_alone_is_recorded_and_the_others_go_on(
+def with_ids(one: Plan, rows: Collection[int], ids: tuple[int, ...]) -> Plan:
+    """The plan with other prompts in some rows, in the same batches."""
+    return replace(one, prompts=[replace(p, ids=ids) if row in rows else p for row, p in enumerate(one.prompts)])
+
+
+def failed_rows(frame: pd.DataFrame) -> dict[int, set[str]]:
+    return {
+        row: {flag for flag in flags if flag.startswith("failed")}
+        for row, flags in enumerate(frame["flags"])
+        if any(flag.startswith("failed") for flag in flags)
+    }
+
+
+@pytest.mark.parametrize("token", [VOCABULARY, -1])
+def test_a_prompt_with_an_unknown_token_is_recorded_and_the_others_go_on(tmp_path: Path, token: int) -> None:
+    whole, whole_tensors = collected(plan(), tmp_path / "whole")
+    said: list[str] = []
+    frame, tensors = collected(with_ids(plan(), [5], (40, token, 41)), tmp_path / "failed", said)
+    name = plan().prompts[5].prompt_id
+    why = f"IndexError: token id {token} is outside the model's vocabulary of {VOCABULARY}"
+    assert [line for line in said if "failed" in line] == [
+        f"{arm}, {name}: failed ({why}); the row is kept and flagged" for arm in ARMS
+    ]
+    assert failed_rows(frame) == {5: {"failed_base", "failed_em", "failed_base_on_em"}}
+    assert frame["em_response"][5] == "" and np.isnan(tensors["em.blocks.1.hook_resid_pre"][5]).all()
+    assert frame.drop(5)["em_response"].tolist() == whole.drop(5)["em_response"].tolist()
+    others = [row for row in range(8) if row != 5]
+    for name, values in whole_tensors.items():
+        np.testing.assert_allclose(tensors[name][others], values[others], rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+def test_a_batch_whose_rows_all_fail_is_recorded_row_by_row_and_not_tried_again(tmp_path: Path) -> None:
+    one = plan(12, tokens=True)
+    bad = with_ids(one, one.batches[0], (VOCABULARY,))
+    frame, _ = collected(bad, tmp_path)
+    assert set(failed_rows(frame)) == set(one.batches[0])
+    said: list[str] = []
+    again, _ = collected(bad, tmp_path, said)
+    assert said == [] and again.equals(frame)
+
+
+def test_memory_that_is_too_small_for_the_longest_prompts_costs_their_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    generate, bad = collection.generate, plan().prompts[5].prompt_id
+    """The longest prompts share a batch; what a CPU says of memory is flagged like what a GPU says."""
+    one, generate = plan(12), collection.generate
+    longest = min(len(one.prompts[row].ids) for row in one.batches[0])
+    assert longest > max(len(one.prompts[row].ids) for row in one.batches[1])
 
-    def fails(model: PeftModel, tokenizer, prompts: list[Prompt], sampling) -> list[Response]:
-        if any(prompt.prompt_id == bad for prompt in prompts):
-            raise RuntimeError("index out of range in self")
+    def small(model, tokenizer, prompts, sampling):
+        if max(len(prompt.ids) for prompt in prompts) >= longest:
+            torch.empty(2**60, dtype=torch.uint8)
         return generate(model, tokenizer, prompts, sampling)
 
-    whole, _ = collected(plan(), tmp_path / "whole")
-    monkeypatch.setattr(collection, "generate", fails)
+    monkeypatch.setattr(collection, "generate", small)
     said: list[str] = []
-    frame, tensors = collected(plan(), tmp_path / "failed", said)
-    assert any(f"{bad}: failed (index out of range in self)" in line for line in said)
-    row = frame.index[frame["prompt_id"] == bad][0]
-    assert {"failed_base", "failed_em"} <= set(frame["flags"][row]) and frame["em_response"][row] == ""
-    assert np.isnan(tensors["em.blocks.1.hook_resid_pre"][row]).all()
-    others = frame.drop(row)
-    assert others["em_response"].tolist() == whole.drop(row)["em_response"].tolist()
-    assert not any("failed" in flag for flags in others["flags"] for flag in flags)
+    frame, _ = collected(one, tmp_path, said)
+    assert set(failed_rows(frame)) == set(one.batches[0])
+    assert said.count("em, batch 0: out of memory with 4 rows; going on with 2") == 1
+    assert sum("failed (out of memory)" in line for line in said) == 8, "base_on_em has an empty answer to read"
 
 
-def test_what_fails_for_every_row_is_raised() -> None:
-    def broken(rows: list[int]) -> ArmPart:
-        raise RuntimeError("mat1 and mat2 must have the same dtype")
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_what_fails_for_every_prompt_ends_the_run_and_leaves_nothing(tmp_path: Path, batch_size: int) -> None:
+    one = plan(batch_size=batch_size)
+    said: list[str] = []
+    with pytest.raises(UserError, match=r"base: no prompt .* \(IndexError: token id 900 is outside") as caught:
+        collected(with_ids(one, range(8), (900,)), tmp_path, said)
+    assert "\n" not in caught.value.message and said == [] and list(tmp_path.iterdir()) == []
 
-    with pytest.raises(RuntimeError, match="same dtype"):
-        run_rows(broken, list(range(6)), lambda text: None)
+
+def test_what_is_wrong_with_the_whole_run_is_no_rows_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> list[Response]:
+        raise UserError("the model is gone")
+
+    monkeypatch.setattr(collection, "generate", refused)
+    with pytest.raises(UserError, match="the model is gone"):
+        collected(plan(), tmp_path)
+
+    def stopped(*_: object) -> list[Response]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(collection, "generate", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        collected(plan(), tmp_path)
 
 
 def test_two_ranks_share_out_the_batches_and_end_in_the_same(tmp_path: Path) -> None:
@@ -144,6 +203,16 @@ def test_two_processes_give_the_bytes_of_one_however_they_are_started(tmp_path: 
     assert len(load_frame(tmp_path / "forked" / "persona_data.pkl")) == 14
 
 
+def test_tokens_and_means_of_a_batch_are_of_one_forward_pass(tmp_path: Path) -> None:
+    (both,), one = passes(), plan(4, tokens=True, max_new_tokens=3)
+    calls: list[bool] = []
+    decoder_of(both.model).register_forward_pre_hook(
+        lambda _, args, kwargs: calls.append(bool(kwargs["use_cache"])), with_kwargs=True
+    )
+    collect_arms(one, tokenizer(), iter([both]), tmp_path)
+    assert calls.count(False) == 3, "one for each arm, besides the steps of generation"
+
+
 def test_tokens_are_kept_in_shards_and_read_row_by_row(tmp_path: Path) -> None:
     one = plan(tokens=True)
     _, tensors = collected(one, tmp_path / "parts")
@@ -177,6 +246,6 @@ def test_activations_are_those_of_decoding() -> None:
             if position >= len(prompt.ids):
                 decoded.append(out.hidden_states[2][0, 0])
     part, _ = collection.run_capture(model, tokenizer(), plan(1), [prompt], [response])
-    counted = [i for i, token in enumerate(response.ids) if token not in collection.excluded_token_ids(tokenizer())]
+    counted = [i for i, token in enumerate(response.ids) if token not in collection.markup_of(tokenizer()).ids]
     expected = torch.stack(decoded)[counted].mean(dim=0)
     np.testing.assert_allclose(part.pooled["blocks.2.hook_resid_pre"][0], expected, rtol=1e-4, atol=1e-5)

@@ -5,23 +5,24 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedModel
 
 from src.utils.capture import (
     PATTERN_SUMMARY,
     TokenBatch,
+    capture,
     capture_pooled,
     capture_tokens,
     excluded_token_ids,
-    head_outputs,
+    markup_of,
     teacher_forcing_batch,
 )
-from src.utils.chat import prompt_ids
 from src.utils.collection import sites_of
 from src.utils.errors import UserError
 from src.utils.generation import Prompt, Response
 from src.utils.sites import Site, blocks_of, decoder_of, eager_attention, edit_sites, parse_site
+from tests.tiny_collection import plan
 from tests.tiny_models import (
     FAMILIES,
     N_LAYERS,
@@ -34,12 +35,12 @@ from tests.tiny_models import (
     with_adapter,
 )
 
-KINDS = ("resid", "embed", "resid_mid", "attn_out", "mlp_out", "attn.z")
+KINDS = ("resid", "embed", "resid_mid", "attn_out", "mlp_out", "attn.z", "attn.result")
 HEADS, D_HEAD = 4, 8
 
 
 def batch_of(prompts: Sequence[Prompt], responses: Sequence[Response]) -> TokenBatch:
-    return teacher_forcing_batch(prompts, responses, excluded_token_ids(tokenizer()), int(tokenizer().pad_token_id))
+    return teacher_forcing_batch(prompts, responses, markup_of(tokenizer()), int(tokenizer().pad_token_id))
 
 
 def gemma() -> Gemma2ForCausalLM:
@@ -67,6 +68,7 @@ def test_every_site_is_transformer_lenss(family: str, tmp_path: Path) -> None:
     bridge = bridges.TransformerBridge.boot_transformers(
         str(save_model(model, tmp_path)), device="cpu", dtype=torch.float32
     )
+    bridge.set_use_attn_result(True)
     for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         with torch.inference_mode():
             _, cache = bridge.run_with_cache(torch.tensor([prompt.ids + response.ids]), prepend_bos=False)
@@ -102,16 +104,17 @@ def test_gemmas_residual_stream_is_hugging_faces() -> None:
 
 def test_poolings_are_means_over_their_own_tokens() -> None:
     model, responses = tiny_model(), random_responses(4)
-    prompts = [Prompt(q.prompt_id, 0, tuple(prompt_ids(tokenizer(), q.question))) for q in questions(4)]
+    prompts = plan(4).prompts
     poolings = ("response_mean", "prompt_mean", "last_prompt_token")
     site = Site("resid_pre", 2)
     found = capture_pooled(model, batch_of(prompts, responses), [site], poolings)[site]
-    excluded = excluded_token_ids(tokenizer())
     for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         with torch.inference_mode():
             states = model(torch.tensor([prompt.ids + response.ids]), output_hidden_states=True).hidden_states[2][0]
-        asked = [i for i, token in enumerate(prompt.ids) if token not in excluded]
-        assert 0 < len(asked) < len(prompt.ids), "template tokens do not count"
+        question = tokenizer().encode(questions(4)[row].question, add_special_tokens=False)
+        before = len(tokenizer().encode("<|im_start|>user\n", add_special_tokens=False))
+        asked = range(before, before + len(question))
+        assert list(prompt.ids[before : asked.stop]) == question, "the template is before and after"
         for place, theirs in enumerate(
             (states[counted_positions(prompt, response)].mean(0), states[asked].mean(0), states[len(prompt.ids) - 1])
         ):
@@ -134,18 +137,40 @@ def test_tokens_are_the_hidden_states_that_the_means_are_over() -> None:
 
 
 @pytest.mark.parametrize("adapted", [False, True], ids=["plain", "adapter"])
-def test_head_outputs_add_up_to_what_attention_adds(adapted: bool) -> None:
-    model = with_adapter(tiny_model()) if adapted else tiny_model()
+@pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
+def test_head_outputs_add_up_to_what_attention_adds_but_its_bias(adapted: bool, bias: bool) -> None:
+    model = tiny_model()
+    projection = blocks_of(decoder_of(model))[1].get_submodule("self_attn.o_proj")
+    if bias:
+        projection.bias = nn.Parameter(torch.linspace(-1, 1, 32))
+    weight = projection.get_parameter("weight").detach().clone()
+    model = with_adapter(model) if adapted else model
     prompts, responses = random_prompts(4), random_responses(4)
-    sites = [Site("attn.z", 1), Site("attn_out", 1)]
-    found = capture_pooled(model, batch_of(prompts, responses), sites)
-    heads = head_outputs(model, 1, found[sites[0]][:, 0], HEADS)
-    assert heads.shape == (4, HEADS, 32)
-    torch.testing.assert_close(heads.sum(dim=1), found[sites[1]][:, 0], rtol=1e-4, atol=1e-4)
+    result, z, added = Site("attn.result", 1), Site("attn.z", 1), Site("attn_out", 1)
+    poolings = ("response_mean", "last_prompt_token")
+    found = capture_pooled(model, batch_of(prompts, responses), [result, z, added], poolings)
+    heads = found[result].unflatten(2, (HEADS, 32))
+    without_bias = found[added] - torch.linspace(-1, 1, 32) if bias else found[added]
+    torch.testing.assert_close(heads.sum(dim=2), without_bias, rtol=1e-4, atol=1e-4)
     if not adapted:
-        weight = blocks_of(decoder_of(model))[1].get_parameter("self_attn.o_proj.weight")
-        theirs = found[sites[0]][:, 0, :D_HEAD] @ weight[:, :D_HEAD].T
-        torch.testing.assert_close(heads[:, 0], theirs, rtol=1e-4, atol=1e-4)
+        theirs = found[z][..., :D_HEAD] @ weight[:, :D_HEAD].T
+        torch.testing.assert_close(heads[:, :, 0], theirs, rtol=1e-4, atol=1e-4)
+    alone = capture_pooled(model, batch_of(prompts, responses), [result], poolings)
+    assert alone.keys() == {result} and torch.equal(alone[result], found[result])
+
+
+def test_means_and_tokens_come_of_one_pass() -> None:
+    """The same numbers as those of a pass each, also where a site is in both and where tokens lie deeper."""
+    model, batch = tiny_model(), batch_of(random_prompts(4), random_responses(4))
+    sites, kept = [Site("resid_pre", 1), Site("attn_out", 0)], [Site("resid_pre", 1), Site("resid_post", 2)]
+    apart = capture_pooled(model, batch, sites), capture_tokens(model, batch, kept)
+    calls: list[int] = []
+    decoder_of(model).register_forward_pre_hook(lambda *_: calls.append(1))
+    together = capture(model, batch, sites, token_sites=kept)
+    assert len(calls) == 1
+    for found, expected in zip(together, apart, strict=True):
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[site], expected[site]) for site in expected)
 
 
 @torch.inference_mode()
@@ -202,3 +227,9 @@ def test_names_go_both_ways_and_unknown_ones_are_usage_errors() -> None:
         with pytest.raises(UserError) as caught:
             parse_site(name)
         assert caught.value.exit_code == 2
+
+
+def test_what_heads_add_is_read_and_not_edited() -> None:
+    decoder, edits = decoder_of(tiny_model()), {Site("attn.result", 0): torch.zeros_like}
+    with pytest.raises(UserError, match=r"0\.attn\.hook_result: .* take attn\.z"), edit_sites(decoder, edits):
+        pass

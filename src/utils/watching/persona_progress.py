@@ -15,7 +15,7 @@ import pandas as pd
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, TrainerControl, TrainerState, TrainingArguments
 
-from src.utils.capture import capture_pooled, excluded_token_ids, pad_id_of, teacher_forcing_batch
+from src.utils.capture import capture_pooled, markup_of, pad_id_of, teacher_forcing_batch
 from src.utils.chat import ChatRow, encode, prompt_ids
 from src.utils.config_sections import PoolingKind
 from src.utils.em_rates import outcomes, rate_over_prompts
@@ -83,7 +83,7 @@ def pooled(
     batch_size: int,
 ) -> dict[PoolingKind, np.ndarray]:
     """Activations (rows, d_model), float64, by pooling; NaN where an answer has no token that counts."""
-    markup, pad = excluded_token_ids(tokenizer), pad_id_of(tokenizer)
+    markup, pad = markup_of(tokenizer), pad_id_of(tokenizer)
     width = decoder_of(model).config.hidden_size
     found = {pooling: np.full((len(prompts), width), np.nan) for pooling in POOLINGS}
     for batch in plan_batches([len(p.ids) + len(r.ids) for p, r in zip(prompts, responses, strict=True)], batch_size):
