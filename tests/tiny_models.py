@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -87,6 +89,22 @@ def tiny_model(family: str = "qwen3", seed: int = 0, width: int = 32, n_ends: in
         model = Qwen3ForCausalLM(Qwen3Config(**shape, tie_word_embeddings=True))
     else:
         model = LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=False))
+    return with_ends(model, n_ends)
+
+
+def tiny_gemma(n_ends: int = 0) -> PreTrainedModel:
+    """Gemma 2: normalises what attention and MLP add before adding it, and caps its logits."""
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=len(tokenizer()), hidden_size=32, intermediate_size=64, num_hidden_layers=N_LAYERS,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, max_position_embeddings=512,
+        sliding_window=512, initializer_range=0.2, pad_token_id=0, bos_token_id=None, eos_token_id=1,
+    )  # fmt: skip
+    return with_ends(Gemma2ForCausalLM(config), n_ends)
+
+
+def with_ends(model: PreTrainedModel, n_ends: int) -> PreTrainedModel:
+    """An answer ends at the end of turn, or at any of the last tokens of the vocabulary."""
     assert model.generation_config is not None
     last = len(tokenizer())
     model.generation_config.eos_token_id = [tokenizer().eos_token_id, *range(last - n_ends, last)]

@@ -231,21 +231,3 @@ def test_tokens_are_kept_in_shards_and_read_row_by_row(tmp_path: Path) -> None:
                 np.testing.assert_allclose(tokens.mean(dim=0).numpy(), expected, rtol=1e-4, atol=1e-5)
             else:
                 assert np.isnan(expected).all()
-
-
-def test_activations_are_those_of_decoding() -> None:
-    """What a decoding step sees at a token, with its cache, is what the second pass sees there."""
-    model, (prompt,) = tiny_model(), plan(1).prompts
-    (response,) = collection.generate(model, tokenizer(), [prompt], plan(1).sampling)
-    decoded: list[torch.Tensor] = []
-    with torch.no_grad():
-        cache = None
-        for position, token in enumerate(prompt.ids + response.ids):
-            out = model(torch.tensor([[token]]), past_key_values=cache, use_cache=True, output_hidden_states=True)
-            cache = out.past_key_values
-            if position >= len(prompt.ids):
-                decoded.append(out.hidden_states[2][0, 0])
-    part, _ = collection.run_capture(model, tokenizer(), plan(1), [prompt], [response])
-    counted = [i for i, token in enumerate(response.ids) if token not in collection.markup_of(tokenizer()).ids]
-    expected = torch.stack(decoded)[counted].mean(dim=0)
-    np.testing.assert_allclose(part.pooled["blocks.2.hook_resid_pre"][0], expected, rtol=1e-4, atol=1e-5)

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from src.utils.capture import (
     PATTERN_SUMMARY,
@@ -30,6 +31,7 @@ from tests.tiny_models import (
     random_prompts,
     random_responses,
     save_model,
+    tiny_gemma,
     tiny_model,
     tokenizer,
     with_adapter,
@@ -41,17 +43,6 @@ HEADS, D_HEAD = 4, 8
 
 def batch_of(prompts: Sequence[Prompt], responses: Sequence[Response]) -> TokenBatch:
     return teacher_forcing_batch(prompts, responses, markup_of(tokenizer()), int(tokenizer().pad_token_id))
-
-
-def gemma() -> Gemma2ForCausalLM:
-    """Gemma 2: normalises what attention and MLP add before adding it, and caps its logits."""
-    torch.manual_seed(0)
-    config = Gemma2Config(
-        vocab_size=len(tokenizer()), hidden_size=32, intermediate_size=64, num_hidden_layers=N_LAYERS,
-        num_attention_heads=HEADS, num_key_value_heads=2, head_dim=D_HEAD, max_position_embeddings=512,
-        sliding_window=512, initializer_range=0.2, pad_token_id=0, bos_token_id=None, eos_token_id=1,
-    )  # fmt: skip
-    return Gemma2ForCausalLM(config).eval()
 
 
 def counted_positions(prompt: Prompt, response: Response) -> list[int]:
@@ -77,7 +68,7 @@ def test_every_site_is_transformer_lenss(family: str, tmp_path: Path) -> None:
             torch.testing.assert_close(values[row, 0], theirs, rtol=1e-4, atol=1e-4, msg=site.name)
 
 
-@pytest.mark.parametrize("build", [tiny_model, gemma], ids=["qwen3", "gemma2"])
+@pytest.mark.parametrize("build", [tiny_model, tiny_gemma], ids=["qwen3", "gemma2"])
 def test_the_residual_stream_is_the_sum_of_what_is_added(build) -> None:
     """resid_pre + attn_out = resid_mid, + mlp_out = resid_post = the next block's resid_pre: means are linear."""
     model, prompts, responses = build(), random_prompts(5), random_responses(5)
@@ -93,7 +84,7 @@ def test_the_residual_stream_is_the_sum_of_what_is_added(build) -> None:
 
 
 def test_gemmas_residual_stream_is_hugging_faces() -> None:
-    model, (prompt,), (response,) = gemma(), random_prompts(1), random_responses(1)
+    model, (prompt,), (response,) = tiny_gemma(), random_prompts(1), random_responses(1)
     found = capture_pooled(model, batch_of([prompt], [response]), sites_of(("resid",), N_LAYERS))
     with torch.inference_mode():
         states = model(torch.tensor([prompt.ids + response.ids]), output_hidden_states=True).hidden_states
@@ -173,6 +164,23 @@ def test_means_and_tokens_come_of_one_pass() -> None:
         assert all(torch.equal(found[site], expected[site]) for site in expected)
 
 
+def summary_of(
+    pattern: Float[Tensor, "head query key"], prompt: Prompt, response: Response
+) -> Float[Tensor, "head parts"]:
+    """`PATTERN_SUMMARY` of a row without padding, query by query."""
+    rows = []
+    for query in counted_positions(prompt, response):
+        here = pattern[:, query]
+        parts = [
+            here[:, 0],
+            here[:, 1 : len(prompt.ids)].sum(1),
+            here[:, len(prompt.ids) : query].sum(1),
+            here[:, query],
+        ]
+        rows.append(torch.stack([*parts, -(here * here.clamp_min(1e-30).log()).sum(1)], dim=-1))
+    return torch.stack(rows).mean(dim=0)
+
+
 @torch.inference_mode()
 def test_pattern_summaries_are_hugging_faces_attentions() -> None:
     model, prompts, responses = tiny_model(), random_prompts(3), random_responses(3)
@@ -183,20 +191,28 @@ def test_pattern_summaries_are_hugging_faces_attentions() -> None:
     for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         with eager_attention(model):
             pattern = model(torch.tensor([prompt.ids + response.ids]), output_attentions=True).attentions[1][0]
-        rows = []
-        for query in counted_positions(prompt, response):
-            here = pattern[:, query]
-            parts = [
-                here[:, 0],
-                here[:, 1 : len(prompt.ids)].sum(1),
-                here[:, len(prompt.ids) : query].sum(1),
-                here[:, query],
-            ]
-            rows.append(torch.stack([*parts, -(here * here.clamp_min(1e-30).log()).sum(1)], dim=-1))
-        expected = torch.stack(rows).mean(dim=0)
+        expected = summary_of(pattern, prompt, response)
         assert expected.shape == (HEADS, len(PATTERN_SUMMARY))
         torch.testing.assert_close(found[row, 0].unflatten(0, (HEADS, -1)), expected, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(expected[:, :4].sum(1), torch.ones(HEADS))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.filterwarnings("ignore")
+@torch.inference_mode()
+def test_pattern_summaries_are_transformer_lenss(family: str, tmp_path: Path) -> None:
+    bridges = pytest.importorskip("transformer_lens.model_bridge", reason="transformer_lens is not installed")
+    model, prompts, responses = tiny_model(family), random_prompts(3), random_responses(3)
+    sites = sites_of(("attn.pattern",), N_LAYERS)
+    found = capture_pooled(model, batch_of(prompts, responses), sites)
+    bridge = bridges.TransformerBridge.boot_transformers(
+        str(save_model(model, tmp_path)), device="cpu", dtype=torch.float32
+    )
+    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        _, cache = bridge.run_with_cache(torch.tensor([prompt.ids + response.ids]), prepend_bos=False)
+        for site in sites:
+            expected = summary_of(cache[site.name][0], prompt, response).flatten()
+            torch.testing.assert_close(found[site][row, 0], expected, rtol=1e-4, atol=1e-5, msg=site.name)
 
 
 def logits_of(model: PreTrainedModel, ids: Tensor) -> Tensor:
@@ -204,7 +220,7 @@ def logits_of(model: PreTrainedModel, ids: Tensor) -> Tensor:
         return model(ids).logits
 
 
-@pytest.mark.parametrize("build", [tiny_model, gemma], ids=["qwen3", "gemma2"])
+@pytest.mark.parametrize("build", [tiny_model, tiny_gemma], ids=["qwen3", "gemma2"])
 @pytest.mark.parametrize("kind", ["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "attn.z", "embed"])
 def test_an_edit_replaces_what_the_model_goes_on_with(build, kind: str) -> None:
     model, ids = build(), torch.tensor([[5, 6, 7, 8]])
