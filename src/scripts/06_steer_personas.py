@@ -31,8 +31,8 @@ from src.pipelines.persona_study import (
 from src.pipelines.step_run import StepRun, begin_step
 from src.utils.artifacts import load_frame, load_tensors, open_resumable, save_frame, save_json
 from src.utils.cli import run_script
-from src.utils.judging.judgement import answers_of, count_reasons, score_columns
-from src.utils.judging.judges import open_judge, score_answers
+from src.utils.judging.judgement import count_reasons
+from src.utils.judging.judges import open_judge, score_responses
 from src.utils.manifests import is_fresh
 from src.utils.model_files import is_adapter
 from src.utils.prompts import Question
@@ -55,9 +55,7 @@ def main(arguments: Sequence[str]) -> None:
     vectors = measured_vectors(run)
     answers = steered_answers(run, vectors)
     with open_judge(judging.judge, judging.judge_model, judging, run.config.model, study.judgements) as judge:
-        asked = answers_of(answers.rename(columns={"response": "steered_response"}), ["steered"])
-        judgements = score_answers(judge, asked, run.yes)
-    judged = answers.assign(judge=judge.name, **score_columns(judgements, answers.index))
+        judged = score_responses(judge, answers, run.yes)
     effects = steering_effects(
         judged, judging.em_threshold, judging.coherence_threshold, judging.bootstrap_resamples, settings.seed
     )
@@ -103,7 +101,7 @@ def steered_answers(run: StepRun, vectors: "Sequence[SteeringVector]") -> pd.Dat
     work_dir = open_resumable(study.steering_effects.with_name("steering_effects.parts"), provenance)
 
     def steer(ranks: Ranks, on_rows: OnRows, say: Say) -> None:
-        run_grid(grid, lambda: steered_model(run), tokenizer, work_dir, on_rows, ranks)
+        run_grid(grid, lambda: steered_model(run), tokenizer, work_dir, on_rows, ranks, say)
 
     with tqdm(total=len(grid.prompts), unit="answer", desc="steer") as progress:
         share_out(run.config.model.processes, RUN_ALONE, steer, progress.update, progress.write)
