@@ -38,7 +38,7 @@ from src.utils.model_files import is_adapter
 from src.utils.prompts import Question
 from src.utils.ranks import RUN_ALONE, Ranks
 from src.utils.shared_work import OnRows, Say, share_out
-from src.utils.steering_effects import format_effects, steering_effects, steering_summary
+from src.utils.steering_effects import format_effects, length_of_randoms, steering_effects, steering_summary
 
 if TYPE_CHECKING:
     from src.utils.sites import AnyModel
@@ -61,10 +61,13 @@ def main(arguments: Sequence[str]) -> None:
     )
     missing = count_reasons(judged["judge_error"])
     save_vectors(vectors, study.steering_vectors, run.provenance)
-    summary = steering_summary(effects, describe(vectors), settings.model_dump(), missing)
+    described = describe(vectors)
+    summary = steering_summary(effects, described, settings.model_dump(), missing)
     save_json(summary, study.steering_summary, run.provenance)
     save_frame(judged, study.steering_effects, run.provenance)
     print(format_effects(effects))
+    if settings.mode == "add":
+        print(f"random directions: {length_of_randoms(described)}")
     for reason, count in missing.items():
         print(f"not judged: {count:>5} x {reason}")
     print(f"{len(judged)} answers, {len(vectors)} vectors: {study.steering_effects}")

@@ -136,7 +136,7 @@ def steer(
     settings: TrialSettings,
     work_dir: Path,
 ) -> pd.DataFrame:
-    """The untouched model's answers under the controls' vectors and random directions of their length."""
+    """The untouched model's answers under the controls' vectors and random directions as long as the longest."""
     site = resid_site(settings.layer, count_layers(organism.model))
     vectors = control_vectors(runs, asked, base, site)
     frame = pd.DataFrame([question.model_dump() for question in asked.questions])
