@@ -70,7 +70,8 @@ def answers_and_vectors(run: StepRun) -> tuple[Any, list[Any], Any]:
         save_run,
     )
     from src.utils.generation import Response
-    from src.utils.models import check_blocks, load_model, load_tokenizer
+    from src.utils.models import check_blocks, load_model, load_tokenizer, text_config
+    from src.utils.run_estimate import control_passes, estimate_run
     from src.utils.sites import count_layers, resid_site
 
     study, config = run.study, run.config
@@ -82,6 +83,10 @@ def answers_and_vectors(run: StepRun) -> tuple[Any, list[Any], Any]:
     site = resid_site(config.steering.layer, count_layers(base))
     work_dir = open_resumable(study.control_effects.with_name("control_effects.parts"), run.provenance)
     rows_of = control_rows(study)
+    what = f"prompts, asked of {len(rows_of)} controls and the base model (their fine-tunes come on top)"
+    passes, dtype = control_passes(len(rows_of)), config.model.dtype
+    if estimate := estimate_run(plan, passes, what, text_config(config.model.base), dtype):
+        print(estimate, flush=True)
 
     def train_and_ask(ranks: Ranks, on_rows: OnRows, say: Say) -> None:
         for number, (name, rows) in enumerate(rows_of.items()):

@@ -94,20 +94,24 @@ def steered_answers(run: StepRun, vectors: "Sequence[SteeringVector]") -> pd.Dat
     study, provenance = run.study, without_judging(run.provenance)
     if not run.force and is_fresh(study.steering_answers, provenance):
         return load_frame(study.steering_answers)
-    from src.utils.models import load_tokenizer
+    from src.utils.models import load_tokenizer, text_config
+    from src.utils.run_estimate import STEERED, estimate_run
     from src.utils.steering_grid import answers_frame, plan_grid, run_grid
 
     tokenizer = load_tokenizer(run.config.model.base)
     asked = load_frame(study.persona_data, COLLECT.name)[list(Question.model_fields)].drop_duplicates("prompt_id")
     questions = [Question(**{str(name): value for name, value in row.items()}) for row in asked.to_dict("records")]
     grid = plan_grid(questions, tokenizer, vectors, run.config.steering, run.config.collection)
+    model = run.config.model
+    if estimate := estimate_run(grid, STEERED, "steered answers", text_config(model.base), model.dtype):
+        print(estimate, flush=True)
     work_dir = open_resumable(study.steering_effects.with_name("steering_effects.parts"), provenance)
 
     def steer(ranks: Ranks, on_rows: OnRows, say: Say) -> None:
         run_grid(grid, lambda: steered_model(run), tokenizer, work_dir, on_rows, ranks, say)
 
     with tqdm(total=len(grid.prompts), unit="answer", desc="steer") as progress:
-        share_out(run.config.model.processes, RUN_ALONE, steer, progress.update, progress.write)
+        share_out(model.processes, RUN_ALONE, steer, progress.update, progress.write)
     answers = answers_frame(grid, tokenizer, work_dir)
     save_frame(answers, study.steering_answers, provenance)
     shutil.rmtree(work_dir)
