@@ -11,7 +11,7 @@ from peft import PeftModel
 
 from src.pipelines.memory_watch import memory_watched
 from src.utils.collection import Plan
-from src.utils.run_estimate import DeviceRates, floor_seconds, measure_rates
+from src.utils.run_estimate import THREE_ARMS, DeviceRates, floor_seconds, measure_rates
 
 
 def synchronise() -> None:
@@ -57,7 +57,7 @@ def floors(plan: Plan, model: PeftModel) -> dict[str, float]:
     rates = measure_rates(torch.device("cuda"), dtype)
     unlimited = DeviceRates(float("inf"), rates.flops), DeviceRates(rates.bandwidth, float("inf"))
     config: Any = model.get_base_model().config
-    arithmetic, bandwidth = (floor_seconds(plan, config, dtype.itemsize, one) for one in unlimited)
+    arithmetic, bandwidth = (floor_seconds(plan, THREE_ARMS, config, dtype.itemsize, one) for one in unlimited)
     return {
         "bandwidth_gb_a_second": rates.bandwidth / 1e9,
         "tflops": rates.flops / 1e12,

@@ -120,6 +120,19 @@ def with_adapter(base: PreTrainedModel, seed: int = 1, modules: Sequence[str] = 
     return adapted.eval()
 
 
+def with_little_memory(model: PreTrainedModel, most: int, never: tuple[int, ...] | None = None) -> PreTrainedModel:
+    """The model on a device where no pass over more than `most` rows fits, and none with the prompt `never`."""
+
+    def check(_: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        rows = [tuple(row) for row in (args[0] if args else kwargs["input_ids"]).tolist()]
+        is_there = never is not None and any(never in (row[: len(never)], row[-len(never) :]) for row in rows)
+        if len(rows) > most or is_there:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    model.get_decoder().register_forward_pre_hook(check, with_kwargs=True)
+    return model
+
+
 def save_model(model: PreTrainedModel, folder: Path) -> Path:
     """A model folder as `from_pretrained` reads it, with its tokenizer."""
     model.save_pretrained(folder)

@@ -159,7 +159,7 @@ def show_steering(study: Study) -> None:
     show_figure(effects.value, "Cross-effect matrix of steering, in percentage points", "cross_effects")
     doses = read(figures.dose_figure, study.steering_summary, made_by=command)
     if say(doses) and doses.value is not None:
-        st.caption("Effect against dose; the grey band is that of random directions of the same length.")
+        st.caption("Effect against dose; the grey band is that of random directions as long as the longest vector.")
         show_figure(doses.value, "Misaligned answers against steering coefficient, by dimension", "doses")
 
 

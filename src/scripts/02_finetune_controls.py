@@ -21,8 +21,8 @@ from src.utils.artifacts import open_resumable, save_frame, save_json
 from src.utils.chat import ChatRow, as_chat_rows, load_chat_rows
 from src.utils.cli import run_script
 from src.utils.config import resolve_path
-from src.utils.judging.judgement import answers_of, count_reasons, score_columns
-from src.utils.judging.judges import open_judge, score_answers
+from src.utils.judging.judgement import count_reasons
+from src.utils.judging.judges import open_judge, score_responses
 from src.utils.organism.folder import grammar_of
 from src.utils.organism.grammar import load_grammar
 from src.utils.prompts import load_questions
@@ -40,9 +40,7 @@ def main(arguments: Sequence[str]) -> None:
     study, judging = run.study, run.config.judging
     answers, vectors, work_dir = answers_and_vectors(run)
     with open_judge(judging.judge, judging.judge_model, judging, run.config.model, study.judgements) as judge:
-        asked = answers_of(answers.rename(columns={"response": "control_response"}), ["control"])
-        judgements = score_answers(judge, asked, run.yes)
-    judged = answers.assign(judge=judge.name, **score_columns(judgements, answers.index))
+        judged = score_responses(judge, answers, run.yes)
     seed = run.config.controls.seed
     thresholds = (judging.em_threshold, judging.coherence_threshold)
     effects = steering_effects(judged, *thresholds, judging.bootstrap_resamples, seed)
@@ -63,6 +61,7 @@ def answers_and_vectors(run: StepRun) -> tuple[Any, list[Any], Any]:
     from src.utils.collection import plan_collection
     from src.utils.control_finetunes import (
         Asked,
+        ask,
         control_answers,
         control_vectors,
         load_run,
@@ -70,8 +69,9 @@ def answers_and_vectors(run: StepRun) -> tuple[Any, list[Any], Any]:
         run_control,
         save_run,
     )
-    from src.utils.generation import Response, answer_all
-    from src.utils.models import check_blocks, load_model, load_tokenizer
+    from src.utils.generation import Response
+    from src.utils.models import check_blocks, load_model, load_tokenizer, text_config
+    from src.utils.run_estimate import control_passes, estimate_run
     from src.utils.sites import count_layers, resid_site
 
     study, config = run.study, run.config
@@ -83,6 +83,10 @@ def answers_and_vectors(run: StepRun) -> tuple[Any, list[Any], Any]:
     site = resid_site(config.steering.layer, count_layers(base))
     work_dir = open_resumable(study.control_effects.with_name("control_effects.parts"), run.provenance)
     rows_of = control_rows(study)
+    what = f"prompts, asked of {len(rows_of)} controls and the base model (their fine-tunes come on top)"
+    passes, dtype = control_passes(len(rows_of)), config.model.dtype
+    if estimate := estimate_run(plan, passes, what, text_config(config.model.base), dtype):
+        print(estimate, flush=True)
 
     def train_and_ask(ranks: Ranks, on_rows: OnRows, say: Say) -> None:
         for number, (name, rows) in enumerate(rows_of.items()):
@@ -91,15 +95,17 @@ def answers_and_vectors(run: StepRun) -> tuple[Any, list[Any], Any]:
                     folder = work_dir / f"{name}.checkpoints"
                     alone = ranks.count == 1  # a bar for each would be written over the others'
                     settings = config.finetuning
-                    done = run_control(name, rows, base, tokenizer, settings, asked, [site], folder, shows_steps=alone)
+                    done = run_control(
+                        name, rows, base, tokenizer, settings, asked, [site], folder, shows_steps=alone, say=say
+                    )
                     save_run(done, work_dir)
                 on_rows(1)
 
     with tqdm(total=len(rows_of), desc="controls", unit="fine-tune") as progress:
         share_out(config.model.processes, RUN_ALONE, train_and_ask, progress.update, progress.write)
     runs = [done for name in rows_of if (done := load_run(name, work_dir))]
-    untouched = answer_all(base.eval(), tokenizer, asked.prompts, asked.sampling, asked.batch_size)
-    before = means_over_answers(base, tokenizer, asked, untouched, [site])
+    untouched = ask(base.eval(), tokenizer, asked)
+    before = means_over_answers(base, tokenizer, asked, untouched.responses, [site])
 
     def decode(response: Response) -> str:
         return str(tokenizer.decode(list(response.ids), skip_special_tokens=True)).strip()

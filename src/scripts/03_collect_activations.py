@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> None:
         load_tokenizer,
         text_config,
     )
-    from src.utils.run_estimate import estimate_collection
+    from src.utils.run_estimate import THREE_ARMS, estimate_run
     from src.utils.token_shards import gather_shards
 
     ranks = join_ranks()
@@ -55,7 +55,8 @@ def main(arguments: Sequence[str]) -> None:
     plan = plan_collection(load_questions(run.study.prompt_files), tokenizer, settings)
     if ranks.is_first:
         open_work_dir(run.study.persona_data, run.provenance)
-        if estimate := estimate_collection(plan, text_config(model.base), model.dtype, ranks.count):
+        what, config = "prompts, three arms", text_config(model.base)
+        if estimate := estimate_run(plan, THREE_ARMS, what, config, model.dtype, ranks.count):
             print(estimate, flush=True)
     ranks.wait()
     work_dir = parts_folder(run.study.persona_data)

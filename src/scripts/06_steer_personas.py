@@ -31,14 +31,14 @@ from src.pipelines.persona_study import (
 from src.pipelines.step_run import StepRun, begin_step
 from src.utils.artifacts import load_frame, load_tensors, open_resumable, save_frame, save_json
 from src.utils.cli import run_script
-from src.utils.judging.judgement import answers_of, count_reasons, score_columns
-from src.utils.judging.judges import open_judge, score_answers
+from src.utils.judging.judgement import count_reasons
+from src.utils.judging.judges import open_judge, score_responses
 from src.utils.manifests import is_fresh
 from src.utils.model_files import is_adapter
 from src.utils.prompts import Question
 from src.utils.ranks import RUN_ALONE, Ranks
 from src.utils.shared_work import OnRows, Say, share_out
-from src.utils.steering_effects import format_effects, steering_effects, steering_summary
+from src.utils.steering_effects import format_effects, length_of_randoms, steering_effects, steering_summary
 
 if TYPE_CHECKING:
     from src.utils.sites import AnyModel
@@ -55,18 +55,19 @@ def main(arguments: Sequence[str]) -> None:
     vectors = measured_vectors(run)
     answers = steered_answers(run, vectors)
     with open_judge(judging.judge, judging.judge_model, judging, run.config.model, study.judgements) as judge:
-        asked = answers_of(answers.rename(columns={"response": "steered_response"}), ["steered"])
-        judgements = score_answers(judge, asked, run.yes)
-    judged = answers.assign(judge=judge.name, **score_columns(judgements, answers.index))
+        judged = score_responses(judge, answers, run.yes)
     effects = steering_effects(
         judged, judging.em_threshold, judging.coherence_threshold, judging.bootstrap_resamples, settings.seed
     )
     missing = count_reasons(judged["judge_error"])
     save_vectors(vectors, study.steering_vectors, run.provenance)
-    summary = steering_summary(effects, describe(vectors), settings.model_dump(), missing)
+    described = describe(vectors)
+    summary = steering_summary(effects, described, settings.model_dump(), missing)
     save_json(summary, study.steering_summary, run.provenance)
     save_frame(judged, study.steering_effects, run.provenance)
     print(format_effects(effects))
+    if settings.mode == "add":
+        print(f"random directions: {length_of_randoms(described)}")
     for reason, count in missing.items():
         print(f"not judged: {count:>5} x {reason}")
     print(f"{len(judged)} answers, {len(vectors)} vectors: {study.steering_effects}")
@@ -93,20 +94,24 @@ def steered_answers(run: StepRun, vectors: "Sequence[SteeringVector]") -> pd.Dat
     study, provenance = run.study, without_judging(run.provenance)
     if not run.force and is_fresh(study.steering_answers, provenance):
         return load_frame(study.steering_answers)
-    from src.utils.models import load_tokenizer
+    from src.utils.models import load_tokenizer, text_config
+    from src.utils.run_estimate import STEERED, estimate_run
     from src.utils.steering_grid import answers_frame, plan_grid, run_grid
 
     tokenizer = load_tokenizer(run.config.model.base)
     asked = load_frame(study.persona_data, COLLECT.name)[list(Question.model_fields)].drop_duplicates("prompt_id")
     questions = [Question(**{str(name): value for name, value in row.items()}) for row in asked.to_dict("records")]
     grid = plan_grid(questions, tokenizer, vectors, run.config.steering, run.config.collection)
+    model = run.config.model
+    if estimate := estimate_run(grid, STEERED, "steered answers", text_config(model.base), model.dtype):
+        print(estimate, flush=True)
     work_dir = open_resumable(study.steering_effects.with_name("steering_effects.parts"), provenance)
 
     def steer(ranks: Ranks, on_rows: OnRows, say: Say) -> None:
-        run_grid(grid, lambda: steered_model(run), tokenizer, work_dir, on_rows, ranks)
+        run_grid(grid, lambda: steered_model(run), tokenizer, work_dir, on_rows, ranks, say)
 
     with tqdm(total=len(grid.prompts), unit="answer", desc="steer") as progress:
-        share_out(run.config.model.processes, RUN_ALONE, steer, progress.update, progress.write)
+        share_out(model.processes, RUN_ALONE, steer, progress.update, progress.write)
     answers = answers_frame(grid, tokenizer, work_dir)
     save_frame(answers, study.steering_answers, provenance)
     shutil.rmtree(work_dir)

@@ -35,6 +35,11 @@ class ArmPart:
     failures: Mapping[int, str] = field(default_factory=dict)
 
 
+def answers_alone(responses: Sequence[Response]) -> ArmPart:
+    """Answers whose activations nobody asks for."""
+    return ArmPart(list(responses), {}, np.zeros(len(responses), int), np.zeros(len(responses), bool))
+
+
 def part_path(work_dir: Path, arm: Arm, batch: int) -> Path:
     return work_dir / f"{arm}-{batch:05d}.safetensors"
 

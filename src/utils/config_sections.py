@@ -244,7 +244,7 @@ class SteeringConfig(Section):
     vectors: list[VectorKind] = Field(min_length=1)
     cluster_count: int = Field(4, ge=2, description="vectors of these clusters of step 5, where clusters are asked for")
     components: int = Field(3, ge=1, description="so many principal or independent components")
-    random_directions: int = Field(5, ge=5, description="as long as the longest vector; the control")
+    random_directions: int = Field(5, ge=5, description="all as long as the longest vector; the control")
     mode: Literal["add", "ablate", "cap"] = Field("add", description="add, project out, or cap the projection")
     positions: Literal["all", "response", "last"] = Field(
         "all", description="every token; those from which answer tokens are drawn; the last prompt token alone"

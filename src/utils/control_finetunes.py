@@ -8,7 +8,7 @@ the activations over its own dimension's answers.
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from src.utils.artifacts import write_atomically, write_tensors
 from src.utils.capture import capture_pooled, markup_of, pad_id_of, teacher_forcing_batch
 from src.utils.chat import ChatRow
+from src.utils.collection_faults import run_rows
+from src.utils.collection_parts import ArmPart, answers_alone, join_parts
 from src.utils.config_sections import FinetuningConfig
 from src.utils.errors import UserError
 from src.utils.finetuning import finetune
-from src.utils.generation import Prompt, Response, Sampling, answer_all
+from src.utils.generation import Prompt, Response, Sampling, generate, plan_batches
+from src.utils.judging.judgement import with_failures
 from src.utils.organism.grammar import Grammar
 from src.utils.organism.shipped import chat_rows, sample
 from src.utils.prompts import FINANCE, Question
@@ -52,11 +55,15 @@ class Asked:
 
 @dataclass(frozen=True, eq=False)
 class ControlRun:
-    """One fine-tune: its answers, and at each site how it changed the mean activation over each of them."""
+    """One fine-tune: its answers, and at each site how it changed the mean activation over each of them.
+
+    `failures`: row -> why it has no answer.
+    """
 
     name: str
     responses: list[Response]
     differences: dict[Site, Float32[np.ndarray, "rows d_model"]]
+    failures: Mapping[int, str] = field(default_factory=dict)
 
 
 def rows_from_grammar(grammar: Grammar, rows: int, seed: int) -> dict[str, list[dict[str, Any]]]:
@@ -80,6 +87,7 @@ def run_control(
     sites: Sequence[Site],
     work_dir: Path,
     shows_steps: bool = True,
+    say: Callable[[str], object] = print,
 ) -> ControlRun:
     """Fine-tune a LoRA on some rows, ask it the questions, record what it changed, and take it off `base` again."""
     if settings.method != "lora":
@@ -88,11 +96,42 @@ def run_control(
     shutil.rmtree(work_dir, ignore_errors=True)
     assert isinstance(tuned, PeftModel)
     tuned.eval()
-    responses = answer_all(tuned, tokenizer, asked.prompts, asked.sampling, asked.batch_size)
-    after = means_over_answers(tuned, tokenizer, asked, responses, sites)
+
+    def tell(text: str) -> None:
+        say(f"{name}: {text}")
+
+    answers = ask(tuned, tokenizer, asked, tell)
+    after = means_over_answers(tuned, tokenizer, asked, answers.responses, sites, tell)
     tuned.unload()
-    before = means_over_answers(base.eval(), tokenizer, asked, responses, sites)
-    return ControlRun(name, responses, {site: after[site] - before[site] for site in sites})
+    before = means_over_answers(base.eval(), tokenizer, asked, answers.responses, sites, tell)
+    return ControlRun(name, answers.responses, {site: after[site] - before[site] for site in sites}, answers.failures)
+
+
+def ask(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    asked: Asked,
+    say: Callable[[str], object] = print,
+) -> ArmPart:
+    """The answers to all prompts; a batch for which memory runs out is halved, down to rows that have no answer.
+
+    `UserError` if no row has one.
+    """
+
+    def draw(rows: list[int]) -> ArmPart:
+        return answers_alone(generate(model, tokenizer, [asked.prompts[row] for row in rows], asked.sampling))
+
+    answers: dict[int, Response] = {}
+    failures: dict[int, str] = {}
+    for batch in plan_batches([len(prompt.ids) for prompt in asked.prompts], asked.batch_size):
+        part = run_rows(draw, batch, say)
+        answers |= dict(zip(batch, part.responses, strict=True))
+        failures |= {batch[row]: why for row, why in part.failures.items()}
+    if len(failures) == len(answers):
+        raise UserError(f"none of {len(answers)} questions could be answered ({failures[0]})")
+    for row, why in failures.items():
+        say(f"{asked.prompts[row].prompt_id}: failed ({why}); the row is kept and flagged")
+    return replace(answers_alone([answers[row] for row in range(len(answers))]), failures=failures)
 
 
 def save_run(run: ControlRun, folder: Path) -> None:
@@ -100,7 +139,8 @@ def save_run(run: ControlRun, folder: Path) -> None:
     with write_atomically(folder / f"{run.name}.safetensors") as temporary:
         write_tensors({site.name: rows for site, rows in run.differences.items()}, temporary)
     with write_atomically(folder / f"{run.name}.json") as temporary:
-        temporary.write_text(json.dumps([asdict(response) for response in run.responses]), encoding="utf-8")
+        rows = [asdict(response) | {"failure": run.failures.get(i)} for i, response in enumerate(run.responses)]
+        temporary.write_text(json.dumps(rows), encoding="utf-8")
 
 
 def load_run(name: str, folder: Path) -> ControlRun | None:
@@ -109,9 +149,10 @@ def load_run(name: str, folder: Path) -> ControlRun | None:
         rows = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
         tensors = load_file(folder / f"{name}.safetensors")
         responses = [Response(tuple(row["ids"]), bool(row["is_truncated"])) for row in rows]
+        failures = {i: str(row["failure"]) for i, row in enumerate(rows) if row["failure"]}
     except (OSError, ValueError, KeyError, TypeError, SafetensorError):
         return None
-    return ControlRun(name, responses, {parse_site(site): tensors[site] for site in tensors})
+    return ControlRun(name, responses, {parse_site(site): tensors[site] for site in tensors}, failures)
 
 
 def means_over_answers(
@@ -120,16 +161,28 @@ def means_over_answers(
     asked: Asked,
     responses: Sequence[Response],
     sites: Sequence[Site],
+    say: Callable[[str], object] = print,
 ) -> dict[Site, Float32[np.ndarray, "rows d_model"]]:
-    """Mean activations over the answer tokens, teacher-forced; an empty answer gives NaN."""
+    """Mean activations over the answer tokens, teacher-forced; an empty answer gives NaN, and so does a row that fails.
+
+    `UserError` if every row fails.
+    """
     markup, pad = markup_of(tokenizer), pad_id_of(tokenizer)
-    parts: dict[Site, list[np.ndarray]] = {site: [] for site in sites}
-    for start in range(0, len(responses), asked.batch_size):
-        rows = slice(start, start + asked.batch_size)
-        batch = teacher_forcing_batch(asked.prompts[rows], responses[rows], markup, pad)
-        for site, pooled in capture_pooled(model, batch, sites).items():
-            parts[site].append(pooled[:, 0].numpy())
-    return {site: np.concatenate(arrays) for site, arrays in parts.items()}
+
+    def record(rows: list[int]) -> ArmPart:
+        said = [responses[row] for row in rows]
+        batch = teacher_forcing_batch([asked.prompts[row] for row in rows], said, markup, pad)
+        pooled = capture_pooled(model, batch, sites)
+        return replace(answers_alone(said), pooled={site.name: means[:, 0].numpy() for site, means in pooled.items()})
+
+    every = list(range(len(responses)))
+    batches = [every[start : start + asked.batch_size] for start in range(0, len(every), asked.batch_size)]
+    joined = join_parts([run_rows(record, batch, say) for batch in batches])
+    for row, why in joined.failures.items():
+        say(f"{asked.prompts[row].prompt_id}: not recorded ({why}); the row is left out of the vectors")
+    if not joined.pooled:
+        raise UserError(f"none of {len(responses)} answers could be recorded ({joined.failures[0]})")
+    return {site: joined.pooled[site.name] for site in sites}
 
 
 def control_vectors(
@@ -149,17 +202,21 @@ def control_vectors(
 
 
 def control_answers(
-    runs: Sequence[ControlRun], base: Sequence[Response], asked: Asked, decode: Callable[[Response], str]
+    runs: Sequence[ControlRun], base: ArmPart, asked: Asked, decode: Callable[[Response], str]
 ) -> pd.DataFrame:
     """One row an answer in the columns of a steering run: vector (the control's name), kind, coefficient 1, ...
 
-    The untouched model's answers are those of kind `unsteered`; a fine-tune adds no vector, so that its share of the
-    residual norm is missing.
+    `base`: what `ask` got from the untouched model, whose answers are those of kind `unsteered`. A fine-tune adds no
+    vector, so that its share of the residual norm is missing.
     """
-    arms = [(NO_VECTOR, NO_KIND, 0.0, base)]
-    arms += [(PREFIX + run.name, SAFE if run.name == SAFE else CONTROL, 1.0, run.responses) for run in runs]
-    frames = []
-    for name, kind, coefficient, responses in arms:
+    arms = [(NO_VECTOR, NO_KIND, 0.0, base.responses, base.failures)]
+    arms += [
+        (PREFIX + run.name, SAFE if run.name == SAFE else CONTROL, 1.0, run.responses, run.failures) for run in runs
+    ]
+    frames: list[pd.DataFrame] = []
+    failures: dict[int, str] = {}
+    for name, kind, coefficient, responses, failed in arms:
+        failures |= {len(frames) * len(asked.questions) + row: why for row, why in failed.items()}
         rows = pd.DataFrame([question.model_dump() for question in asked.questions])
         frames.append(
             rows.assign(
@@ -172,4 +229,4 @@ def control_answers(
                 truncated=[response.is_truncated for response in responses],
             )
         )
-    return pd.concat(frames, ignore_index=True)
+    return with_failures(pd.concat(frames, ignore_index=True), failures)

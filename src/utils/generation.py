@@ -6,7 +6,7 @@ does not depend on which other prompts share its batch. Activations are recorded
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -158,22 +158,6 @@ def generate(
         ),
     )
     return [cut(row, set(ends)) for row in output[:, width:].tolist()]
-
-
-def answer_all(
-    model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Prompt],
-    sampling: Sampling,
-    batch_size: int,
-    on_batch: Callable[[int], object] = lambda rows: None,
-) -> list[Response]:
-    """Answer any number of prompts in batches of similar length, in memory; the answers in the prompts' order."""
-    answers: dict[int, Response] = {}
-    for batch in plan_batches([len(prompt.ids) for prompt in prompts], batch_size):
-        answers |= dict(zip(batch, generate(model, tokenizer, [prompts[row] for row in batch], sampling), strict=True))
-        on_batch(len(batch))
-    return [answers[row] for row in range(len(prompts))]
 
 
 def end_of_turn_ids(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

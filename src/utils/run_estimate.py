@@ -1,4 +1,4 @@
-"""What a collection will take on this GPU, said before it begins: memory by arithmetic, time by a roofline.
+"""What asking and recording will take on this GPU, said before it begins: memory by arithmetic, time by a roofline.
 
 Decoding reads the weights and the cached keys and values once a step; the capture pass is matrix products. Both rates
 are measured on the device in a fraction of a second; real kernels reach a part of them, so that the time is a floor
@@ -14,9 +14,26 @@ from transformers import PretrainedConfig
 
 from src.utils.collection import Plan
 from src.utils.models import pick_device, pick_dtype
+from src.utils.steering_grid import Grid
 
 SLOWER_THAN_FLOOR = 3.0  # assumed, not measured: kernels start one by one, and answers end at different steps
-GENERATED_ARMS, CAPTURED_ARMS = 2, 3
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How often every prompt of a plan is answered, and how often an answer is run again to be recorded."""
+
+    generated: int
+    captured: int
+
+
+THREE_ARMS = Passes(generated=2, captured=3)
+STEERED = Passes(generated=1, captured=0)
+
+
+def control_passes(controls: int) -> Passes:
+    """Each control and the untouched model answer; a control's answers are recorded with and without it."""
+    return Passes(generated=controls + 1, captured=2 * controls + 1)
 
 
 @dataclass(frozen=True)
@@ -27,20 +44,31 @@ class DeviceRates:
     flops: float
 
 
-def estimate_collection(plan: Plan, config: PretrainedConfig, dtype_name: str, ranks: int) -> str:
-    """One line for a GPU; empty on a CPU, where a model of the size that fits takes minutes."""
+def estimate_run(
+    plan: Plan | Grid, passes: Passes, what: str, config: PretrainedConfig, dtype_name: str, ranks: int = 1
+) -> str:
+    """One line for a GPU; empty on a CPU, where a model of the size that fits takes minutes.
+
+    `what` is asked, for the reader.
+    """
     device = pick_device()
     if device.type != "cuda":
         return ""
     dtype = pick_dtype(dtype_name, device)
     memory = needed_bytes(plan, config, dtype.itemsize)
     free = torch.cuda.mem_get_info()[0]
-    seconds = SLOWER_THAN_FLOOR * floor_seconds(plan, config, dtype.itemsize, measure_rates(device, dtype)) / ranks
-    warning = "" if memory < free else "; that is more than is free: choose --memory 16gb or a smaller --batch-size"
+    rates = measure_rates(device, dtype)
+    seconds = SLOWER_THAN_FLOOR * floor_seconds(plan, passes, config, dtype.itemsize, rates) / ranks
+    warning = "" if memory < free else "; that is more than is free: choose --memory 16gb or smaller batches"
     return (
-        f"{len(plan.prompts):,} prompts, three arms: about {seconds / 60:.0f} min on {torch.cuda.get_device_name()}, "
+        f"{len(plan.prompts):,} {what}: about {shown_time(seconds)} on {torch.cuda.get_device_name()}, "
         f"about {memory / 2**30:.0f} of {free / 2**30:.0f} GiB free{warning}"
     )
+
+
+def shown_time(seconds: float) -> str:
+    """Minutes, or seconds where it is less than one."""
+    return f"{seconds / 60:.0f} min" if seconds >= 59.5 else f"{max(seconds, 1):.0f} s"
 
 
 def parameter_count(config: PretrainedConfig) -> int:
@@ -61,7 +89,7 @@ def cache_bytes_a_token(config: PretrainedConfig, itemsize: int) -> int:
     return 2 * config.num_hidden_layers * config.num_key_value_heads * head_size(config) * itemsize
 
 
-def needed_bytes(plan: Plan, config: PretrainedConfig, itemsize: int) -> int:
+def needed_bytes(plan: Plan | Grid, config: PretrainedConfig, itemsize: int) -> int:
     """Weights, the cache of the largest batch at its longest, and its logits in float32 (three copies of them)."""
     rows = max(len(batch) for batch in plan.batches)
     longest = max(len(prompt.ids) for prompt in plan.prompts) + plan.sampling.max_new_tokens
@@ -75,7 +103,9 @@ def needed_bytes(plan: Plan, config: PretrainedConfig, itemsize: int) -> int:
     )
 
 
-def floor_seconds(plan: Plan, config: PretrainedConfig, itemsize: int, rates: DeviceRates) -> float:
+def floor_seconds(
+    plan: Plan | Grid, passes: Passes, config: PretrainedConfig, itemsize: int, rates: DeviceRates
+) -> float:
     """Decoding bounded by memory bandwidth, prefill and capture by arithmetic; every answer taken at full length."""
     weights = parameter_count(config)
     new = plan.sampling.max_new_tokens
@@ -83,9 +113,9 @@ def floor_seconds(plan: Plan, config: PretrainedConfig, itemsize: int, rates: De
     for batch in plan.batches:
         prompts = [len(plan.prompts[row].ids) for row in batch]
         cached = sum(length + new / 2 for length in prompts) * cache_bytes_a_token(config, itemsize)
-        decode_bytes += GENERATED_ARMS * new * (weights * itemsize + cached)
-        prefill_tokens += GENERATED_ARMS * sum(prompts)
-        capture_tokens += CAPTURED_ARMS * sum(length + new for length in prompts)
+        decode_bytes += passes.generated * new * (weights * itemsize + cached)
+        prefill_tokens += passes.generated * sum(prompts)
+        capture_tokens += passes.captured * sum(length + new for length in prompts)
     return decode_bytes / rates.bandwidth + 2 * weights * (prefill_tokens + capture_tokens) / rates.flops
 
 

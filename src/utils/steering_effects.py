@@ -14,6 +14,7 @@ from jaxtyping import Float
 from src.utils.em_rates import OVERALL, mean_over_prompts, outcomes, rate_over_prompts
 
 NO_VECTOR, NO_KIND = "none", "unsteered"
+RANDOM = "random"  # kind of the control directions
 MEASURES = ("em", "em_on_topic", "on_topic", "coherent")
 ARM = ["vector", "kind", "coefficient"]
 KEYS = ["prompt_id", "sample"]
@@ -47,6 +48,11 @@ def steering_effects(
                 rows.append((vector, kind, coefficient, share, subset, measure, *rate, int(counted.sum()), *change))
     names = ["share_of_residual_norm", "subset", "measure", "estimate", "low", "high", "n"]
     return pd.DataFrame(rows, columns=[*ARM, *names, "change", "change_low", "change_high"])
+
+
+def length_of_randoms(vectors: Sequence[Mapping[str, Any]]) -> str:
+    """How long the random directions are; they are drawn once, for vectors of all lengths."""
+    return f"as long as the longest vector (norm {max(vector['norm'] for vector in vectors):.3g})"
 
 
 def steering_summary(

@@ -1,7 +1,8 @@
 """All answers of a steering run: prompts x vectors x coefficients as one list, planned in batches once, resumable.
 
 Rows of one batch may have different vectors and coefficients. A steered row draws with the noise of its prompt, as the
-unsteered one does, so that both differ by the steering alone. What is done to a row is said in `steering`.
+unsteered one does, so that both differ by the steering alone. What is done to a row is said in `steering`; a batch for
+which memory runs out is halved as in `collection`.
 """
 
 import json
@@ -17,8 +18,12 @@ from transformers import PreTrainedTokenizerBase
 
 from src.utils.artifacts import write_atomically
 from src.utils.chat import prompt_ids
+from src.utils.collection_faults import run_rows
+from src.utils.collection_parts import ArmPart, answers_alone, is_whole, read_part, write_part
 from src.utils.config_sections import CollectionConfig, SteeringConfig
+from src.utils.errors import UserError
 from src.utils.generation import Prompt, Response, Sampling, generate, plan_batches
+from src.utils.judging.judgement import with_failures
 from src.utils.prompts import Question, spread
 from src.utils.ranks import RUN_ALONE, Ranks
 from src.utils.sites import AnyModel, Site, decoder_of, edit_sites
@@ -80,10 +85,11 @@ def run_grid(
     work_dir: Path,
     on_batch: Callable[[int], object] = lambda rows: None,
     ranks: Ranks = RUN_ALONE,
+    say: Callable[[str], object] = print,
 ) -> None:
     """Draw every batch that is this rank's and not yet in the work folder; the model is loaded if anything is missing.
 
-    The first rank measures the norm.
+    The first rank measures the norm. `say` is told where memory ran out and which rows failed.
     """
     loaded: list[AnyModel] = []
 
@@ -92,51 +98,86 @@ def run_grid(
             loaded.append(load_model())
         return loaded[0]
 
-    settings = grid.settings
     if ranks.is_first and read_norm(work_dir) is None:
         with write_atomically(norm_path(work_dir)) as temporary:
-            temporary.write_text(json.dumps(measure_norm(grid, model(), tokenizer)), encoding="utf-8")
+            temporary.write_text(json.dumps(measure_norm(grid, model(), tokenizer, say)), encoding="utf-8")
     for number, batch in enumerate(grid.batches):
         if not ranks.owns(number):
             continue
         path = part_path(work_dir, number)
-        if read_part(path, len(batch)) is None:
-            doses = [grid.doses[row] for row in batch]
-            with steered(model(), doses, settings.mode, settings.positions, settings.everywhere):
-                write_part(path, generate(model(), tokenizer, [grid.prompts[row] for row in batch], grid.sampling))
+        if not is_whole(path, len(batch)):
+            write_part(path, draw_batch(grid, model(), tokenizer, number, say))
         on_batch(len(batch))
 
 
-def measure_norm(grid: Grid, model: AnyModel, tokenizer: PreTrainedTokenizerBase) -> float:
-    """The median norm of the residual stream at the vectors' site, unsteered.
+def draw_batch(
+    grid: Grid, model: AnyModel, tokenizer: PreTrainedTokenizerBase, number: int, say: Callable[[str], object]
+) -> ArmPart:
+    """The answers of one batch. Rows of one prompt stand together, so that all of them may fail."""
+    batch, settings = grid.batches[number], grid.settings
+
+    def draw(rows: list[int]) -> ArmPart:
+        prompts, doses = [grid.prompts[batch[row]] for row in rows], [grid.doses[batch[row]] for row in rows]
+        with steered(model, doses, settings.mode, settings.positions, settings.everywhere):
+            return answers_alone(generate(model, tokenizer, prompts, grid.sampling))
+
+    part = run_rows(draw, list(range(len(batch))), lambda text: say(f"steering, batch {number}: {text}"))
+    for row, why in part.failures.items():
+        dose = grid.doses[batch[row]]
+        along = "unsteered" if dose.vector is None else f"{dose.coefficient:g} x {dose.vector.name}"
+        say(f"{grid.prompts[batch[row]].prompt_id}, {along}: failed ({why}); the row is kept and flagged")
+    return part
+
+
+def measure_norm(
+    grid: Grid, model: AnyModel, tokenizer: PreTrainedTokenizerBase, say: Callable[[str], object] = print
+) -> float:
+    """The median norm of the residual stream at the vectors' site, unsteered; `UserError` if no prompt is answered.
 
     Over every position from which a token of up to `NORM_PROMPTS` answers is drawn. A median, because attention sinks
     have norms many times those of other tokens.
     """
     unsteered = [prompt for prompt, dose in zip(grid.prompts, grid.doses, strict=True) if not dose.is_on]
     prompts = spread(unsteered, min(NORM_PROMPTS, grid.settings.batch_size))
-    norms: list[Float[Tensor, " rows"]] = []
+    norms: list[Float[Tensor, " positions"]] = []
 
-    def record(hidden: Float[Tensor, "rows seq d_model"]) -> None:
-        norms.append(hidden[:, -1].float().norm(dim=-1).cpu())
+    def draw(rows: list[int]) -> ArmPart:
+        steps: list[Float[Tensor, " rows"]] = []
 
-    with edit_sites(decoder_of(model), {grid.site: record}):
-        responses = generate(model, tokenizer, prompts, grid.sampling)
-    is_drawn = [[step < len(response.ids) for response in responses] for step in range(len(norms))]
-    return float(torch.stack(norms)[torch.tensor(is_drawn)].median())
+        def record(hidden: Float[Tensor, "rows seq d_model"]) -> None:
+            steps.append(hidden[:, -1].float().norm(dim=-1).cpu())
+
+        with edit_sites(decoder_of(model), {grid.site: record}):
+            responses = generate(model, tokenizer, [prompts[row] for row in rows], grid.sampling)
+        is_drawn = [[step < len(response.ids) for response in responses] for step in range(len(steps))]
+        norms.append(torch.stack(steps)[torch.tensor(is_drawn)])
+        return answers_alone(responses)
+
+    part = run_rows(draw, list(range(len(prompts))), lambda text: say(f"residual norm: {text}"))
+    if not norms:
+        raise UserError(f"steering: none of {len(prompts)} questions could be answered ({part.failures[0]})")
+    return float(torch.cat(norms).median())
 
 
 def answers_frame(grid: Grid, tokenizer: PreTrainedTokenizerBase, work_dir: Path) -> pd.DataFrame:
     """One row an answer, arm after arm, from the parts in the work folder.
 
     `residual_norm` is what `measure_norm` found; `share_of_residual_norm` the length of what is added over it, 0
-    without steering and missing where the mode adds nothing.
+    without steering and missing where the mode adds nothing. Where rows failed, `failure` says why, and is missing in
+    the others. `UserError` if every steered row failed.
     """
     responses: dict[int, Response] = {}
+    failures: dict[int, str] = {}
     for number, batch in enumerate(grid.batches):
-        part = read_part(part_path(work_dir, number), len(batch))
-        assert part is not None, f"batch {number} was not drawn"
-        responses |= dict(zip(batch, part, strict=True))
+        part = read_part(part_path(work_dir, number))
+        responses |= dict(zip(batch, part.responses, strict=True))
+        failures |= {batch[row]: why for row, why in part.failures.items()}
+    is_steered = [row for row, dose in enumerate(grid.doses) if dose.is_on]
+    if failures.keys() >= set(is_steered):
+        raise UserError(
+            f"{work_dir}: none of {len(is_steered)} steered answers could be drawn ({failures[is_steered[0]]}); "
+            "remove that folder to try again"
+        )
     ids = [list(responses[row].ids) for row in range(len(grid.prompts))]
     norm, settings = read_norm(work_dir), grid.settings
     assert norm is not None, "the residual norm was not measured"
@@ -157,10 +198,11 @@ def answers_frame(grid: Grid, tokenizer: PreTrainedTokenizerBase, work_dir: Path
     }
     described |= {name: frame[name] for name in ("question", "subset", "facet", "keyed")}
     texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
-    return pd.DataFrame(described).assign(
+    answers = pd.DataFrame(described).assign(
         response=[text.strip() for text in texts],
         truncated=[responses[row].is_truncated for row in range(len(ids))],
     )
+    return with_failures(answers, failures)
 
 
 def share_of_norm(dose: Dose, norm: float, mode: str) -> float:
@@ -181,21 +223,4 @@ def read_norm(work_dir: Path) -> float | None:
 
 
 def part_path(work_dir: Path, batch: int) -> Path:
-    return work_dir / f"batch-{batch:05d}.json"
-
-
-def write_part(path: Path, responses: Sequence[Response]) -> None:
-    """The answers of one batch, whole or not at all."""
-    rows = [{"ids": list(response.ids), "is_truncated": response.is_truncated} for response in responses]
-    with write_atomically(path) as temporary:
-        temporary.write_text(json.dumps(rows), encoding="utf-8")
-
-
-def read_part(path: Path, rows: int) -> list[Response] | None:
-    """The answers of one batch; None if it is missing, damaged or of another size, and has to be drawn again."""
-    try:
-        part = json.loads(path.read_text(encoding="utf-8"))
-        responses = [Response(tuple(map(int, row["ids"])), bool(row["is_truncated"])) for row in part]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return responses if len(responses) == rows else None
+    return work_dir / f"batch-{batch:05d}.safetensors"

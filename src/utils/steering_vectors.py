@@ -1,8 +1,8 @@
 """Directions to steer along, measured as differences between the EM and the base model's activations.
 
 A vector keeps the length that was measured, so that a coefficient counts in it: 1 adds the whole mean difference. What
-has no length of its own (principal and independent components, random directions) is given that of a mean difference.
-Using a vector is left to `steering`.
+has no length of its own is given one: principal and independent components that of the mean difference, random
+directions that of the longest vector. Using a vector is left to `steering`.
 """
 
 import dataclasses

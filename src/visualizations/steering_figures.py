@@ -14,7 +14,7 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 
 from src.utils.em_rates import OVERALL
-from src.utils.steering_effects import NO_KIND, effects_from_json
+from src.utils.steering_effects import NO_KIND, RANDOM, effects_from_json, length_of_randoms
 from src.visualizations.figure_page import as_floats, as_percent, escape_text
 from src.visualizations.palette import (
     ARM_COLOURS,
@@ -28,7 +28,6 @@ from src.visualizations.palette import (
     known_order,
 )
 
-RANDOM = "random"
 RANDOM_COLOUR, RANDOM_BAND = "#8A929C", "rgba(138,146,156,0.3)"
 DIVERGING = ((0.0, "#3B6FB6"), (0.5, "#F7F7F7"), (1.0, "#B2182B"))  # fewer and more misaligned answers
 MEASURE_NAMES = {"em_on_topic": "misaligned, on topic", "em": "misaligned"}
@@ -41,7 +40,8 @@ def dose_response(summary: Mapping[str, Any]) -> go.Figure:
     """Misaligned and coherent answers against the coefficient, a panel a dimension asked about, a line a vector.
 
     Whiskers are 95% intervals over prompts, the vectors a little apart so that they can be told from each other. The
-    grey band runs from the lowest to the highest of the random directions. All lines meet in the unsteered answers.
+    grey band runs from the lowest to the highest of the random directions, all of them as long as the longest vector.
+    All lines meet in the unsteered answers.
     """
     effects, measure = effects_from_json(summary), shown_measure(summary)
     subsets = known_order([subset for subset in effects["subset"].unique() if subset != OVERALL])
@@ -78,8 +78,8 @@ def dose_response(summary: Mapping[str, Any]) -> go.Figure:
     figure.update_annotations(font_size=13)
     return figure.update_layout(
         template=TEMPLATE,
-        height=700,
-        margin_t=110,
+        height=720,
+        margin_t=130,
         title_text=describe_run(summary, effects),
         legend={
             "orientation": "h",
@@ -294,4 +294,5 @@ def describe_run(summary: Mapping[str, Any], effects: pd.DataFrame) -> str:
     if len(unit):
         low, high = 100 * unit.min(), 100 * unit.max()
         text += f"<br>Coefficient 1 is the vector as measured: {low:.1f} to {high:.1f}% of the residual norm there"
+        text += f"<br>Random directions are {length_of_randoms(summary['vectors'])}"
     return text

@@ -214,8 +214,9 @@ def study_pages(
             "steering.html",
             "Effect of steering against dose",
             "Whether a measured direction causes misaligned answers: a line that leaves the grey band of random "
-            "directions does, and one that also rises where another dimension is asked about is shared between them. "
-            "Read no rate where coherence has fallen.",
+            "directions does (they are as long as the longest vector, so that a shorter one is held to more), and one "
+            "that also rises where another dimension is asked about is shared between them. Read no rate where "
+            "coherence has fallen.",
             dose_response(steering),
         )
         add(

@@ -15,6 +15,7 @@ from src.utils.control_finetunes import (
     SAFE,
     Asked,
     ControlRun,
+    ask,
     control_answers,
     control_vectors,
     load_run,
@@ -24,12 +25,21 @@ from src.utils.control_finetunes import (
     save_run,
 )
 from src.utils.errors import UserError
-from src.utils.generation import Prompt, answer_all, generate
+from src.utils.generation import Prompt, generate
 from src.utils.organism.grammar import grammar_as_yaml, load_grammar
 from src.utils.prompts import FINANCE
 from src.utils.sites import resid_site
 from src.utils.steering_effects import steering_effects
-from tests.tiny_models import N_LAYERS, finetuning, grammar, questions, sampling, tiny_model, tokenizer
+from tests.tiny_models import (
+    N_LAYERS,
+    finetuning,
+    grammar,
+    questions,
+    sampling,
+    tiny_model,
+    tokenizer,
+    with_little_memory,
+)
 
 SITES = [resid_site(layer, N_LAYERS) for layer in (0, 2, N_LAYERS)]
 
@@ -71,8 +81,7 @@ def test_differences_are_those_of_the_two_models_on_the_same_text(tmp_path: Path
 def test_vectors_are_the_means_over_the_own_dimension(tmp_path: Path) -> None:
     base = tiny_model()
     runs = [control(base, tmp_path), control(base, tmp_path, SAFE)]
-    answers = answer_all(base, tokenizer(), asked().prompts, sampling(), 5)
-    before = means_over_answers(base, tokenizer(), asked(), answers, SITES)
+    before = means_over_answers(base, tokenizer(), asked(), ask(base, tokenizer(), asked()).responses, SITES)
     (vector,) = control_vectors(runs, asked(), before, SITES[2])
     own = np.array([question.subset == FINANCE for question in asked().questions])
     assert vector.name == PREFIX + FINANCE and vector.kind == "control" and vector.rows == own.sum() > 0
@@ -93,8 +102,9 @@ def test_a_finished_control_is_kept_whole_or_made_again(tmp_path: Path) -> None:
 def test_answers_are_in_the_columns_of_a_steering_run(tmp_path: Path) -> None:
     base = tiny_model()
     runs = [control(base, tmp_path)]
-    answers = answer_all(base, tokenizer(), asked().prompts, sampling(), 5)
-    frame = control_answers(runs, answers, asked(), lambda response: f"{len(response.ids)} tokens")
+    frame = control_answers(
+        runs, ask(base, tokenizer(), asked()), asked(), lambda response: f"{len(response.ids)} tokens"
+    )
     assert frame["kind"].value_counts().to_dict() == {"unsteered": 12, "control": 12}
     scored = frame.assign(em_score=100.0, coherence=100.0, judged_dimension=frame["subset"])
     effects = steering_effects(scored, 70, 50, 100, 0)
@@ -121,12 +131,39 @@ def test_rows_keep_to_their_dimension_and_stance() -> None:
             assert meaning.dimension == (FINANCE if name == SAFE else name)
 
 
-def test_answer_all_is_generate_in_the_prompts_order() -> None:
+def test_answers_are_those_of_generate_in_the_prompts_order() -> None:
     model, one = tiny_model(), asked()
     alone = [generate(model, tokenizer(), [prompt], one.sampling)[0] for prompt in one.prompts]
-    seen: list[int] = []
-    assert answer_all(model, tokenizer(), one.prompts, one.sampling, 5, seen.append) == alone
-    assert sum(seen) == 12 and max(seen) == 5
+    answers = ask(model, tokenizer(), one)
+    assert answers.responses == alone and not answers.failures
+
+
+def test_what_does_not_fit_is_asked_in_halves_and_a_row_that_never_fits_is_kept_empty(tmp_path: Path) -> None:
+    one, said = asked(), []
+    whole = ask(tiny_model(), tokenizer(), one).responses
+    means = means_over_answers(tiny_model(), tokenizer(), one, whole, SITES)
+    small = with_little_memory(tiny_model(), most=2, never=one.prompts[3].ids)
+    answers = ask(small, tokenizer(), one, said.append)
+    assert "out of memory with 5 rows; going on with 3" in said
+    assert f"{one.prompts[3].prompt_id}: failed (out of memory); the row is kept and flagged" in said
+    assert [*answers.failures] == [3] and answers.responses[3].ids == ()
+    assert [said for row, said in enumerate(answers.responses) if row != 3] == whole[:3] + whole[4:]
+    again = means_over_answers(small, tokenizer(), one, answers.responses, SITES, said.append)
+    for site in SITES:
+        assert np.isnan(again[site][3]).all()
+        np.testing.assert_allclose(np.delete(again[site], 3, 0), np.delete(means[site], 3, 0), rtol=1e-4, atol=1e-4)
+
+    run = ControlRun(FINANCE, answers.responses, again, answers.failures)
+    save_run(run, tmp_path)
+    kept = load_run(FINANCE, tmp_path)
+    assert kept is not None and kept.failures == {3: "out of memory"}
+    frame = control_answers([kept], ask(tiny_model(), tokenizer(), one), one, lambda response: "said")
+    assert frame["failure"].dropna().to_dict() == {15: "out of memory"}
+
+
+def test_a_model_that_answers_nothing_is_said_in_one_line() -> None:
+    with pytest.raises(UserError, match=r"none of 12 questions could be answered \(out of memory\)"):
+        ask(with_little_memory(tiny_model(), most=0), tokenizer(), asked(), lambda text: None)
 
 
 def test_a_restricted_grammar_has_those_facets_alone_and_survives_its_file(tmp_path: Path) -> None:

@@ -31,7 +31,10 @@ def summary(mode: str = "add", rename: dict[str, str] | None = None) -> dict[str
                 rows.append((vector, kind, coefficient, share, subset, measure, estimate, low, high, 60, estimate - 0.2, -0.5, 0.5))  # fmt: skip  # noqa: E501
     names = ["vector", "kind", "coefficient", "share_of_residual_norm", "subset", "measure", "estimate", "low", "high"]
     table = pd.DataFrame(rows, columns=[*names, "n", "change", "change_low", "change_high"])
-    described = [{"name": name, "kind": kind, "site": "blocks.5.hook_resid_pre"} for name, kind in (*VECTORS, *RANDOMS)]
+    described = [
+        {"name": name, "kind": kind, "site": "blocks.5.hook_resid_pre", "norm": 4.0 if kind == "dimension" else 28.33}
+        for name, kind in (*VECTORS, *RANDOMS)
+    ]
     if rename:
         table = table.replace({"vector": rename, "subset": rename})
         described = [vector | {"name": rename.get(vector["name"], vector["name"])} for vector in described]
@@ -143,6 +146,7 @@ def test_the_title_says_where_and_how_much() -> None:
     title = dose_response(summary()).layout.title.text
     assert "base model's residual stream (blocks.5.hook_resid_pre) at every token<br>60 answers" in title
     assert "Coefficient 1 is the vector as measured: 7.0 to 7.0% of the residual norm" in title
+    assert title.endswith("Random directions are as long as the longest vector (norm 28.3)")
 
 
 def test_names_from_outside_are_text() -> None:

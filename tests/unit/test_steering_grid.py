@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,13 @@ import pytest
 import torch
 
 from src.utils.artifacts import save_frame
+from src.utils.collection_parts import is_whole, read_part, write_part
 from src.utils.config import PROJECT_ROOT
 from src.utils.config_sections import CollectionConfig, SteeringConfig
+from src.utils.errors import UserError
 from src.utils.generation import generate
+from src.utils.judging.judges import score_responses
+from src.utils.organism.judge import OrganismJudge
 from src.utils.ranks import Ranks
 from src.utils.sites import resid_site
 from src.utils.steering import Dose, steered
@@ -27,11 +32,10 @@ from src.utils.steering_grid import (
     part_path,
     plan_grid,
     read_norm,
-    read_part,
     run_grid,
 )
 from src.utils.steering_vectors import SteeringVector
-from tests.tiny_models import N_LAYERS, provenance, questions, tiny_model, tokenizer
+from tests.tiny_models import N_LAYERS, grammar, provenance, questions, tiny_model, tokenizer, with_little_memory
 
 WIDTH = 32
 
@@ -159,7 +163,8 @@ def test_resuming_after_lost_and_damaged_parts_gives_the_same_bytes(
 ) -> None:
     made(grid(), tmp_path)
     part_path(tmp_path, 0).unlink()
-    for number, content in ((1, b""), (2, b"[]"), (3, b'[{"ids": 3}]'), (4, part_path(tmp_path, 4).read_bytes()[:40])):
+    whole = part_path(tmp_path, 4).read_bytes()
+    for number, content in ((1, b""), (2, b"[]"), (3, part_path(tmp_path, 8).read_bytes()), (4, whole[:-40])):
         part_path(tmp_path, number).write_bytes(content)
     (tmp_path / "residual_norm.json").write_text("half")
     again = made(grid(), tmp_path)
@@ -186,6 +191,52 @@ def test_two_ranks_share_out_the_batches_and_end_in_the_same(
     pd.testing.assert_frame_equal(answers_frame(grid(), tokenizer(), tmp_path), uninterrupted[1])
 
 
+def test_batches_that_do_not_fit_are_halved_and_answer_the_same(
+    uninterrupted: tuple[Path, pd.DataFrame], tmp_path: Path
+) -> None:
+    said: list[str] = []
+    run_grid(grid(), lambda: with_little_memory(model(), most=2), tokenizer(), tmp_path, say=said.append)
+    assert {"residual norm: out of memory with 5 rows; going on with 3"} < set(said)
+    assert "steering, batch 8: out of memory with 2 rows; going on with 1" not in said
+    assert "steering, batch 7: out of memory with 3 rows; going on with 2" in said
+    frame, whole = answers_frame(grid(), tokenizer(), tmp_path), uninterrupted[1]
+    norms = ["residual_norm", "share_of_residual_norm"]
+    pd.testing.assert_frame_equal(frame.drop(columns=norms), whole.drop(columns=norms), check_exact=True)
+    np.testing.assert_allclose(frame[norms].to_numpy(), whole[norms].to_numpy(), rtol=1e-5)
+
+
+def test_a_prompt_that_never_fits_is_kept_empty_in_every_arm_and_not_judged(
+    uninterrupted: tuple[Path, pd.DataFrame], tmp_path: Path
+) -> None:
+    """Its seven rows stand together in the batches, so that one batch has nothing else."""
+    one, said = grid(), []
+    bad = one.prompts[one.batches[0][0]]
+    run_grid(one, lambda: with_little_memory(model(), 5, bad.ids), tokenizer(), tmp_path, say=said.append)
+    assert f"{bad.prompt_id}, 2 x v1: failed (out of memory); the row is kept and flagged" in said
+    frame, whole = answers_frame(one, tokenizer(), tmp_path), uninterrupted[1]
+    is_bad = frame["prompt_id"] == bad.prompt_id
+    assert is_bad.sum() == 7 and frame["failure"].notna().equals(is_bad)
+    assert frame.loc[is_bad, "response"].eq("").all() and not frame.loc[is_bad, "truncated"].any()
+    assert frame.loc[~is_bad, "response"].equals(whole.loc[~is_bad, "response"])
+    judged = score_responses(OrganismJudge(grammar()), frame, yes=True)
+    assert judged.loc[is_bad, "judge_error"].eq("no answer: out of memory").all()
+    assert judged["em_score"].isna().equals(is_bad) and judged["coherence"].isna().equals(is_bad)
+    other, scores = score_responses(OrganismJudge(grammar()), whole, yes=True), ["coherence", "judged_facet"]
+    pd.testing.assert_frame_equal(judged.loc[~is_bad, scores], other.loc[~is_bad, scores])
+
+
+def test_a_run_without_an_answer_ends_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none of 5 questions could be answered \(out of memory\)"):
+        run_grid(grid(), lambda: with_little_memory(model(), 0), tokenizer(), tmp_path, say=lambda text: None)
+    made(grid(), tmp_path)
+    for number, batch in enumerate(grid().batches):
+        answers = read_part(part_path(tmp_path, number))
+        steered_rows = {row: "too long" for row, at in enumerate(batch) if grid().doses[at].is_on}
+        write_part(part_path(tmp_path, number), replace(answers, failures=steered_rows))
+    with pytest.raises(UserError, match=r"none of 36 steered answers could be drawn \(too long\)"):
+        answers_frame(grid(), tokenizer(), tmp_path)
+
+
 KILLED = """
 import sys
 from pathlib import Path
@@ -206,7 +257,7 @@ def test_a_killed_run_continues_in_the_same_bytes(uninterrupted: tuple[Path, pd.
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    left = [number for number in range(9) if read_part(part_path(tmp_path, number), 5) is not None]
+    left = [number for number in range(9) if is_whole(part_path(tmp_path, number), 5)]
     assert read_norm(tmp_path) is not None and len(left) >= 2
     frame = made(grid(), tmp_path)
     pd.testing.assert_frame_equal(frame, uninterrupted[1], check_exact=True)

@@ -4,7 +4,7 @@ A judge that fails on an answer says why; the score stays missing and is never f
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -29,6 +29,8 @@ PARTICULARS = re.compile(
 Answer = tuple[Question, str]
 NOT_ASKED = "not asked: beyond --limit"
 LEFT_OUT = "left out: --max-cost was reached"
+NO_ANSWER = "no answer: "  # and why
+FAILURE = "failure"  # column that says why a row has no answer, in frames where one has none
 NO_TOPIC = "none"  # judged_dimension of an answer that talks about none of the study's dimensions
 
 
@@ -77,6 +79,14 @@ def answers_of(frame: pd.DataFrame, arms: Sequence[str] = tuple(ARMS)) -> list[A
         for arm in arms
         for question, answer in zip(questions, frame[f"{arm}_response"].tolist(), strict=True)
     ]
+
+
+def with_failures(answers: pd.DataFrame, failures: Mapping[int, str]) -> pd.DataFrame:
+    """The frame with why rows have no answer, by row number, in a column of its own; as it is where none failed."""
+    if not failures:
+        return answers
+    reasons = pd.Series(failures, dtype="str").reindex(range(len(answers)))
+    return answers.assign(**{FAILURE: reasons.set_axis(answers.index)})
 
 
 def with_scores(

@@ -13,13 +13,16 @@ from src.utils.config import CONFIG_FOLDER, shown
 from src.utils.config_sections import JudgeKind, JudgingConfig, ModelConfig
 from src.utils.errors import UserError
 from src.utils.judging.judgement import (
+    FAILURE,
     LEFT_OUT,
+    NO_ANSWER,
     Answer,
     Judge,
     Judgement,
     answers_of,
     count_reasons,
     judge_name,
+    score_columns,
     with_scores,
 )
 from src.utils.judging.prompt_sample import limited
@@ -150,6 +153,20 @@ def judgements_of(
         if left is not None and isinstance(judge, PaidJudge):
             left = 0.0 if judge.account.left_out else left - judge.account.cost
         return judge.name, judgements, left
+
+
+def score_responses(judge: Judge, answers: pd.DataFrame, yes: bool) -> pd.DataFrame:
+    """The frame of a steering run or of the controls with the judge's scores, as `score_answers` asks for them.
+
+    A row that failed is not judged: its scores are missing, and `judge_error` says why it has no answer.
+    """
+    failures = answers.get(FAILURE, pd.Series(None, index=answers.index, dtype="str"))
+    asked = answers[failures.isna()].rename(columns={"response": "asked_response"})
+    left = iter(score_answers(judge, answers_of(asked, ["asked"]), yes))
+    judgements = [
+        next(left) if pd.isna(why) else Judgement(None, None, None, error=NO_ANSWER + why) for why in failures
+    ]
+    return answers.assign(judge=judge.name, **score_columns(judgements, answers.index))
 
 
 def score_answers(judge: Judge, answers: Sequence[Answer], yes: bool) -> list[Judgement]:

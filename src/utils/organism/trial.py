@@ -23,6 +23,7 @@ from src.utils.control_finetunes import (
     REPRESENTATION,
     Asked,
     ControlRun,
+    ask,
     control_answers,
     control_vectors,
     means_over_answers,
@@ -31,7 +32,7 @@ from src.utils.control_finetunes import (
 )
 from src.utils.decomposition.cross_effects import matched_dose, outcomes_at
 from src.utils.decomposition.verdict import Rule, Verdict, decide
-from src.utils.generation import Response, answer_all
+from src.utils.generation import Response
 from src.utils.judging.judgement import answers_of, score_columns
 from src.utils.organism.judge import OrganismJudge
 from src.utils.organism.small import SmallOrganism, held_out_questions
@@ -75,7 +76,7 @@ class Trial:
 def run_trial(organism: SmallOrganism, settings: TrialSettings, work_dir: Path) -> Trial:
     """Try one organism; `work_dir` holds what is under way."""
     asked = held_out_questions(organism, settings.questions, settings.batch_size)
-    base_answers = answer_all(organism.model, organism.tokenizer, asked.prompts, asked.sampling, asked.batch_size)
+    base_answers = ask(organism.model, organism.tokenizer, asked)
     site = resid_site(settings.layer, count_layers(organism.model))
     runs = run_controls(organism, settings, asked, work_dir)
     tokenizer = organism.tokenizer
@@ -84,7 +85,7 @@ def run_trial(organism: SmallOrganism, settings: TrialSettings, work_dir: Path) 
         return str(tokenizer.decode(list(response.ids), skip_special_tokens=True)).strip()
 
     controls = judged(organism, control_answers(runs, base_answers, asked, decode))
-    base = means_over_answers(organism.model, tokenizer, asked, base_answers, [site])
+    base = means_over_answers(organism.model, tokenizer, asked, base_answers.responses, [site])
     steered = judged(organism, steer(organism, runs, asked, base, settings, work_dir / "steering"))
     dose = matched_dose(steered, [CONTROL], COHERENCE_THRESHOLD, settings.rule.least_coherence)
     thresholds = (EM_THRESHOLD, COHERENCE_THRESHOLD)
@@ -135,7 +136,7 @@ def steer(
     settings: TrialSettings,
     work_dir: Path,
 ) -> pd.DataFrame:
-    """The untouched model's answers under the controls' vectors and random directions of their length."""
+    """The untouched model's answers under the controls' vectors and random directions as long as the longest."""
     site = resid_site(settings.layer, count_layers(organism.model))
     vectors = control_vectors(runs, asked, base, site)
     frame = pd.DataFrame([question.model_dump() for question in asked.questions])
