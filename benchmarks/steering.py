@@ -7,13 +7,18 @@ The organism's four dimension vectors of step 3's activations, in the batches of
 samples of each prompt. Steered and unsteered batches take turns, so that what else runs on the machine slows both.
 Steering also changes how long answers are: `tokens` counts what was said, `passes` the forward passes, which a batch
 makes until its longest answer ends; the last row has answers cut at a fixed length, where only the hooks differ.
+Prints a table and writes results/benchmarks/steering_<world>_<cpu or gpu>.json.
 """
 
 import argparse
+import json
+import platform
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,6 +26,7 @@ from src.utils.artifacts import load_frame, load_tensors
 from src.utils.chat import prompt_ids
 from src.utils.config import PROJECT_ROOT, load_config
 from src.utils.generation import Prompt, Sampling, generate, plan_batches
+from src.utils.manifests import git_state
 from src.utils.models import load_model, load_tokenizer
 from src.utils.prompts import spread
 from src.utils.sites import count_layers, resid_site
@@ -45,6 +51,7 @@ def main() -> None:
     parser.add_argument("--world", default="entangled")
     parser.add_argument("--results-dir", type=Path, default=PROJECT_ROOT / "results")
     parser.add_argument("--fixed-prompts", type=int, default=60, help="of the row at a fixed length; 0 leaves it out")
+    parser.add_argument("--output", type=Path, default=PROJECT_ROOT / "results" / "benchmarks")
     options = parser.parse_args()
 
     config = load_config("organism", {"model.world": options.world})
@@ -79,21 +86,52 @@ def main() -> None:
 
     names = list(dict.fromkeys(frame["prompt_id"]))
     measure(names[:8], None)  # what is only slow the first time
-    batch_size, threads = config.steering.batch_size, torch.get_num_threads()
-    print(
-        f"{len(doses)} doses, batches of {batch_size}, {threads} threads, {model.device}; ratios: steered to unsteered"
-    )
-    print("answers        prompts  answers  unsteered s  steered s  seconds  tokens  passes  seconds a pass")
+    rows = []
     for label, count, cut in (("to their end", options.prompts, None), ("12 tokens", options.fixed_prompts, 12)):
         if not count:
             continue
         plain, pushed = measure(spread(names, count), cut)
-        ratios = [pushed.seconds / plain.seconds, pushed.tokens / plain.tokens, pushed.passes / plain.passes]
-        print(
-            f"{label:<14} {min(count, len(names)):>7} {plain.answers:>8} {plain.seconds:>12.1f} "
-            f"{pushed.seconds:>10.1f} {ratios[0]:>8.2f} {ratios[1]:>7.2f} {ratios[2]:>7.2f} "
-            f"{ratios[0] / ratios[2]:>15.2f}"
+        ratios = {name: getattr(pushed, name) / getattr(plain, name) for name in ("seconds", "tokens", "passes")}
+        ratios["seconds_a_pass"] = ratios["seconds"] / ratios["passes"]
+        prompts = {"answers": label, "prompts": min(count, len(names))}
+        rows.append(prompts | {"unsteered": asdict(plain), "steered": asdict(pushed), "ratios": ratios})
+    report = {
+        "world": options.world,
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": git_state().commit,
+        "device": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"CPU, {torch.get_num_threads()} threads",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "vectors": [vector.name for vector in vectors],
+        "coefficients": options.coefficients,
+        "layer": config.steering.layer,
+        "positions": config.steering.positions,
+        "batch_size": config.steering.batch_size,
+        "max_new_tokens": sampling.max_new_tokens,
+        "rows": rows,
+    }
+    options.output.mkdir(parents=True, exist_ok=True)
+    file = options.output / f"steering_{options.world}_{'gpu' if torch.cuda.is_available() else 'cpu'}.json"
+    file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print(table(report), file, sep="\n")
+
+
+def table(report: dict[str, Any]) -> str:
+    doses = len(report["vectors"]) * len(report["coefficients"])
+    lines = [
+        f"{doses} doses, batches of {report['batch_size']}, {report['device']}; ratios: steered to unsteered",
+        "answers        prompts  answers  unsteered s  steered s  seconds  tokens  passes  seconds a pass",
+    ]
+    for row in report["rows"]:
+        plain, pushed, ratios = row["unsteered"], row["steered"], row["ratios"]
+        lines.append(
+            f"{row['answers']:<14} {row['prompts']:>7} {plain['answers']:>8} {plain['seconds']:>12.1f} "
+            f"{pushed['seconds']:>10.1f} {ratios['seconds']:>8.2f} {ratios['tokens']:>7.2f} {ratios['passes']:>7.2f} "
+            f"{ratios['seconds_a_pass']:>15.2f}"
         )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
