@@ -231,3 +231,24 @@ def test_tokens_are_kept_in_shards_and_read_row_by_row(tmp_path: Path) -> None:
                 np.testing.assert_allclose(tokens.mean(dim=0).numpy(), expected, rtol=1e-4, atol=1e-5)
             else:
                 assert np.isnan(expected).all()
+
+
+def test_a_row_is_read_from_its_shard_alone(tmp_path: Path) -> None:
+    """With every other shard destroyed, the tokens are the same; a row of a destroyed one is one line."""
+    one, site = plan(tokens=True), Site("resid_pre", 1).name
+    collected(one, tmp_path / "parts")
+    (tmp_path / "tokens").mkdir()
+    gather_shards(tmp_path / "parts", tmp_path / "tokens", 8)
+    reader = TokenReader(tmp_path / "tokens")
+    mine, other = one.batches[1][0], one.batches[0][0]
+    ids, tokens = reader.row("em", mine, site)
+    own = next(shard["file"] for shard in reader.shards if shard["arm"] == "em" and mine in shard["rows"])
+    damaged = [path for path in (tmp_path / "tokens").glob("*.safetensors") if path.name != own]
+    assert len(damaged) == 5 and len(ids) > 0
+    for path in damaged:
+        path.write_bytes(b"no tensors")
+    again = TokenReader(tmp_path / "tokens").row("em", mine, site)
+    assert again[0].tolist() == ids.tolist() and torch.equal(again[1], tokens)
+    for arm, row in (("em", other), ("base", mine)):
+        with pytest.raises(UserError, match="cannot be read"):
+            reader.row(arm, row, site)

@@ -1,10 +1,11 @@
 """Collection in parts: stopped anywhere, and whatever became of its parts, it ends in the same bytes."""
 
 import os
+import random
 import runpy
 import signal
-import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from safetensors.numpy import save_file
+from tqdm import tqdm
 
 from src.utils.artifacts import load_frame, load_tensors
 from src.utils.collection import ModelPass, collect_arms
@@ -19,6 +21,7 @@ from src.utils.collection_frame import assemble
 from src.utils.collection_parts import ARMS, Arm, ArmPart, part_path, read_part, write_part
 from src.utils.config import PROJECT_ROOT
 from src.utils.generation import Response
+from src.utils.shared_work import can_fork
 from tests.tiny_collection import LAYERS, Collected, base_model, collected, means_of, part_of, plan, save_model_folders
 from tests.tiny_models import N_LAYERS, questions, tokenizer, with_adapter, write_jsonl
 
@@ -116,35 +119,62 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def script_options(model_folders: dict[str, Path], prompts: Path, results: Path) -> list[str]:
     options = f"--results-dir {results} --base-model {model_folders['base']} --em-model {model_folders['adapter']}"
-    return [*options.split(), *f"--prompts {prompts} --layers 1 3 --batch-size 2 --max-new-tokens 8".split()]
+    return [*options.split(), *f"--prompts {prompts} --layers 1 3 --batch-size 2 --max-new-tokens 8 --tokens".split()]
 
 
-def test_kill_9_in_the_middle_and_again_gives_the_same_bytes(model_folders: dict[str, Path], tmp_path: Path) -> None:
-    """The real script, killed by SIGKILL after a few of its 60 parts, then run again; beside it one without a kill."""
-    prompts = write_jsonl(tmp_path / "prompts.jsonl", [question.model_dump() for question in questions(40)])
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
+def spawned(options: list[str]) -> int:
+    """The real script in a process of its own."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, SCRIPT, *script_options(model_folders, prompts, killed)],
-            cwd=tmp_path, env=environment, stdout=log, stderr=log,
-        )  # fmt: skip
-        deadline = time.monotonic() + 120
-        while len(list(killed.glob("persona_data.parts/*.safetensors"))) < 5 and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, (tmp_path / "log").read_text()
-    parts = {path.name: path.read_bytes() for path in killed.glob("persona_data.parts/*.safetensors")}
-    assert 5 <= len(parts) < 60, "killed in the middle"
-    assert not (killed / "persona_data.pkl").exists()
+    return os.posix_spawn(sys.executable, [sys.executable, str(SCRIPT), *options], environment)
+
+
+def forked(options: list[str]) -> int:
+    """The same without the time that imports take."""
+    if not can_fork():
+        return spawned(options)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            tqdm.set_lock(threading.RLock())  # the one that it shares with this process may be held when it is killed
+            runpy.run_path(str(SCRIPT))["main"](options)
+            code = 0
+        finally:
+            os._exit(code)
+    return child
+
+
+def kill(process: int, folder: Path, files: int, seconds: float) -> int:
+    """SIGKILL so long after there are so many files in a work folder; the exit code."""
+    deadline = time.monotonic() + 120
+    while len(list(folder.glob("*.safetensors"))) < files:
+        assert time.monotonic() < deadline and os.waitpid(process, os.WNOHANG) == (0, 0)
+        time.sleep(0.002)
+    time.sleep(seconds)
+    os.kill(process, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def test_kill_9_at_random_points_and_again_gives_the_same_bytes(model_folders: dict[str, Path], tmp_path: Path) -> None:
+    """Each run goes on where the last one was killed, among 120 files and after them; beside it one without a kill."""
+    prompts = write_jsonl(tmp_path / "prompts.jsonl", [question.model_dump() for question in questions(40)])
+    killed, whole, rng = tmp_path / "killed", tmp_path / "whole", random.Random(0)
+    options, parts = script_options(model_folders, prompts, killed), killed / "persona_data.parts"
+    for number, files in enumerate(sorted(rng.sample(range(1, 110), 4))):
+        process = forked(options) if number else spawned(options)
+        assert kill(process, parts, files, rng.uniform(0, 0.02)) == -signal.SIGKILL
+        assert files <= len(list(parts.glob("*.safetensors"))) < 120 and not (killed / "persona_data.pkl").exists()
+    assert kill(forked(options), parts, 120, 0) in (-signal.SIGKILL, 0), "while the artefact is put together"
 
     main = runpy.run_path(str(SCRIPT))["main"]
     main(script_options(model_folders, prompts, whole))
-    main(script_options(model_folders, prompts, killed))
-    for name in ("persona_data.pkl", "persona_data.safetensors"):
-        assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
-    assert not (killed / "persona_data.parts").exists()
+    main(options)
+    files = [path.relative_to(whole) for path in whole.rglob("*") if path.is_file()]
+    data = [file for file in files if not file.name.endswith(".manifest.json")]
+    assert len(data) == 63, "the frame, the tensors, 60 shards and their index"
+    for file in data:
+        assert (killed / file).read_bytes() == (whole / file).read_bytes(), file
+    assert not parts.exists()
     frame = load_frame(killed / "persona_data.pkl")
     assert frame["prompt_id"].tolist() == [question.prompt_id for question in questions(40)]
     tensors = load_tensors(killed / "persona_data.safetensors", of=killed / "persona_data.pkl")
