@@ -64,7 +64,8 @@ def main(arguments: Sequence[str]) -> None:
                 )
         records = list(store.records.values())
     print(report(records))
-    print(simulated(options.simulations))
+    if options.simulations:
+        print(simulated(options.simulations))
 
 
 def organisms(wanted: Mapping[str, int]) -> list[tuple[str, int]]:
