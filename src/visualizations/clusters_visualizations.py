@@ -81,8 +81,14 @@ def training_log(run: StepRun) -> list[dict]:
 
 
 def headline(study: Study) -> str:
-    model = study.config.model
-    return f"Base model {Path(model.base).name}, EM model {Path(study.em_model).name}, profile {study.config.profile}."
+    """Which models, and what the columns of the table say."""
+    config, judging = study.config, study.config.judging
+    base, tuned = Path(config.model.base).name, Path(study.em_model).name
+    return (
+        f"Base model {base}, EM model {tuned}, profile {config.profile}. EM rate: misalignment above "
+        f"{judging.em_threshold:g} and coherence above {judging.coherence_threshold:g}; flip: money talk where "
+        "something else was asked; in brackets 95% intervals over questions."
+    )
 
 
 if __name__ == "__main__":
