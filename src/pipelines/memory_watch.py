@@ -2,13 +2,14 @@
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 
 import psutil
 
 SECONDS_BETWEEN = 0.5
-RISE = 1.05  # of resident memory, before what is shared is counted again, which takes 0.1 s a gigabyte
+PAUSES = 30  # times as long as counting what is shared took, which is 0.1 s a gigabyte
 
 
 @dataclass
@@ -27,13 +28,14 @@ def memory_watched(seconds_between: float = SECONDS_BETWEEN) -> Generator[Memory
     peak, stop = MemoryPeak(), threading.Event()
 
     def watch() -> None:
-        largest = 0.0
+        largest, pause = 0, seconds_between
         while True:
             resident = sum(measured(lambda process: process.memory_info().rss))
-            if resident > RISE * largest:
-                largest = resident
+            if resident > largest:  # else the shared pages have been counted at least as high
+                largest, started = resident, time.perf_counter()
                 peak.value = max(peak.value, memory_in_use())
-            if stop.wait(seconds_between):
+                pause = max(seconds_between, PAUSES * (time.perf_counter() - started))
+            if stop.wait(pause):
                 return
 
     thread = threading.Thread(target=watch, daemon=True)

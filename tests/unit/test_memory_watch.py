@@ -7,6 +7,7 @@ from src.utils.config import PROJECT_ROOT
 
 TWO_FORKS = """
 import os
+import time
 import numpy as np
 from src.pipelines.memory_watch import memory_in_use, memory_watched
 
@@ -22,7 +23,7 @@ for _ in range(2):
         os._exit(int(own[0] + shared[0] != 2))
 with memory_watched(0.05) as memory:
     while memory.value - before < 195 * MIB:
-        pass
+        time.sleep(0.05)
     os.close(writing)
     codes = [os.wait()[1] for _ in range(2)]
 print(codes, (memory.value - before) // MIB < 320, (memory_in_use() - before) // MIB < 20)
