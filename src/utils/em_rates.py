@@ -146,7 +146,7 @@ def rates_table(rates: pd.DataFrame) -> list[list[str]]:
         for measure in SHOWN:
             row = values.get(measure)
             known = row is not None and np.isfinite(row["estimate"])
-            cells.append(f"{row['estimate']:.1%} [{row['low']:.1%}, {row['high']:.1%}]" if known else "-")
+            cells.append(f"{row['estimate']:.1%} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]" if known else "-")
         mean = values["mean_em_score"]["estimate"]
         cells.append(f"{mean:.1f}" if np.isfinite(mean) else "-")
         table.append(["fine-tuned" if arm == "em" else "base", str(subset), str(values["em"]["n"]), *cells])
