@@ -98,7 +98,7 @@ def main() -> None:
     report = {
         "world": options.world,
         "date": datetime.now(UTC).date().isoformat(),
-        "commit": git_state().commit[:7],
+        "commit": (git_state().commit or "unknown")[:7],
         "device": torch.cuda.get_device_name()
         if torch.cuda.is_available()
         else f"CPU, {torch.get_num_threads()} threads",
