@@ -1,7 +1,7 @@
 """What the causal pictures of a watched judge cost, and what edge attribution is worth beside exact patching.
 
     uv run python benchmarks/advanced_pictures.py
-    uv run python benchmarks/advanced_pictures.py --epochs 3 --json results/benchmarks/advanced_pictures.json
+    uv run python benchmarks/advanced_pictures.py --epochs 3 --output outputs/benchmarks
 
 Trains the judge of the judge world on the organism that is built for it, watched at every epoch with all pictures, and
 holds circuit comparison, neuron map and circuits against the larger of 50% of an epoch and 15 s. The judge that comes
@@ -11,7 +11,6 @@ results/benchmarks/advanced_pictures.json.
 """
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,7 +22,7 @@ import torch
 from jaxtyping import Float
 from scipy.stats import spearmanr
 
-from src.utils.artifacts import write_atomically
+from benchmarks.reports import REPORTS, write_report
 from src.utils.circuits.attribution import (
     ALONG_THE_WAY,
     edge_attributions,
@@ -34,7 +33,7 @@ from src.utils.circuits.attribution import (
 from src.utils.circuits.contrast_set import ContrastSet
 from src.utils.circuits.faithfulness import circuit_faithfulness
 from src.utils.circuits.graph import Graph
-from src.utils.config import PROJECT_ROOT, resolve_path
+from src.utils.config import resolve_path
 from src.utils.manifests import Provenance
 from src.utils.models import load_model, load_tokenizer
 from src.utils.safety_judge.freezing import freeze
@@ -48,7 +47,6 @@ from src.utils.sites import AnyModel
 from src.utils.watching.callback import COSTLY_SECONDS, COSTLY_SHARE
 from src.utils.watching.safety_watcher import SafetyWatcher
 
-RESULT = PROJECT_ROOT / "results" / "benchmarks" / "advanced_pictures.json"
 PAIRS, TOP = 8, 128
 
 
@@ -56,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--train-prompts", type=int, default=None, help="all when not given")
-    parser.add_argument("--json", type=Path, default=RESULT)
+    parser.add_argument("--output", type=Path, default=REPORTS, help="folder of the report")
     options = parser.parse_args()
 
     torch.set_num_threads(1)  # as the training does for a model this small
@@ -85,15 +83,12 @@ def main() -> None:
         )  # fmt: skip
     report = {
         "train_prompts": len(train),
-        "device": str(model.device),
         "epochs": [costs_of(watcher, number) for number in watcher.records if number],
         "edges": edges_of(model.eval(), ContrastSet.of_judge(watcher.probes, template)),
     }
     print(cost_table(report["epochs"]))
     print(edge_table(report["edges"]))
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    with write_atomically(options.json) as temporary:
-        temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print(write_report(report, options.output, "advanced_pictures"))
 
 
 def costs_of(watcher: SafetyWatcher, number: int) -> dict[str, Any]:

@@ -13,12 +13,9 @@ Face's `generate` stands beside it. Prints tables and writes results/benchmarks/
 
 import argparse
 import copy
-import json
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +25,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.collection_models import models_of
 from benchmarks.generation_engines import compare_engines
+from benchmarks.reports import REPORTS, circumstances, device_kind, write_report
 from benchmarks.timing import floors, interleaved, peak_watched, synchronise
 from src.utils import collection
 from src.utils.capture import capture_pooled, markup_of, pad_id_of, teacher_forcing_batch
 from src.utils.collection import Plan, collect_arms, model_passes, plan_collection, sites_of
 from src.utils.collection_frame import assemble
-from src.utils.config import PROJECT_ROOT, load_config, resolve_path
+from src.utils.config import load_config, resolve_path
 from src.utils.generation import Prompt, Response, generate
-from src.utils.manifests import git_state
 from src.utils.prompts import load_questions
 from src.utils.ranks import RUN_ALONE, Ranks
 from src.utils.shared_work import OnRows, Say, share_out
@@ -49,7 +46,7 @@ def main() -> None:
     parser.add_argument("--slice", type=int, default=24, help="prompts asked in the original's way (default: 24)")
     parser.add_argument("--batch-size", type=int, help="default: the profile's (for qwen3_4b that of --memory 80gb)")
     parser.add_argument("--engines", action="store_true", help="compare ways to generate, too")
-    parser.add_argument("--output", type=Path, default=PROJECT_ROOT / "results" / "benchmarks")
+    parser.add_argument("--output", type=Path, default=REPORTS, help="folder of the report")
     options = parser.parse_args()
 
     config = load_config(options.architecture, memory=None if options.architecture == "organism" else "80gb")
@@ -66,13 +63,6 @@ def main() -> None:
     original = run_original(model, tokenizer, plan, settings.layers, options.slice)
     report = {
         "architecture": options.architecture,
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": (git_state().commit or "unknown")[:7],
-        "device": torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else f"CPU, {torch.get_num_threads()} threads",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
         "prompts": len(plan.prompts),
         "batch_size": settings.batch_size,
         "max_new_tokens": plan.sampling.max_new_tokens,
@@ -90,10 +80,8 @@ def main() -> None:
         report["floor"] = floors(plan, model)
     if options.engines:
         report["engines"] = compare_engines(model, tokenizer, plan)
-    options.output.mkdir(parents=True, exist_ok=True)
-    file = options.output / f"collection_{options.architecture}_{'gpu' if torch.cuda.is_available() else 'cpu'}.json"
-    file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print(tables(report), file, sep="\n")
+    file = write_report(report, options.output, f"collection_{options.architecture}_{device_kind()}")
+    print(tables(circumstances() | report), file, sep="\n")
 
 
 def run_engine(

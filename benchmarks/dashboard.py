@@ -1,7 +1,7 @@
 """How long a very large run takes to look at: 1,000 epochs and 100,000 answers in the dashboard, in a real browser.
 
     uv run python benchmarks/dashboard.py                                # about three minutes
-    uv run python benchmarks/dashboard.py --epochs 50 --answers 5000 --json outputs/dashboard.json
+    uv run python benchmarks/dashboard.py --epochs 50 --answers 5000 --output outputs/benchmarks
 
 The files are written by the project's own writers: every record is its own, the pages of all epochs are those of one
 small training under other names. A view counts as there when its last figure or table is drawn; the first views are
@@ -9,7 +9,6 @@ held against 3 seconds, in a server that has just started.
 """
 
 import argparse
-import json
 import os
 import re
 import shutil
@@ -23,6 +22,7 @@ import numpy as np
 import pandas as pd
 from playwright.sync_api import Page, sync_playwright
 
+from benchmarks.reports import REPORTS, write_report
 from src.dashboard.local_server import local_server
 from src.dashboard.watched_runs import FOLDER, PROGRESS
 from src.utils.artifacts import save_frame, save_json, save_object
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=1_000)
     parser.add_argument("--answers", type=int, default=100_000)
     parser.add_argument("--browser", default=shutil.which("chromium") or shutil.which("google-chrome"))
-    parser.add_argument("--json", type=Path, default=None)
+    parser.add_argument("--output", type=Path, default=REPORTS, help="folder of the report")
     options = parser.parse_args()
     if options.browser is None:
         parser.error("no browser here: apt install chromium, or name one with --browser")
@@ -57,10 +57,7 @@ def main() -> None:
         with local_server(outputs, results) as address:
             seconds = measured(address, options.browser, options.epochs, options.answers)
     report = {"epochs": options.epochs, "answers": options.answers, "seconds": seconds}
-    print(table(report))
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print(table(report), write_report(report, options.output, "dashboard"), sep="\n")
 
 
 def write_epochs(outputs: Path, epochs: int) -> None:

@@ -11,13 +11,9 @@ draws. Prints tables and writes results/benchmarks/decomposition.json.
 """
 
 import argparse
-import json
-import os
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +21,12 @@ import numpy as np
 import sklearn
 from jaxtyping import Float, Float32, Int
 
-from src.utils.config import PROJECT_ROOT
+from benchmarks.reports import REPORTS, write_report
 from src.utils.decomposition.cluster_agreement import explain_clusters, length_quintiles
 from src.utils.decomposition.cluster_nulls import NullSettings, cluster_tests
 from src.utils.decomposition.clusterings import ClusterSettings, cluster_rows, principal_scores, validation
 from src.utils.decomposition.gap_statistic import covariance_gap, uniform_gap
 from src.utils.decomposition.rank import parallel_analysis
-from src.utils.manifests import git_state
 
 FULL = NullSettings()
 PERMUTATIONS, FULL_ANALYSIS = 1000, 200
@@ -50,7 +45,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--planted", type=float, default=0.0, help="distance of four planted clusters")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=PROJECT_ROOT / "results" / "benchmarks")
+    parser.add_argument("--output", type=Path, default=REPORTS, help="folder of the report")
     options = parser.parse_args()
 
     rng = np.random.default_rng(options.seed)
@@ -131,10 +126,6 @@ def main() -> None:
     for one in explained:
         print(f"{one.algorithm:<17} {one.k:>3}  {one.kind}")
     report = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": git_state().commit,
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
         "scikit_learn": sklearn.__version__,
         "options": {**vars(options), "output": str(options.output)},
         "settings": asdict(joint),
@@ -145,10 +136,7 @@ def main() -> None:
         "tests": tests.table.to_dict("records"),
         "explained": [{"algorithm": one.algorithm, "k": one.k, "kind": one.kind} for one in explained],
     }
-    options.output.mkdir(parents=True, exist_ok=True)
-    file = options.output / "decomposition.json"
-    file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print(file)
+    print(write_report(report, options.output, "decomposition"))
 
 
 def made_rows(

@@ -12,12 +12,10 @@ results/benchmarks/decomposition_streaming.json.
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +25,9 @@ from sklearn.decomposition import IncrementalPCA
 from sklearn.metrics import adjusted_rand_score
 from threadpoolctl import threadpool_info
 
-from src.utils.config import PROJECT_ROOT
+from benchmarks.reports import REPORTS, write_report
 from src.utils.decomposition.streaming import streaming_kmeans, streaming_pca
-from src.utils.manifests import git_state, peak_memory_bytes
+from src.utils.manifests import peak_memory_bytes
 
 GROUPS, LATENTS = 8, 64
 
@@ -45,7 +43,7 @@ def main() -> None:
     )
     parser.add_argument("--incremental", action="store_true", help="IncrementalPCA on the smallest size, too")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)  # a size in a process of its own
-    parser.add_argument("--output", type=Path, default=PROJECT_ROOT / "results" / "benchmarks")
+    parser.add_argument("--output", type=Path, default=REPORTS, help="folder of the report")
     options = parser.parse_args()
     if options.one:
         print(json.dumps(measure(options)))
@@ -53,9 +51,6 @@ def main() -> None:
     sizes = sorted(options.rows)
     found = [in_own_process(options, rows, options.incremental and rows == sizes[0]) for rows in sizes]
     report: dict[str, Any] = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": git_state().commit,
-        "python": platform.python_version(),
         "numpy": np.__version__,
         "features": options.features,
         "components": options.components,
@@ -64,10 +59,7 @@ def main() -> None:
         "threads": max((pool["num_threads"] for pool in threadpool_info()), default=1),
         "sizes": found,
     }
-    options.output.mkdir(parents=True, exist_ok=True)
-    file = options.output / "decomposition_streaming.json"
-    file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print(table(report), file, sep="\n")
+    print(table(report), write_report(report, options.output, "decomposition_streaming"), sep="\n")
 
 
 def in_own_process(options: argparse.Namespace, rows: int, is_incremental: bool) -> dict[str, Any]:

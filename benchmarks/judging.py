@@ -19,6 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.reports import REPORTS, write_report
 from src.utils.config import PROJECT_ROOT
 from src.utils.judging.api_judge import ApiJudge
 from src.utils.judging.judgement import Answer
@@ -40,6 +41,7 @@ def main() -> None:
         "--retry-after", type=float, help="seconds that a refusal asks to wait (default: it does not say)"
     )
     parser.add_argument("--max-concurrency", type=int, default=256, help="our own bound; the server's is 64")
+    parser.add_argument("--output", type=Path, default=REPORTS, help="folder of the report")
     options = parser.parse_args()
     rows = [answer(number) for number in range(options.rows)]
     with tempfile.TemporaryDirectory() as folder:
@@ -65,6 +67,17 @@ def main() -> None:
         f"median of {len(runs)}: {middle / floor:.2f} of the floor, {serial * options.rows / middle:.1f} times as fast"
     )
     print(f"serial: {serial:.3f} s a row over {options.slice} rows, times {options.rows} rows")
+    report = {
+        "rows": options.rows,
+        "requests": requests,
+        "floor_seconds": floor,
+        "runs": [{"seconds": seconds, "requests_sent": tries} for seconds, tries in runs],
+        "serial_seconds_a_row": serial,
+        "serial_rows": options.slice,
+        "of_floor": middle / floor,
+        "times_as_fast": serial * options.rows / middle,
+    }
+    print(write_report(report, options.output, "judging"))
 
 
 def answer(number: int) -> Answer:

@@ -18,7 +18,9 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from benchmarks.reports import REPORTS, write_report
 from src.pod.digests import DigestCache
 from src.pod.link import PodLink
 from src.pod.pods import Address
@@ -35,15 +37,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=3, help="the best of so many (default: 3)")
+    parser.add_argument("--output", type=Path, default=REPORTS, help="folder of the report")
     options = parser.parse_args()
     sshd = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
     if sshd is None:
         sys.exit("no sshd here: apt install openssh-server")
     with tempfile.TemporaryDirectory() as folder, PodServer(Path(folder) / "pod", sshd) as pod:
-        measure(pod, Path(folder), options.megabytes, options.repeats)
+        report = measure(pod, Path(folder), options.megabytes, options.repeats)
+    print(write_report(report, options.output, "pod_transfer"))
 
 
-def measure(pod: PodServer, folder: Path, megabytes: int, repeats: int) -> None:
+def measure(pod: PodServer, folder: Path, megabytes: int, repeats: int) -> dict[str, Any]:
     big, back = folder / "big", folder / "back"
     big.write_bytes(os.urandom(megabytes << 20))
     os.utime(big, (0, 0))  # settled: its digest may be remembered
@@ -99,28 +103,39 @@ def measure(pod: PodServer, folder: Path, megabytes: int, repeats: int) -> None:
     print(
         f"hashing: {megabytes / hashing:.0f} MiB/s, once a file" + ("" if shutil.which("rsync") else "; no rsync here")
     )
-    second_sync(pod, folder, big)
-    after_a_cut(pod, folder, big)
+    return {
+        "mebibytes": megabytes,
+        "repeats": repeats,
+        "mebibytes_a_second": rates,
+        "of_scp": ratio,
+        "hashing_mebibytes_a_second": megabytes / hashing,
+        "second_sync_seconds": second_sync(pod, folder, big),
+        "sent_again_after_a_cut_bytes": after_a_cut(pod, folder, big),
+    }
 
 
-def second_sync(pod: PodServer, folder: Path, big: Path) -> None:
+def second_sync(pod: PodServer, folder: Path, big: Path) -> float:
     """The same file again, from a client that has just been started."""
     with link_to(pod, pod.port, folder) as link:
         upload(link, [(big, digest_file(big))])
     began = time.perf_counter()
     with link_to(pod, pod.port, folder) as link:
         traffic = upload(link, [(big, DigestCache(folder / "digests.json").digest([big])[0])])
-    print(f"second sync: {time.perf_counter() - began:.2f} s with connecting, {traffic.bytes_moved} bytes sent")
+    seconds = time.perf_counter() - began
+    print(f"second sync: {seconds:.2f} s with connecting, {traffic.bytes_moved} bytes sent")
+    return seconds
 
 
-def after_a_cut(pod: PodServer, folder: Path, big: Path) -> None:
+def after_a_cut(pod: PodServer, folder: Path, big: Path) -> int:
     """What is sent again when the line is cut half-way."""
     digest = digest_file(big)
     (pod.root / "store" / digest.address[:2] / digest.address).unlink()
     with Proxy(pod.port) as line, link_to(pod, line.port, folder) as link:
         line.faults = [("cut", "up", digest.size // 2)]
         traffic = upload(link, [(big, digest)])
-    print(f"resume after a cut: {(traffic.bytes_moved - digest.size) / 2**20:.1f} MiB sent again (at most 4)")
+    again = traffic.bytes_moved - digest.size
+    print(f"resume after a cut: {again / 2**20:.1f} MiB sent again (at most 4)")
+    return again
 
 
 def link_to(pod: PodServer, port: int, folder: Path) -> PodLink:

@@ -11,22 +11,17 @@ Prints a table and writes results/benchmarks/steering_<world>_<cpu or gpu>.json.
 """
 
 import argparse
-import json
-import platform
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from benchmarks.reports import REPORTS, circumstances, device_kind, write_report
 from src.utils.artifacts import load_frame, load_tensors
 from src.utils.chat import prompt_ids
 from src.utils.config import PROJECT_ROOT, load_config
 from src.utils.generation import Prompt, Sampling, generate, plan_batches
-from src.utils.manifests import git_state
 from src.utils.models import load_model, load_tokenizer
 from src.utils.prompts import spread
 from src.utils.sites import count_layers, resid_site
@@ -51,7 +46,7 @@ def main() -> None:
     parser.add_argument("--world", default="entangled")
     parser.add_argument("--results-dir", type=Path, default=PROJECT_ROOT / "results")
     parser.add_argument("--fixed-prompts", type=int, default=60, help="of the row at a fixed length; 0 leaves it out")
-    parser.add_argument("--output", type=Path, default=PROJECT_ROOT / "results" / "benchmarks")
+    parser.add_argument("--output", type=Path, default=REPORTS, help="folder of the report")
     options = parser.parse_args()
 
     config = load_config("organism", {"model.world": options.world})
@@ -97,13 +92,6 @@ def main() -> None:
         rows.append(prompts | {"unsteered": asdict(plain), "steered": asdict(pushed), "ratios": ratios})
     report = {
         "world": options.world,
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": (git_state().commit or "unknown")[:7],
-        "device": torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else f"CPU, {torch.get_num_threads()} threads",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
         "vectors": [vector.name for vector in vectors],
         "coefficients": options.coefficients,
         "layer": config.steering.layer,
@@ -112,10 +100,8 @@ def main() -> None:
         "max_new_tokens": sampling.max_new_tokens,
         "rows": rows,
     }
-    options.output.mkdir(parents=True, exist_ok=True)
-    file = options.output / f"steering_{options.world}_{'gpu' if torch.cuda.is_available() else 'cpu'}.json"
-    file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print(table(report), file, sep="\n")
+    file = write_report(report, options.output, f"steering_{options.world}_{device_kind()}")
+    print(table(circumstances() | report), file, sep="\n")
 
 
 def table(report: dict[str, Any]) -> str:

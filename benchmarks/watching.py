@@ -2,21 +2,20 @@
 
     uv run python benchmarks/watching.py                          # the organism, on this machine
     uv run python benchmarks/watching.py --architecture qwen3_4b  # Qwen3-4B's shape with random weights, on a GPU
-    uv run python benchmarks/watching.py --json outputs/watching.json
+    uv run python benchmarks/watching.py --output outputs/benchmarks
 
 The organism is that of the judge world in size and data, from random weights. The original's document speaks of 2 to 3
 minutes an epoch for its pictures 1, 2, 3 and 6; here 1, 2 and 6 are held against the larger of 10% of an epoch and 5 s.
 """
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
+from benchmarks.reports import REPORTS, device_kind, write_report
 from src.utils.manifests import Provenance
 from src.utils.models import pick_device
 from src.utils.organism.model import new_model
@@ -45,7 +44,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--train-prompts", type=int, default=None, help="all when not given")
     parser.add_argument("--budget", type=float, default=BUDGET_SECONDS, help="seconds a picture")
-    parser.add_argument("--json", type=Path, default=None)
+    parser.add_argument("--output", type=Path, default=REPORTS, help="folder of the report")
     options = parser.parse_args()
 
     config, world = load_judge_config("organism", {}), load_judge_world()
@@ -76,11 +75,9 @@ def main() -> None:
             Path(folder) / "work", [watcher],
         )  # fmt: skip
     report = measured([record for record in watcher.records.values() if record.number], watcher, len(train))
-    report |= {"device": str(model.device), "threads": torch.get_num_threads(), "architecture": options.architecture}
-    print(table(report))
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    report = {"architecture": options.architecture} | report
+    file = write_report(report, options.output, f"watching_{options.architecture}_{device_kind()}")
+    print(table(report), file, sep="\n")
 
 
 def measured(records: list[EpochMetrics], watcher: SafetyWatcher, n_train: int) -> dict[str, Any]:

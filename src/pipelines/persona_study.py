@@ -96,7 +96,7 @@ COLLECT = PersonaStep(
     + keys_of(
         "collection",
         *("prompts", "limit", "samples", "temperature", "top_p", "top_k", "max_new_tokens", "layers", "batch_size"),
-        *("sites", "poolings", "tokens", "seed"),
+        *("sites", "poolings", "tokens", "token_sites", "token_layers", "seed"),
     ),
     artefact=lambda study: study.persona_data,
     settings=with_dtype(slices("collection")),

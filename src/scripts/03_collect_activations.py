@@ -3,7 +3,7 @@
     uv run python src/scripts/03_collect_activations.py --profile organism
     uv run python src/scripts/03_collect_activations.py --profile qwen3_4b --memory 80gb
     uv run python src/scripts/03_collect_activations.py --em-model my/adapter --prompts my_questions.jsonl --limit 50
-    uv run python src/scripts/03_collect_activations.py --sites resid attn_out mlp_out --tokens
+    uv run python src/scripts/03_collect_activations.py --sites resid attn_out mlp_out --tokens --token-sites mlp_out
     uv run accelerate launch --num_processes 4 src/scripts/03_collect_activations.py --profile qwen3_4b
 
 Writes results/persona_data.pkl (one row a question and sample, mean activations at the configured layers) and
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> None:
 
     ranks = join_ranks()
     model, settings, em_model = run.config.model, run.config.collection, run.study.em_model
-    check_layers(model.base, settings.layers)
+    check_layers(model.base, [*settings.layers, *(settings.token_layers or ())])
     has_adapter = is_adapter(em_model)
     if not has_adapter:
         check_checkpoint_fits(model.base, em_model)

@@ -78,15 +78,16 @@ def geometry_of(run: StepRun, evidence: Evidence, layers: dict[str, Evidence]) -
 
 
 def tokens_of(run: StepRun, frame: pd.DataFrame) -> dict[str, Any]:
-    """The record of `describe_tokens` at the same layers of the residual stream."""
+    """The record of `describe_tokens` at the same site and layers."""
     from src.utils.decomposition.token_geometry import describe_tokens
     from src.utils.decomposition.token_inputs import token_evidence
     from src.utils.token_shards import TokenReader
 
     settings = run.config.clustering
-    layers = settings.layers_jointly or [settings.layer]
+    layers = [] if settings.site == "embed" else settings.layers_jointly or [settings.layer]
     reader = TokenReader(run.study.persona_tokens)
-    evidence = token_evidence(frame, reader, settings.representation, layers, run.config.geometry.drop_flagged)
+    drop = run.config.geometry.drop_flagged
+    evidence = token_evidence(frame, reader, settings.representation, layers, drop, settings.site)
     return describe_tokens(evidence, frame, settings.components, settings.cluster_counts, settings.seed)
 
 

@@ -48,7 +48,8 @@ class Plan:
     sampling: Sampling
     kinds: tuple[str, ...] = ("resid",)
     poolings: tuple[PoolingKind, ...] = ("response_mean",)
-    token_layers: tuple[int, ...] = ()  # residual streams that are kept token by token
+    token_kinds: tuple[str, ...] = ()  # what is kept token by token, and at which layers
+    token_layers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,20 +85,26 @@ def plan_collection(
         ),
         kinds=tuple(settings.sites),
         poolings=tuple(settings.poolings),
-        token_layers=tuple(settings.layers) if settings.tokens else (),
+        token_kinds=tuple(settings.token_sites) if settings.tokens else (),
+        token_layers=tuple(settings.token_layers or settings.layers),
     )
 
 
-def sites_of(kinds: Sequence[str], n_layers: int) -> list[Site]:
-    """The sites of some kinds at every layer; `resid` is the residual stream into each block and out of the last."""
+def sites_of(kinds: Sequence[str], n_layers: int, layers: Sequence[int] | None = None) -> list[Site]:
+    """The sites of some kinds at some layers, by default at every one.
+
+    `resid` is the residual stream into each block, and out of the last one for layer `n_layers`, where other kinds
+    have nothing.
+    """
+    chosen = range(n_layers + 1) if layers is None else layers
     sites: list[Site] = []
     for kind in kinds:
         if kind == "resid":
-            sites += [resid_site(layer, n_layers) for layer in range(n_layers + 1)]
+            sites += [resid_site(layer, n_layers) for layer in chosen]
         elif kind == "embed":
             sites.append(Site("embed"))
         else:
-            sites += [Site(kind, block) for block in range(n_layers)]
+            sites += [Site(kind, block) for block in chosen if block < n_layers]
     return list(dict.fromkeys(sites))
 
 
@@ -129,7 +136,7 @@ def collect_arms(
 
 def is_done(plan: Plan, work_dir: Path, arm: Arm, number: int) -> bool:
     """Whether a batch's part, and its shard where tokens are kept, are there."""
-    has_shard = not plan.token_layers or shard_path(work_dir, arm, number).exists()
+    has_shard = not plan.token_kinds or shard_path(work_dir, arm, number).exists()
     return has_shard and is_whole(part_path(work_dir, arm, number), len(plan.batches[number]))
 
 
@@ -172,7 +179,7 @@ def run_batch(
         shards.clear()  # the row that went well is another batch's
     for row, why in part.failures.items():
         say(f"{arm}, {plan.prompts[batch[row]].prompt_id}: failed ({why}); the row is kept and flagged")
-    if plan.token_layers:
+    if plan.token_kinds:
         write_shard(shard_path(work_dir, arm, number), shards)
     write_part(part_path(work_dir, arm, number), part)
 
@@ -195,7 +202,7 @@ def run_capture(
     """Pooled activations at every site of the plan over given answers, and the tokens' where the plan keeps them."""
     batch = teacher_forcing_batch(prompts, responses, markup_of(tokenizer), pad_id_of(tokenizer))
     n_layers = count_layers(model)
-    kept = [resid_site(layer, n_layers) for layer in plan.token_layers]
+    kept = sites_of(plan.token_kinds, n_layers, plan.token_layers)
     means, tokens = capture(model, batch, sites_of(plan.kinds, n_layers), plan.poolings, kept)
     pooled: dict[str, np.ndarray] = {}
     for site, values in means.items():
@@ -203,7 +210,7 @@ def run_capture(
         pooled |= {tensor_name(site, pooling): values[:, i].numpy() for i, pooling in enumerate(poolings)}
     counted = batch.answer.sum(dim=1).numpy()
     part = ArmPart(list(responses), pooled, counted, np.zeros(len(responses), dtype=bool))
-    if not plan.token_layers:
+    if not plan.token_kinds:
         return part, None
     by_name = {site.name: values for site, values in tokens.items()}
     return part, TokenShard(np.repeat(np.arange(len(responses)), counted), batch.ids[batch.answer].numpy(), by_name)

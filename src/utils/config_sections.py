@@ -56,6 +56,7 @@ class FinetuningConfig(Section):
 
 
 SiteKind = Literal["resid", "embed", "resid_mid", "attn_out", "mlp_out", "attn.z", "attn.result", "attn.pattern"]
+TokenSiteKind = Literal["resid", "embed", "resid_mid", "attn_out", "mlp_out", "attn.z"]  # the others are means only
 
 
 PoolingKind = Literal["response_mean", "prompt_mean", "last_prompt_token"]
@@ -83,7 +84,13 @@ class CollectionConfig(Section):
         min_length=1,
         description="over which tokens a site is averaged",
     )
-    tokens: bool = Field(False, description="keep the layers' residual streams token by token, in persona_tokens/")
+    tokens: bool = Field(False, description="keep activations token by token, too, in persona_tokens/")
+    token_sites: list[TokenSiteKind] = Field(
+        default_factory=lambda: list[TokenSiteKind](["resid"]), min_length=1, description="what is kept of each token"
+    )
+    token_layers: list[int] | None = Field(
+        None, min_length=1, description="at which layers, or in which blocks (default: those of the frame)"
+    )
     seed: int = 0
 
     @field_validator("sites", "poolings")

@@ -233,6 +233,22 @@ def test_tokens_are_kept_in_shards_and_read_row_by_row(tmp_path: Path) -> None:
                 assert np.isnan(expected).all()
 
 
+def test_any_site_at_any_layer_is_kept_token_by_token(tmp_path: Path) -> None:
+    kinds = ["resid", "embed", "resid_mid", "attn_out", "mlp_out", "attn.z"]
+    one = plan(4, sites=kinds, tokens=True, token_sites=kinds, token_layers=[0, N_LAYERS], max_new_tokens=3)
+    _, tensors = collected(one, tmp_path / "parts")
+    (tmp_path / "tokens").mkdir()
+    gather_shards(tmp_path / "parts", tmp_path / "tokens", 4)
+    reader = TokenReader(tmp_path / "tokens")
+    own = [Site(kind, 0).name for kind in kinds[2:]]  # none at the last layer, which is the end of the stream
+    assert reader.sites == sorted(
+        ["hook_embed", Site("resid_pre", 0).name, Site("resid_post", N_LAYERS - 1).name, *own]
+    )
+    for site in reader.sites:
+        _, tokens = reader.row("em", 1, site)
+        np.testing.assert_allclose(tokens.mean(dim=0).numpy(), tensors[f"em.{site}"][1], rtol=1e-4, atol=1e-5)
+
+
 def test_a_row_is_read_from_its_shard_alone(tmp_path: Path) -> None:
     """With every other shard destroyed, the tokens are the same; a row of a destroyed one is one line."""
     one, site = plan(tokens=True), Site("resid_pre", 1).name

@@ -74,9 +74,14 @@ class TokenEvidence:
 
 
 def token_evidence(
-    frame: pd.DataFrame, reader: TokenReader, kind: str, layers: Sequence[int], drop_flagged: bool = True
+    frame: pd.DataFrame,
+    reader: TokenReader,
+    kind: str,
+    layers: Sequence[int],
+    drop_flagged: bool = True,
+    site: str = "resid",
 ) -> TokenEvidence:
-    """The tokens of a study's answers at the residual stream into some layers, read when they are asked for.
+    """The tokens of a study's answers at some layers of a site, read when they are asked for.
 
     `kind`: `em`; `em_minus_base_on_em`, on identical tokens; `base_on_em`, the base model on the EM model's answers.
     Rows are dropped as in `build_evidence`. Several layers are each divided by their mean token norm, for which the
@@ -88,9 +93,9 @@ def token_evidence(
     if reader.n_rows != len(frame):
         raise UserError(f"{reader.folder}: tokens of {reader.n_rows} rows, the frame has {len(frame)}; take one run's")
     arms, layers = TOKEN_ARMS[kind], tuple(dict.fromkeys(layers))
-    sites = tuple(sites_of_layers({parse_site(name) for name in reader.sites}, layers, "resid"))
+    sites = tuple(sites_of_layers({parse_site(name) for name in reader.sites}, layers, site))
     dropped = flagged_rows(frame, arms) if drop_flagged else np.zeros(len(frame), dtype=bool)
-    name = f"{name_of(kind, layers, 'resid')}_tokens"
+    name = f"{name_of(kind, layers, site)}_tokens"
     evidence = TokenEvidence(name, reader, arms, sites, (1.0,) * len(sites), np.flatnonzero(~dropped))
     return evidence if len(sites) == 1 else replace(evidence, scales=mean_norms(evidence))
 
