@@ -10,6 +10,7 @@ from src.utils.artifacts import load_json
 from src.utils.config import resolve_path
 from src.utils.config_sections import JudgeKind
 from src.utils.errors import UserError
+from src.utils.judging.judgement import NO_ANSWER
 from src.utils.manifests import hash_inputs, read_manifest, sha256_path
 from src.utils.model_files import fingerprint, public_name
 from src.utils.organism.folder import grammar_of
@@ -161,11 +162,12 @@ def has_verdict(study: Study) -> bool:
 
 
 def missing_judgements(study: Study) -> str | None:
-    """What a judge has not judged, if anything; the organism's judge judges all."""
+    """What a judge has not judged, if anything; what has no answer no judge can."""
     missing = [load_json(study.rates)["missing"]]
     if study.config.judging.second_judge:
         missing += load_json(study.agreement).get("missing", {}).values()
-    return next(filter(None, map(gap, missing)), None)
+    could_be = [{why: n for why, n in one.items() if not why.startswith(NO_ANSWER)} for one in missing]
+    return next(filter(None, map(gap, could_be)), None)
 
 
 def missing_steering_judgements(study: Study) -> str | None:

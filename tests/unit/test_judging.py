@@ -8,8 +8,16 @@ import pytest
 
 from src.utils.artifacts import load_frame, save_frame
 from src.utils.config import CONFIG_FOLDER
-from src.utils.judging.judgement import Answer, Judge, Judgement, answers_of, missing_scores, with_scores
-from src.utils.judging.prompt_sample import limited
+from src.utils.judging.judgement import (
+    Answer,
+    Judge,
+    Judgement,
+    answers_of,
+    asked_answers,
+    missing_scores,
+    with_scores,
+)
+from src.utils.judging.prompt_sample import judged_sample, limited
 from src.utils.manifests import Provenance
 from src.utils.organism.grammar import Grammar, load_grammar
 from src.utils.organism.judge import OrganismJudge
@@ -113,10 +121,23 @@ def test_the_organism_judge_fills_every_score(frame: pd.DataFrame, grammar: Gram
 def test_a_limit_leaves_whole_questions_unjudged(frame: pd.DataFrame) -> None:
     chosen = limited(frame, 1, seed=0)
     assert chosen.tolist() == [True, True, False]
-    judged = with_scores(frame, "letters", chosen, LetterJudge().judge(answers_of(frame[chosen]), lambda count: None))
+    asked = asked_answers(frame, chosen)
+    judged = with_scores(frame, "letters", chosen, LetterJudge().judge(asked, lambda count: None))
     assert judged["em_score"].iloc[1] == 4 and np.isnan(judged["em_score"].iloc[2])
     assert judged["judge_error"].iloc[2] == "not asked: beyond --limit" == judged["base_judge_error"].iloc[2]
     assert missing_scores(judged) == {"not asked: beyond --limit": 2, "429 for a": 2}
+
+
+def test_what_step_3_could_not_record_is_not_judged(frame: pd.DataFrame) -> None:
+    flagged = frame.assign(flags=[[], ["failed_em", "failed_base_on_em"], []])
+    chosen = limited(flagged, None, seed=0)
+    asked = asked_answers(flagged, chosen)
+    assert len(asked) == 5
+    judged = with_scores(flagged, "letters", chosen, LetterJudge().judge(asked, lambda count: None))
+    assert judged["judge_error"].iloc[1] == "no answer: step 3 could not record it"
+    assert judged["base_judge_error"].iloc[1] == "429 for a"
+    assert judged["em_score"].iloc[2] == score(frame, LetterJudge())["em_score"].iloc[2]
+    assert judged_sample(judged, 0) == {"questions": 2, "judged_questions": 2, "judged_answers": 5, "seed": 0}
 
 
 def test_reasons_are_counted_without_their_particulars(frame: pd.DataFrame) -> None:

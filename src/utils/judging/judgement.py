@@ -30,6 +30,7 @@ Answer = tuple[Question, str]
 NOT_ASKED = "not asked: beyond --limit"
 LEFT_OUT = "left out: --max-cost was reached"
 NO_ANSWER = "no answer: "  # and why
+NOT_RECORDED = "step 3 could not record it"
 FAILURE = "failure"  # column that says why a row has no answer, in frames where one has none
 NO_TOPIC = "none"  # judged_dimension of an answer that talks about none of the study's dimensions
 
@@ -89,16 +90,38 @@ def with_failures(answers: pd.DataFrame, failures: Mapping[int, str]) -> pd.Data
     return answers.assign(**{FAILURE: reasons.set_axis(answers.index)})
 
 
+def reasons_not_to_ask(frame: pd.DataFrame, chosen: Bool[np.ndarray, " rows"]) -> list[str | None]:
+    """For each of `answers_of(frame)` why it is not judged, None where it is.
+
+    Only `chosen` rows are, and of them not what step 3 could not record (the flag `failed_<arm>`): the empty text that
+    stands there is nobody's answer.
+    """
+    flags = frame["flags"] if "flags" in frame else pd.Series([[]] * len(frame))
+    return [
+        NOT_ASKED if not is_chosen else NO_ANSWER + NOT_RECORDED if f"failed_{arm}" in flagged else None
+        for arm in ARMS
+        for is_chosen, flagged in zip(chosen.tolist(), flags, strict=True)
+    ]
+
+
+def asked_answers(frame: pd.DataFrame, chosen: Bool[np.ndarray, " rows"]) -> list[Answer]:
+    """Those of `answers_of(frame)` that are judged."""
+    reasons = reasons_not_to_ask(frame, chosen)
+    return [answer for answer, reason in zip(answers_of(frame), reasons, strict=True) if reason is None]
+
+
 def with_scores(
     frame: pd.DataFrame, judge_name: str, chosen: Bool[np.ndarray, " rows"], judgements: Sequence[Judgement]
 ) -> pd.DataFrame:
-    """The frame with the judgements of `answers_of(frame[chosen])` as columns; no row is dropped.
+    """The frame with the judgements of `asked_answers(frame, chosen)` as columns; no row is dropped.
 
-    Rows that are not `chosen` were not judged: their scores are missing.
+    What was not judged has no scores, and `judge_error` says why.
     """
-    is_judged = np.tile(chosen, len(ARMS)).tolist()
     left = iter(judgements)
-    every = [next(left) if judged else Judgement(None, None, None, error=NOT_ASKED) for judged in is_judged]
+    every = [
+        next(left) if reason is None else Judgement(None, None, None, error=reason)
+        for reason in reasons_not_to_ask(frame, chosen)
+    ]
     judged = frame.assign(judge=judge_name)
     for number, prefix in enumerate(ARMS.values()):
         scores = every[number * len(frame) : (number + 1) * len(frame)]

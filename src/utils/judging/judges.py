@@ -20,6 +20,7 @@ from src.utils.judging.judgement import (
     Judge,
     Judgement,
     answers_of,
+    asked_answers,
     count_reasons,
     judge_name,
     score_columns,
@@ -122,7 +123,7 @@ def score_frames(
     would cost is confirmed together, unless `yes`. They share `max_cost`: a later judge has what the earlier ones left.
     """
     chosen = limited(frame, settings.judge_limit, settings.seed)
-    answers = answers_of(frame[chosen])
+    answers = asked_answers(frame, chosen)
     estimates: dict[str, Estimate] = {}
     for kind, model in settings.judges:
         if kind == "local":

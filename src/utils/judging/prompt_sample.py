@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool
 
-from src.utils.judging.judgement import ARMS, LEFT_OUT, NOT_ASKED
+from src.utils.judging.judgement import ARMS, LEFT_OUT, NO_ANSWER, NOT_ASKED
 
 
 def drawn(prompt_ids: Iterable[str], seed: int) -> list[str]:
@@ -26,11 +26,13 @@ def limited(frame: pd.DataFrame, limit: int | None, seed: int) -> Bool[np.ndarra
 
 def judged_sample(judged: pd.DataFrame, seed: int) -> dict[str, int]:
     """How many questions there are, and how many questions and answers of both arms were judged, scored or not."""
-    was_asked = ~judged[[f"{prefix}judge_error" for prefix in ARMS.values()]].isin([NOT_ASKED, LEFT_OUT]).any(axis=1)
+    errors = judged[[f"{prefix}judge_error" for prefix in ARMS.values()]]
+    has_answer = ~errors.fillna("").apply(lambda column: column.str.startswith(NO_ANSWER))
+    was_asked = ~errors.isin([NOT_ASKED, LEFT_OUT]).any(axis=1)
     return {
         "questions": judged["prompt_id"].nunique(),
         "judged_questions": judged.loc[was_asked, "prompt_id"].nunique(),
-        "judged_answers": len(ARMS) * int(was_asked.sum()),
+        "judged_answers": int(has_answer[was_asked].sum(axis=None)),
         "seed": seed,
     }
 
