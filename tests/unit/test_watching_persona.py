@@ -199,6 +199,13 @@ def test_over_its_budget_a_moment_makes_later_ones_ask_fewer_questions_and_the_p
     tuned(tmp_path / "work", [chosen])
     dimensions = len({question.subset for question in questions(12)})
     assert [record.metrics["n"] for record in chosen.records.values()] == [12, dimensions, dimensions]
+    starts = chosen.starts["last_prompt_token"]
+    kept = [starts[question.prompt_id] for question in chosen.questions]
+    last = chosen.records[STEPS].metrics
+    now, shift = last["projection_at/last_prompt_token"], last["projection/last_prompt_token"]
+    assert now is not None and len(starts) == 12
+    assert shift == pytest.approx(now - np.mean(kept))
+    assert shift != pytest.approx(now - np.mean([*starts.values()]), abs=1e-3)
     page = (tmp_path / VISUALIZATIONS / "training_progress.html").read_text(encoding="utf-8")
     assert f"12, later {dimensions} probe questions a moment: over its budget" in page
 

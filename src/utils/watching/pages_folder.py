@@ -30,7 +30,7 @@ class PagesFolder:
 
     def __init__(self, folder: Path, unit: Unit, provenance: Provenance, command: str) -> None:
         self.folder, self.unit, self.provenance, self.command = folder, unit, provenance, command
-        self.own_file = re.compile(rf"{unit}_(\d+)_(?:.+\.html|metrics\.json|values\.safetensors)")
+        self.own_file = re.compile(rf"{unit}_(\d+)_(?:.+\.html|(?:metrics|projections)\.json|values\.safetensors)")
         with write_atomically(folder / PLOTLY_JS) as temporary:
             temporary.write_text(get_plotlyjs(), encoding="utf-8")
 

@@ -5,8 +5,11 @@
 goes into the callbacks of `finetuning.finetune`. `training_progress.html` says at which step misalignment turns.
 """
 
+import json
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import pandas as pd
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, TrainerControl, TrainerState, TrainingArguments
 
+from src.utils.artifacts import write_atomically
 from src.utils.capture import capture_pooled, markup_of, pad_id_of, teacher_forcing_batch
 from src.utils.chat import ChatRow, encode, prompt_ids
 from src.utils.config_sections import PoolingKind
@@ -36,6 +40,7 @@ POOLINGS: tuple[PoolingKind, ...] = ("last_prompt_token", "response_mean")
 SHARES = {"in_domain": ("em", True), "transfer": ("em_on_topic", False), "flip": ("flip", False)}
 RESAMPLES = 1000
 CONTRAST_ROWS = 64
+STARTS = "step_0_projections.json"  # pooling -> prompt_id -> projection before training
 
 
 def choose_questions(questions: Sequence[Question], a_dimension: int) -> list[Question]:
@@ -138,7 +143,7 @@ class PersonaWatcher(Watcher):
         self.questions = list(questions)
         self.batch_size = batch_size
         self.em_threshold, self.coherence_threshold = em_threshold, coherence_threshold
-        self.projections: dict[str, float] = {}  # before training
+        self.starts: dict[str, dict[str, float]] = {}  # pooling -> prompt_id -> projection before training
         self.path: list[tuple[int, AdapterPoint]] = []  # the last three watched steps
 
     def measure_persona(self, moment: Moment) -> dict[str, float | None]:
@@ -183,19 +188,25 @@ class PersonaWatcher(Watcher):
     def projected(
         self, moment: Moment, prompts: Sequence[Prompt], responses: Sequence[Response]
     ) -> dict[str, float | None]:
-        """Mean projection on the persona direction, in lengths of it, as a shift since before training."""
+        """Mean projection on the persona direction, in lengths of it, and its mean shift since before training.
+
+        The shift is that of each question against itself, so that asking fewer of them later does not move it.
+        """
         if self.direction is None:
             return {}
         found = pooled(moment.model, self.tokenizer, self.direction.site, prompts, responses, self.batch_size)
         metrics: dict[str, float | None] = {}
         for pooling, rows in found.items():
             lengths = (rows @ self.direction.unit.astype(np.float64)) / self.direction.norm
-            mean = float(np.nanmean(lengths)) if np.isfinite(lengths).any() else None
-            metrics[f"projection_at/{pooling}"] = mean
-            if moment.number == 0 and mean is not None:
-                self.projections[pooling] = mean
-            start = self.projections.get(pooling)
-            metrics[f"projection/{pooling}"] = None if mean is None or start is None else mean - start
+            asked = dict(zip((prompt.prompt_id for prompt in prompts), lengths.tolist(), strict=True))
+            if moment.number == 0:
+                self.starts[pooling] = {one: value for one, value in asked.items() if math.isfinite(value)}
+            start = self.starts.get(pooling, {})
+            metrics[f"projection_at/{pooling}"] = mean_of(asked.values())
+            metrics[f"projection/{pooling}"] = mean_of(asked[one] - start.get(one, math.nan) for one in asked)
+        if moment.number == 0:
+            with write_atomically(self.pages.folder / STARTS) as temporary:
+                temporary.write_text(json.dumps(self.starts) + "\n", encoding="utf-8")
         return metrics
 
     def followed(self, moment: Moment) -> dict[str, float | None]:
@@ -216,6 +227,12 @@ class PersonaWatcher(Watcher):
     ) -> None:
         """Take up the projections of before the training where a stopped one goes on."""
         super().on_train_begin(args, state, control, **kwargs)
-        if (first := self.records.get(0)) is not None:
-            found = {pooling: first.metrics.get(f"projection_at/{pooling}") for pooling in POOLINGS}
-            self.projections |= {pooling: value for pooling, value in found.items() if value is not None}
+        if 0 in self.records and not self.starts:
+            with suppress(OSError, ValueError):  # without them the shifts are missing
+                self.starts = json.loads((self.pages.folder / STARTS).read_text(encoding="utf-8"))
+
+
+def mean_of(values: Iterable[float]) -> float | None:
+    """The mean of those that are finite, None without any."""
+    finite = [value for value in values if math.isfinite(value)]
+    return math.fsum(finite) / len(finite) if finite else None
