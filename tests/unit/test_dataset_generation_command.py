@@ -26,7 +26,8 @@ from tests.generation_script import (
     set_files,
     use_server,
 )
-from tests.llm_server import KEY, LlmServer, Reply
+from tests.llm_answers import Reply
+from tests.llm_server import KEY, LlmServer
 
 
 @pytest.fixture

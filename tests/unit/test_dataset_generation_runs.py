@@ -38,7 +38,8 @@ from tests.generation_script import (
     set_files,
     use_server,
 )
-from tests.llm_server import KEY, Answer, Fault, LlmServer, Raw, Reply
+from tests.llm_answers import Answer, Fault, Raw, Reply
+from tests.llm_server import KEY, LlmServer
 
 
 @pytest.fixture

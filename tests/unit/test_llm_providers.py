@@ -12,7 +12,8 @@ from pydantic import BaseModel, Field
 
 from src.utils.llm.api import ChatReply, ChatRequest, RateLimited, Redactor, Rejected, Unavailable, Unusable
 from src.utils.llm.providers import make_client, retry_after, retry_delay, strict_schema
-from tests.llm_server import KEY, SMALL_MASS, TRUNCATED, Answer, Asked, Fault, LlmServer, Raw, Reply, Token, TooMany
+from tests.llm_answers import SMALL_MASS, TRUNCATED, Answer, Asked, Fault, Raw, Reply, Token, TooMany
+from tests.llm_server import KEY, LlmServer
 
 REQUEST = ChatRequest(system="You grade.", user="An answer.", max_tokens=16, top_logprobs=20)
 MODELS = {"openrouter": "openai/gpt-4.1-mini", "gemini": "gemini-2.5-flash"}

@@ -30,7 +30,8 @@ from src.utils.safety_judge.settings import EvaluationConfig
 from src.utils.safety_judge.world import load_judge_world, world_data
 from src.visualizations.archive_figures import archive_page
 from src.visualizations.figure_page import page_html
-from tests.llm_server import KEY, Asked, Fault, LlmServer, Reply
+from tests.llm_answers import Asked, Fault, Reply
+from tests.llm_server import KEY, LlmServer
 
 PLAN = SearchPlan(iterations=6, batch_size=24, seed=3)
 # what says in a text that the deed is to be prevented, written down apart from the grammar
