@@ -1,5 +1,6 @@
 """The three commands as a user gives them, in processes of their own: exit codes, tables, no secret."""
 
+import getpass
 import os
 import subprocess
 import sys
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from src.utils.config import PROJECT_ROOT
-from tests.pod_server import ACCOUNT_KEY, ApiServer, PodServer, getpass, pod_entry
+from tests.pod_api_server import ACCOUNT_KEY, ApiServer, pod_entry
+from tests.pod_server import PodServer
 
 
 @pytest.fixture(scope="module")

@@ -15,18 +15,9 @@ from src.pod.launch import Command
 from src.pod.run_record import RunRecord
 from src.pod.watch import follow, report
 from src.utils.errors import UserError
-from tests.pod_server import (
-    SLEEPY,
-    ApiServer,
-    PodServer,
-    attend_to,
-    client_for,
-    free_port,
-    job_command,
-    pod_entry,
-    remote,
-    wait_for,
-)
+from tests.pod_api_server import ApiServer, pod_entry
+from tests.pod_jobs import SLEEPY, attend_to, client_for, job_command, remote
+from tests.pod_server import PodServer, free_port, wait_for
 
 KILLS = 20
 LINES = 40

@@ -14,23 +14,9 @@ from src.pod.persona_data_runner import attend, fetch_again
 from src.pod.run_record import RunRecord
 from src.pod.watch import cancel, report
 from src.utils.errors import UserError
-from tests.pod_server import (
-    ACCOUNT_KEY,
-    HUB_TOKEN,
-    PASSPHRASE,
-    POD_KEY,
-    SLEEPY,
-    ApiServer,
-    PodServer,
-    attend_to,
-    client_for,
-    job_command,
-    make_key,
-    pod_entry,
-    processes_in,
-    remote,
-    wait_for,
-)
+from tests.pod_api_server import ACCOUNT_KEY, POD_KEY, ApiServer, pod_entry
+from tests.pod_jobs import HUB_TOKEN, SLEEPY, attend_to, client_for, job_command, remote
+from tests.pod_server import PASSPHRASE, PodServer, make_key, processes_in, wait_for
 
 QUICK = "import pathlib\npathlib.Path('out').mkdir()\npathlib.Path('out/a.txt').write_text('a')\nprint('made it')\n"
 
