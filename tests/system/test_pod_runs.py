@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import hashlib
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,27 +17,8 @@ from tests.pod_api_server import ACCOUNT_KEY, POD_KEY, ApiServer, pod_entry
 from tests.pod_jobs import HUB_TOKEN, SLEEPY, attend_to, client_for, job_command, remote
 from tests.pod_server import PASSPHRASE, PodServer, make_key, processes_in, wait_for
 
+pytestmark = pytest.mark.usefixtures("fresh_api")
 QUICK = "import pathlib\npathlib.Path('out').mkdir()\npathlib.Path('out/a.txt').write_text('a')\nprint('made it')\n"
-
-
-@pytest.fixture(scope="module")
-def api() -> Iterator[ApiServer]:
-    with ApiServer() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def pod(tmp_path_factory: pytest.TempPathFactory, sshd: str, api: ApiServer) -> Iterator[PodServer]:
-    with PodServer(tmp_path_factory.mktemp("pod"), sshd, api_url=api.url) as server:
-        yield server
-
-
-@pytest.fixture(autouse=True)
-def _fresh(api: ApiServer, pod: PodServer) -> None:
-    api.pods.clear()
-    api.failures.clear()
-    api.asked.clear()
-    api.pods[pod.pod_id] = pod_entry(pod.pod_id, pod.port)
 
 
 def test_a_second_run_uploads_nothing_and_a_finished_one_is_not_attached_to(
