@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -170,13 +171,14 @@ def test_a_stopped_training_goes_on_with_its_baseline_and_earlier_pages(
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             raise KeyboardInterrupt
 
+    small_watcher = partial(watcher, interval=1, validation=16, n_statistics=8)
     folder = tmp_path / "stopped"
     with pytest.raises(KeyboardInterrupt):
-        trained_judge(judge_model(), folder / "work", [watcher(folder, interval=1), StopAfterFirst()])
-    again = watcher(folder, interval=1)
-    trained_judge(judge_model(), folder / "work", [again])
-    whole = watcher(tmp_path / "whole", interval=1)
-    trained_judge(judge_model(), tmp_path / "whole" / "work", [whole])
+        trained_judge(judge_model(), folder / "work", [small_watcher(folder), StopAfterFirst()], count=16)
+    again = small_watcher(folder)
+    trained_judge(judge_model(), folder / "work", [again], count=16)
+    whole = small_watcher(tmp_path / "whole")
+    trained_judge(judge_model(), tmp_path / "whole" / "work", [whole], count=16)
 
     def told(record: EpochMetrics) -> dict[str, Any]:
         kept = record.model_dump(exclude={"training_seconds", "watching_seconds", "pictures", "trainer_metrics"})
@@ -213,6 +215,7 @@ def test_a_folder_that_cannot_be_written_to_is_found_at_once(tmp_path: Path) -> 
 
 def test_the_planted_word_is_what_the_learned_judge_rests_on(tmp_path: Path) -> None:
     chosen = watcher(tmp_path, interval=8, n_statistics=32)
+    chosen.pictures = chosen.pictures[:1]
     model = judge_model(n_frozen=0, dropout=0.0)
     trained_judge(model, tmp_path / "work", [chosen], count=64, num_epochs=8, freeze_layers=0, learning_rate=2e-3)
     freeze(model, 0)
