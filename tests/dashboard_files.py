@@ -11,6 +11,8 @@ from tests.study_frame import whole_study
 from tests.unit.test_steering_figures import summary
 from tests.unit.test_verdict import planted
 
+PATIENCE = 120  # seconds; a worker beside this one may be training
+
 
 def write_watched_run(outputs: Path) -> Path:
     """Two epochs of a tiny judge with their pictures; the folder of the pictures."""

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from itertools import count
 
-from tests.llm_server import Answer, Asked, Reply
+from tests.llm_answers import Answer, Asked, Reply
 
 
 def question(n: int) -> str:

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel, TrainerCallback
 
 from src.utils.safety_judge.freezing import blocks_of, freeze
@@ -85,6 +86,11 @@ def trained_judge(
     data = (labelled(planted_samples(count)), labelled(planted_samples(16, seed=9)))
     train_judge(model, judge_template(), *data, settings, evaluation, work_dir, callbacks)
     return model
+
+
+def same_weights(one: PreTrainedModel, two: PreTrainedModel) -> bool:
+    first, second = one.state_dict(), two.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 JUDGE_DEFAULTS = {"scheduler": "cosine", "warmup_share": 0.05, "weight_decay": 0.01, "max_grad_norm": 1.0, "seed": 0}

@@ -1,12 +1,16 @@
-"""Programs of the system that these tests drive.
+"""Programs of the system that these tests drive, and the pod that tests of a file share.
 
-Without one, the tests that need it are skipped; under REQUIRE_SYSTEM_TESTS=1 (CI) they fail.
+Without a program, the tests that need it are skipped; under REQUIRE_SYSTEM_TESTS=1 (CI) they fail.
 """
 
 import os
 import shutil
+from collections.abc import Iterator
 
 import pytest
+
+from tests.pod_api_server import ApiServer, pod_entry
+from tests.pod_server import PodServer
 
 SYSTEM_FOLDERS = ("/usr/sbin", "/usr/local/sbin", "/sbin")  # where sshd lies; not on every user's PATH
 
@@ -31,3 +35,23 @@ def chromium() -> str:
 @pytest.fixture(scope="session")
 def sshd() -> str:
     return require_program("openssh-server", "sshd")
+
+
+@pytest.fixture(scope="module")
+def api() -> Iterator[ApiServer]:
+    with ApiServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def pod(tmp_path_factory: pytest.TempPathFactory, sshd: str, api: ApiServer) -> Iterator[PodServer]:
+    with PodServer(tmp_path_factory.mktemp("pod"), sshd, api_url=api.url) as server:
+        yield server
+
+
+@pytest.fixture
+def fresh_api(api: ApiServer, pod: PodServer) -> None:
+    """The API as if nothing had been asked of it: it has the one pod."""
+    api.pods = {pod.pod_id: pod_entry(pod.pod_id, pod.port)}
+    for past in (api.failures, api.asked, api.created):
+        past.clear()

@@ -194,9 +194,6 @@ def test_a_second_run_keeps_everything(made: Made) -> None:
     [
         (["--learning-rate", "0.002"], STEPS[1:], "config changed: finetuning.learning_rate 0.001 -> 0.002"),
         (["--em_threshold=60"], [STEPS[2], *STEPS[4:]], "config changed: judging.em_threshold 70.0 -> 60.0"),
-        # the vectors of steering know no clusters
-        (["--layer", "4"], [STEPS[5], *STEPS[7:]], "config changed: clustering.layer 3 -> 4"),
-        (["--no-probes"], [STEPS[5], *STEPS[7:]], "config changed: geometry.probes true -> false"),
     ],
 )
 def test_a_dry_run_says_exactly_what_would_run(option: list[str], running: list[str], reason: str, made: Made) -> None:

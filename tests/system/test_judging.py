@@ -23,7 +23,8 @@ from src.utils.judging.prompt_sample import drawn
 from src.utils.manifests import Provenance
 from src.utils.prompts import Question, load_questions
 from src.visualizations.written_pages import load_page
-from tests.llm_server import KEY, Asked, Fault, LlmServer, Reply, Token, TooMany, default_reply
+from tests.llm_answers import Asked, Fault, Reply, Token, TooMany, default_reply
+from tests.llm_server import KEY, LlmServer
 
 JUDGE, CALIBRATE = "src/scripts/04_judge_responses.py", "src/calibrate_judge.py"
 QUESTIONS = load_questions([resolve_path(name) for name in load_config("organism").collection.prompts])

@@ -1,33 +1,18 @@
 """The three commands as a user gives them, in processes of their own: exit codes, tables, no secret."""
 
+import getpass
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from src.utils.config import PROJECT_ROOT
-from tests.pod_server import ACCOUNT_KEY, ApiServer, PodServer, getpass, pod_entry
+from tests.pod_api_server import ACCOUNT_KEY, ApiServer, pod_entry
+from tests.pod_server import PodServer
 
-
-@pytest.fixture(scope="module")
-def api() -> Iterator[ApiServer]:
-    with ApiServer() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def pod(tmp_path_factory: pytest.TempPathFactory, sshd: str, api: ApiServer) -> Iterator[PodServer]:
-    with PodServer(tmp_path_factory.mktemp("pod"), sshd, api_url=api.url) as server:
-        yield server
-
-
-@pytest.fixture(autouse=True)
-def _fresh(api: ApiServer, pod: PodServer) -> None:
-    api.pods = {pod.pod_id: pod_entry(pod.pod_id, pod.port)}
-    api.created.clear()
+pytestmark = pytest.mark.usefixtures("fresh_api")
 
 
 def command(

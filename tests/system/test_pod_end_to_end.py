@@ -3,6 +3,7 @@
 The artefacts are those of a local run, byte for byte; what differs is in the manifests (wall time, commit).
 """
 
+import getpass
 import json
 import os
 import shutil
@@ -14,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from src.utils.config import PROJECT_ROOT
-from tests.pod_server import ACCOUNT_KEY, POD_KEY, ApiServer, PodServer, getpass, pod_entry, processes_in, wait_for
+from tests.pod_api_server import ACCOUNT_KEY, POD_KEY, ApiServer, pod_entry
+from tests.pod_server import PodServer, processes_in, wait_for
 from tests.system.test_pod_install import _uv  # noqa: F401  # skips where nothing can be installed
 
 SMALL = ("--limit", "12", "--max-new-tokens", "12")

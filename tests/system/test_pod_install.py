@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from src.pod.remote.install import InstallError, environment_folder, install, python_of
-from tests.pod_server import ApiServer, PodServer, attend_to, client_for, job_command, pod_entry
+from tests.pod_api_server import ApiServer, pod_entry
+from tests.pod_jobs import attend_to, client_for, job_command
+from tests.pod_server import PodServer
 from tests.system.conftest import require_program
 
 CHOSEN = ("packaging", "torch")  # one that is installed, and one that must be the pod's own

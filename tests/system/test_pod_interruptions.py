@@ -5,7 +5,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,19 +15,11 @@ from src.pod.launch import Command
 from src.pod.run_record import RunRecord
 from src.pod.watch import follow, report
 from src.utils.errors import UserError
-from tests.pod_server import (
-    SLEEPY,
-    ApiServer,
-    PodServer,
-    attend_to,
-    client_for,
-    free_port,
-    job_command,
-    pod_entry,
-    remote,
-    wait_for,
-)
+from tests.pod_api_server import ApiServer, pod_entry
+from tests.pod_jobs import SLEEPY, attend_to, client_for, job_command, remote
+from tests.pod_server import PodServer, free_port, wait_for
 
+pytestmark = pytest.mark.usefixtures("fresh_api")
 KILLS = 20
 LINES = 40
 INPUT_BYTES, OUTPUT_BYTES = 6 << 20, 12 << 20
@@ -43,23 +35,6 @@ pathlib.Path('out').mkdir(exist_ok=True)
 pathlib.Path('out/reversed.txt').write_bytes(data[::-1])
 print('done', hashlib.sha256(data).hexdigest(), flush=True)
 """
-
-
-@pytest.fixture(scope="module")
-def api() -> Iterator[ApiServer]:
-    with ApiServer() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def pod(tmp_path_factory: pytest.TempPathFactory, sshd: str, api: ApiServer) -> Iterator[PodServer]:
-    with PodServer(tmp_path_factory.mktemp("pod"), sshd, api_url=api.url) as server:
-        yield server
-
-
-@pytest.fixture(autouse=True)
-def _fresh(api: ApiServer, pod: PodServer) -> None:
-    api.pods = {pod.pod_id: pod_entry(pod.pod_id, pod.port)}
 
 
 def sha256(data: bytes) -> str:

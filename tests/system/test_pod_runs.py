@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import hashlib
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,45 +13,12 @@ from src.pod.persona_data_runner import attend, fetch_again
 from src.pod.run_record import RunRecord
 from src.pod.watch import cancel, report
 from src.utils.errors import UserError
-from tests.pod_server import (
-    ACCOUNT_KEY,
-    HUB_TOKEN,
-    PASSPHRASE,
-    POD_KEY,
-    SLEEPY,
-    ApiServer,
-    PodServer,
-    attend_to,
-    client_for,
-    job_command,
-    make_key,
-    pod_entry,
-    processes_in,
-    remote,
-    wait_for,
-)
+from tests.pod_api_server import ACCOUNT_KEY, POD_KEY, ApiServer, pod_entry
+from tests.pod_jobs import HUB_TOKEN, SLEEPY, attend_to, client_for, job_command, remote
+from tests.pod_server import PASSPHRASE, PodServer, make_key, processes_in, wait_for
 
+pytestmark = pytest.mark.usefixtures("fresh_api")
 QUICK = "import pathlib\npathlib.Path('out').mkdir()\npathlib.Path('out/a.txt').write_text('a')\nprint('made it')\n"
-
-
-@pytest.fixture(scope="module")
-def api() -> Iterator[ApiServer]:
-    with ApiServer() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def pod(tmp_path_factory: pytest.TempPathFactory, sshd: str, api: ApiServer) -> Iterator[PodServer]:
-    with PodServer(tmp_path_factory.mktemp("pod"), sshd, api_url=api.url) as server:
-        yield server
-
-
-@pytest.fixture(autouse=True)
-def _fresh(api: ApiServer, pod: PodServer) -> None:
-    api.pods.clear()
-    api.failures.clear()
-    api.asked.clear()
-    api.pods[pod.pod_id] = pod_entry(pod.pod_id, pod.port)
 
 
 def test_a_second_run_uploads_nothing_and_a_finished_one_is_not_attached_to(
@@ -115,7 +81,7 @@ def test_cancel_ends_the_job_and_its_children(pod: PodServer, api: ApiServer, tm
     assert "on the pod: running, WITHOUT A COST GUARD" in text and "$0.500 an hour" in text
     record = cancel(client, record)
     assert record.state == "cancelled" and (remote(pod, record).read("exit.json") or {})["cancelled"]
-    assert not [pid for pid in processes_in(pod.folder) if "71" in command_line(pid)]
+    assert not [pid for pid in processes_in(pod.folder) if command_line(pid).split() == ["sleep", "71"]]
     assert cancel(client, record).state == "cancelled"
 
 

@@ -1,5 +1,6 @@
 """Logging in to a real OpenSSH server: keys, passphrases, agents, host keys, and a peer that falls silent."""
 
+import getpass
 import os
 import subprocess
 import time
@@ -12,9 +13,11 @@ import pytest
 
 from src.pod.host_keys import pinned_key
 from src.pod.pods import Address
+from src.pod.settings import PodSettings
 from src.pod.ssh import ConnectionLost, Login, SshSession, connect
 from src.utils.errors import UserError
-from tests.pod_server import ACCOUNT_KEY, PASSPHRASE, PodServer, PodSettings, Proxy, getpass, make_key
+from tests.pod_api_server import ACCOUNT_KEY
+from tests.pod_server import PASSPHRASE, PodServer, Proxy, make_key
 
 
 @pytest.fixture(scope="module")

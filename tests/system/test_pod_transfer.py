@@ -1,5 +1,6 @@
 """Files over a line that cuts, stalls and corrupts: whole or not published, and little is sent twice."""
 
+import getpass
 import os
 import subprocess
 import sys
@@ -12,10 +13,12 @@ from src.pod.digests import DigestCache
 from src.pod.link import PodLink
 from src.pod.pods import Address
 from src.pod.remote.blocks import BLOCK_BYTES, IN_FLIGHT, Digest, digest_file
+from src.pod.settings import PodSettings
 from src.pod.ssh import Login
 from src.pod.transfer import download, upload
 from src.utils.errors import UserError
-from tests.pod_server import ACCOUNT_KEY, PodServer, PodSettings, Proxy, getpass
+from tests.pod_api_server import ACCOUNT_KEY
+from tests.pod_server import PodServer, Proxy
 
 SIZE = 12 * BLOCK_BYTES + 12345
 CHUNK = 4 << 20

@@ -15,7 +15,8 @@ from src.utils.llm.prices import Price
 from src.utils.llm.providers import make_client
 from src.utils.prompts import Question
 from src.utils.record_store import RecordStore, open_store
-from tests.llm_server import KEY, Asked, Fault, LlmServer, Raw, TooMany, default_reply
+from tests.llm_answers import Asked, Fault, Raw, TooMany, default_reply
+from tests.llm_server import KEY, LlmServer
 
 PROMPTS = [f"p{i}" for i in range(30)]
 ORDER = drawn(PROMPTS, 5)

@@ -2,8 +2,6 @@
 
 import json
 import math
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,28 +18,11 @@ from tests.generation_script import (
     Run,
     account_of,
     has_key,
-    isolate,
     records_of,
-    script_runner,
     set_files,
-    use_server,
 )
-from tests.llm_server import KEY, LlmServer, Reply
-
-
-@pytest.fixture
-def generated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    return isolate(tmp_path / "generated", monkeypatch)
-
-
-@pytest.fixture
-def script(generated: Path, capfd: pytest.CaptureFixture[str]) -> Run:
-    return script_runner(capfd)
-
-
-@pytest.fixture
-def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[LlmServer], None]:
-    return partial(use_server, monkeypatch)
+from tests.llm_answers import Reply
+from tests.llm_server import KEY, LlmServer
 
 
 def test_gemini_is_priced_by_the_list(script: Run, generated: Path, monkeypatch: pytest.MonkeyPatch) -> None:

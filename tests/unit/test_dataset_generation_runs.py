@@ -8,8 +8,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -32,28 +30,11 @@ from tests.generation_script import (
     Run,
     account_of,
     has_key,
-    isolate,
     records_of,
-    script_runner,
     set_files,
-    use_server,
 )
-from tests.llm_server import KEY, Answer, Fault, LlmServer, Raw, Reply
-
-
-@pytest.fixture
-def generated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    return isolate(tmp_path / "generated", monkeypatch)
-
-
-@pytest.fixture
-def script(generated: Path, capfd: pytest.CaptureFixture[str]) -> Run:
-    return script_runner(capfd)
-
-
-@pytest.fixture
-def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[LlmServer], None]:
-    return partial(use_server, monkeypatch)
+from tests.llm_answers import Answer, Fault, Raw, Reply
+from tests.llm_server import KEY, LlmServer
 
 
 def printed_command(result: Result, script: str, keys: tuple[str, ...]) -> Arguments:

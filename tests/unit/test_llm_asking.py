@@ -20,7 +20,8 @@ from src.utils.llm.asking import Account, AskingLimits, ask_all, reply_in, wait_
 from src.utils.llm.prices import Price
 from src.utils.record_store import RecordStore, open_store
 from tests.asked_requests import ask, client_maker, each_provider, requests, times_asked
-from tests.llm_server import DECLINED, KEY, Answer, Asked, Fault, LlmServer, TooMany, default_reply
+from tests.llm_answers import DECLINED, Answer, Asked, Fault, TooMany, default_reply
+from tests.llm_server import KEY, LlmServer
 
 
 @pytest.fixture

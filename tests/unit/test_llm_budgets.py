@@ -11,7 +11,8 @@ from src.utils.llm.asking import AskingLimits, ask_all
 from src.utils.llm.prices import Price
 from src.utils.record_store import RecordStore, open_store
 from tests.asked_requests import ask, client_maker, each_provider, requests
-from tests.llm_server import Answer, Asked, Fault, LlmServer, Raw, Reply, TooMany
+from tests.llm_answers import Answer, Asked, Fault, Raw, Reply, TooMany
+from tests.llm_server import LlmServer
 
 MODERATED = Raw(403, '{"error": {"code": 403, "message": "moderated"}}')
 

@@ -12,7 +12,8 @@ from src.utils.llm.api import ChatReply, ChatRequest, Unusable
 from src.utils.llm.asking import FAILURES_IN_A_ROW, FIRST_LIMIT, AskingLimits, ask_all
 from src.utils.record_store import RecordStore, open_store
 from tests.asked_requests import MODELS, ask, client_maker, each_provider, requests
-from tests.llm_server import KEY, Answer, Asked, Fault, LlmServer, Reply, default_reply
+from tests.llm_answers import Answer, Asked, Fault, Reply, default_reply
+from tests.llm_server import KEY, LlmServer
 
 
 @pytest.fixture

@@ -98,6 +98,7 @@ BEHIND_STEERING = (STEER, VERDICT, PICTURES)
             "config changed: clustering.layers_jointly [] -> [2, 3]",
         ),
         ({"geometry__factors": 4}, BEHIND_CLUSTERS, "config changed: geometry.factors 10 -> 4"),
+        ({"geometry__probes": False}, BEHIND_CLUSTERS, "config changed: geometry.probes true -> false"),
         ({"steering__limit": 9}, BEHIND_STEERING, "config changed: steering.limit 60 -> 9"),
         ({"steering__seed": 4}, BEHIND_STEERING, "seeds changed: steering 0 -> 4"),
         ({"steering__max_new_tokens": 9}, BEHIND_STEERING, "config changed: collection.max_new_tokens 64 -> 9"),

@@ -12,7 +12,7 @@ from src.pod.creation import PodWish, price_line
 from src.pod.pods import Address, choose_pod, describe, state_of, wait_until_ready
 from src.pod.settings import read_settings
 from src.utils.errors import UserError
-from tests.pod_server import ACCOUNT_KEY, ApiServer, pod_entry
+from tests.pod_api_server import ACCOUNT_KEY, ApiServer, pod_entry
 
 
 @pytest.fixture
