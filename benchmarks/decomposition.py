@@ -104,7 +104,8 @@ def main() -> None:
     explained = timed(
         "agreement, by permutation",
         lambda: explain_clusters(
-            labels, tests.smallest_p(""), targets, other, np.linalg.norm(matrix, axis=1), np.arange(options.rows)
+            *(labels, tests.smallest_p(""), targets, other, np.linalg.norm(matrix, axis=1)),
+            *(np.arange(options.rows), tests.shared_draws),
         ),
     )
     if options.analysis_draws:

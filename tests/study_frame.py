@@ -16,6 +16,7 @@ from sklearn.metrics import adjusted_mutual_info_score, silhouette_samples
 from src.utils.config_sections import ClusteringConfig, GeometryConfig
 from src.utils.decomposition.geometry import describe_geometry
 from src.utils.decomposition.layer_evidence import study_evidence
+from src.utils.em_rates import misalignment
 
 FACETS = {
     "political_compass": ("economic_axis", "social_axis"),
@@ -106,6 +107,7 @@ def clustering(
         "inertia": float(((scores - centroids[np.searchsorted(present, labels)]) ** 2).sum()),
         "ami_dimension": float(adjusted_mutual_info_score(frame["subset"], labels)),
         "ami_facet": float(adjusted_mutual_info_score(frame["facet"], labels)),
+        "ami_misaligned": float(adjusted_mutual_info_score(misalignment(frame, 70, 50), labels)),
     }
 
 

@@ -32,7 +32,11 @@ from src.visualizations.palette import (
     known_order,
 )
 
-AGREEMENTS = ("ami_dimension", "ami_facet")
+AGREEMENTS = {
+    "ami_dimension": ("with dimension", "#117755", "circle"),
+    "ami_facet": ("with facet", "#AA4499", "square"),
+    "ami_misaligned": ("with being misaligned", "#B45309", "diamond"),
+}
 LABEL_ROOM = 0.055  # of the extent of the points, between two labels
 MANY = 15  # above so many clusters the legend goes below the map and labels get smaller
 
@@ -186,7 +190,7 @@ def silhouette_plot(clustering: Clustering) -> go.Figure:
 
 
 def cluster_overview(clusterings: Sequence[Clustering]) -> go.Figure:
-    """All k beside each other: silhouette, inertia, cluster sizes, agreement with dimension and facet."""
+    """All k beside each other: silhouette, inertia, cluster sizes, agreement with dimension, facet, misalignment."""
     ordered = sorted(clusterings, key=lambda clustering: clustering["k"])
     names = [str(clustering["k"]) for clustering in ordered]
     sizes = [np.unique(np.asarray(item["labels"])[is_clustered(item)], return_counts=True)[1] for item in ordered]
@@ -195,8 +199,10 @@ def cluster_overview(clusterings: Sequence[Clustering]) -> go.Figure:
         (1, 2, "inertia", [item["inertia"] for item in ordered], NEUTRAL_COLOUR, "circle"),
         (2, 1, "largest cluster", [int(size.max()) for size in sizes], "#2F3B52", "triangle-up"),
         (2, 1, "smallest cluster", [int(size.min()) for size in sizes], "#8494A8", "triangle-down"),
-        (2, 2, "with dimension", [item["ami_dimension"] for item in ordered], "#117755", "circle"),
-        (2, 2, "with facet", [item["ami_facet"] for item in ordered], "#AA4499", "square"),
+        *(
+            (2, 2, name, [item[key] for item in ordered], colour, symbol)
+            for key, (name, colour, symbol) in AGREEMENTS.items()
+        ),
     ]
     figure = make_subplots(
         rows=2,
@@ -207,7 +213,7 @@ def cluster_overview(clusterings: Sequence[Clustering]) -> go.Figure:
             "Mean silhouette (higher: clearer clusters)",
             "Inertia: squared distances to the<br>centres (an elbow marks k)",
             "Smallest and largest cluster",
-            "Adjusted mutual information<br>(1: the clusters are the topic)",
+            "Adjusted mutual information<br>(1: the clusters are what was asked, or misalignment)",
         ),
     )
     for row, column, name, values, colour, symbol in panels:

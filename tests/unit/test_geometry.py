@@ -218,7 +218,9 @@ def test_the_summary_and_its_lines_say_what_the_record_says() -> None:
     for row in record["clusters"]["explanations"]:
         assert any(row["sentence"] in line and line.startswith(row["algorithm"]) for line in lines)
     assert lines[1] == f"rank: {summary['rank']} components above the 95th percentile of parallel analysis"
-    assert f"of {summary['clusterings']} clusterings with unexplained structure" in format_beside(summary)
+    assert summary["misalignment"] == summary["kinds"].get("misalignment", 0)
+    stated = f"{summary['misalignment']} are misalignment, {summary['unexplained']} unexplained structure"
+    assert f"of {summary['clusterings']} clusterings {stated}" in format_beside(summary)
 
 
 def test_the_defaults_are_those_of_the_issue() -> None:

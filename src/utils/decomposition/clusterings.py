@@ -65,11 +65,18 @@ class Clustering:
 
 def principal_scores(matrix: Float[np.ndarray, "rows features"], components: int) -> Float[np.ndarray, "rows kept"]:
     """Scores in the leading principal components, float64; components without variance are left out."""
+    return principal_axes(matrix, components)[1]
+
+
+def principal_axes(
+    matrix: Float[np.ndarray, "rows features"], components: int
+) -> tuple[PCA, Float[np.ndarray, "rows kept"]]:
+    """The components, as many as there can be, with the scores of `principal_scores`."""
     with threads().limit(limits=1):
         pca = PCA(n_components=min(components, *matrix.shape), svd_solver="full")
         scores = pca.fit_transform(np.asarray(matrix, dtype=np.float64))
     sizes = pca.singular_values_
-    return scores[:, sizes > sizes[0] * max(matrix.shape) * np.finfo(np.float64).eps]
+    return pca, scores[:, sizes > sizes[0] * max(matrix.shape) * np.finfo(np.float64).eps]
 
 
 def cluster_rows(
