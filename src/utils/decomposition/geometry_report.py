@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from src.utils.decomposition.probes import ACTIVATIONS, SHUFFLED
+from src.utils.decomposition.probes import ACTIVATIONS, LEAST_PROMPTS, SHUFFLED
 
 MISALIGNMENT, UNEXPLAINED = "misalignment", "unexplained structure"
 Record = Mapping[str, Any]
@@ -162,9 +162,10 @@ def probe_lines(probes: Record) -> list[str]:
             f"misaligned direction of one dimension, read in another: AUROC {min(crossed):.2f} to {max(crossed):.2f} "
             f"in {len(crossed)} of {sum(row['train'] != row['test'] for row in table)} pairs"
         )
+    few = f"left out, under {LEAST_PROMPTS} prompts of a class"
     for row in table:
         if row["train"] == row["test"]:
-            found = f"AUROC {interval({**row, 'estimate': row['auroc']})}" if row["auroc"] is not None else "too few"
+            found = f"AUROC {interval({**row, 'estimate': row['auroc']})}" if row["auroc"] is not None else few
             counts = f"{row['misaligned']} misaligned, {row['aligned']} aligned"
             lines.append(f"misaligned direction within {row['test']}, n = {counts}: {found}")
     return lines
