@@ -207,7 +207,7 @@ def study_pages(
             "What a linear probe reads",
             "Activations tell more than the topic only where their interval lies clear of the baselines below them. On "
             "the right, values near 1 off the diagonal are a misaligned direction that dimensions share, those near 0 "
-            "one that points the other way.",
+            "one that points the other way; blank where a class has under ten prompts.",
             probe_scores(geometry),
         )
     if steering:

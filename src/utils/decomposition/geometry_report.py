@@ -6,6 +6,7 @@ from typing import Any
 
 from src.utils.decomposition.probes import ACTIVATIONS, LEAST_PROMPTS, SHUFFLED
 
+INDEX_NAMES = {"calinski_harabasz": "Calinski-Harabasz", "davies_bouldin": "Davies-Bouldin", "bic": "BIC"}
 MISALIGNMENT, UNEXPLAINED = "misalignment", "unexplained structure"
 Record = Mapping[str, Any]
 
@@ -109,6 +110,10 @@ def cluster_lines(clusters: Record) -> list[str]:
         }
         stated = ", ".join(f"k = {k} against {'a' if name == 'box' else 'the'} {name}" for name, k in chosen.items())
         lines.append(f"gap statistic, {algorithm}: {stated}")
+    for algorithm in dict.fromkeys(row["algorithm"] for row in clusters["chosen"]):
+        rows = [row for row in clusters["chosen"] if row["algorithm"] == algorithm]
+        stated = ", ".join(f"k = {row['k']} by {INDEX_NAMES.get(row['index'], row['index'])}" for row in rows)
+        lines.append(f"internal indices, {algorithm}: {stated}")
     for row in clusters["explanations"]:
         k = f"k = {row['k']}" if row["k"] else "own k"
         ami = row["numbers"]["ami_misaligned"]
