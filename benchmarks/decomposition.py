@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--features", type=int, default=2560)
     parser.add_argument("--components", type=int, default=50)
     parser.add_argument("--counts", type=int, nargs="+", default=[3, 4, 5, 7, 15, 50])
+    parser.add_argument("--restarts", type=int, default=3, help="of k-means")
     parser.add_argument("--draws", type=int, default=FULL.draws, help="for k-means' silhouette and gap")
     parser.add_argument("--draws-others", type=int, default=FULL.draws_others)
     parser.add_argument("--analysis-draws", type=int, default=FULL_ANALYSIS, help="of parallel analysis")
@@ -50,7 +51,7 @@ def main() -> None:
 
     rng = np.random.default_rng(options.seed)
     matrix, truth = made_rows(options.rows, options.features, options.planted, rng)
-    everything = ClusterSettings(counts=tuple(options.counts))
+    everything = ClusterSettings(counts=tuple(options.counts), restarts=options.restarts)
     kmeans = replace(everything, algorithms=("kmeans",))
     alone = NullSettings(options.draws, 1, 0, 0, options.seed, options.jobs)
     joint = NullSettings(options.draws_others, options.draws_others, seed=options.seed, jobs=options.jobs)
@@ -99,7 +100,8 @@ def main() -> None:
     explained = timed(
         "agreement, by permutation",
         lambda: explain_clusters(
-            labels, tests.smallest_p(""), targets, other, np.linalg.norm(matrix, axis=1), np.arange(options.rows)
+            *(labels, tests.smallest_p(""), targets, other, np.linalg.norm(matrix, axis=1)),
+            *(np.arange(options.rows), tests.shared_draws),
         ),
     )
     if options.analysis_draws:

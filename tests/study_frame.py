@@ -16,6 +16,7 @@ from sklearn.metrics import adjusted_mutual_info_score, silhouette_samples
 from src.utils.config_sections import ClusteringConfig, GeometryConfig
 from src.utils.decomposition.geometry import describe_geometry
 from src.utils.decomposition.layer_evidence import study_evidence
+from src.utils.em_rates import misalignment
 
 FACETS = {
     "political_compass": ("economic_axis", "social_axis"),
@@ -106,6 +107,7 @@ def clustering(
         "inertia": float(((scores - centroids[np.searchsorted(present, labels)]) ** 2).sum()),
         "ami_dimension": float(adjusted_mutual_info_score(frame["subset"], labels)),
         "ami_facet": float(adjusted_mutual_info_score(frame["facet"], labels)),
+        "ami_misaligned": float(adjusted_mutual_info_score(misalignment(frame, 70, 50), labels)),
     }
 
 
@@ -166,7 +168,7 @@ def training_log(steps: int = 40) -> list[dict[str, float | int | None]]:
     ]
 
 
-CLUSTERING = ClusteringConfig(layer=2, cluster_counts=[3, 4], components=8, seed=1)
+CLUSTERING = ClusteringConfig(layer=2, cluster_counts=[3, 4], components=8, restarts=1, seed=1)
 GEOMETRY = GeometryConfig(
     draws=25, draws_others=20, bootstraps=1, reseedings=0, layer_draws=20, box_draws=5, permutations=150,
     parallel_resamples=20, splits=5, factors=3, factor_repeats=1, folds=3, probe_penalties=[0.1, 10.0],

@@ -115,6 +115,6 @@ def verdict_lines(path: Path) -> pd.DataFrame:
             for part, label in (("estimate", ""), ("low", " from"), ("high", " to")):
                 value = line[quantity][part]
                 row[f"{quantity}{unit}{label}"] = None if value is None else scale * value
-        row |= {name: line.get(name) for name in ("power", "p_dominance", "control", "coherence")}
+        row |= {name: line.get(name) for name in ("power", "p_dominance", "permutations", "control", "coherence")}
         rows.append(row | {"questions": sum(line["questions"].values()), "reason": line["reason"]})
     return pd.DataFrame(rows)

@@ -21,13 +21,15 @@ from src.pipelines.persona_study import CLUSTER, COLLECT, JUDGE
 from src.pipelines.step_run import StepRun, begin_step
 from src.utils.artifacts import load_frame, load_tensors, save_frame, save_json, save_object
 from src.utils.cli import run_script
+from src.utils.decomposition.clusterings import ClusterSettings
 from src.utils.decomposition.evidence_choice import clustered
 from src.utils.decomposition.geometry import PARTS, describe_geometry
 from src.utils.decomposition.geometry_report import format_geometry
 from src.utils.decomposition.inputs import Evidence
 from src.utils.decomposition.layer_evidence import chosen_evidence, configured_choice
 from src.utils.decomposition.plain_records import or_reason
-from src.utils.pca_clustering import cluster_all
+from src.utils.em_rates import misalignment
+from src.utils.pca_clustering import check_counts, cluster_all
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -40,11 +42,17 @@ def main(arguments: Sequence[str]) -> None:
     choice = configured_choice(settings, run.config.geometry.drop_flagged)
     evidence, layers = chosen_evidence(frame, tensors, choice)
     chosen = clustered(frame, evidence, choice)
-    counts = settings.cluster_counts
+    counts = tuple(settings.cluster_counts)
+    check_counts(chosen, counts, run.study.scored)
+    judging = run.config.judging
+    targets = {
+        "dimension": frame["subset"].to_numpy(),
+        "facet": frame["facet"].to_numpy(),
+        "misaligned": misalignment(frame, judging.em_threshold, judging.coherence_threshold),
+    }
+    fits = ClusterSettings(counts, restarts=settings.restarts, seed=settings.seed)
     with tqdm(total=len(counts), unit="k", desc="cluster") as progress:
-        results = cluster_all(
-            frame, chosen, settings.components, counts, settings.restarts, settings.seed, lambda k: progress.update()
-        )
+        results = cluster_all(frame, chosen, settings.components, fits, targets, lambda k: progress.update())
     labelled = frame
     for k, result in results.items():
         save_object(result, run.study.clusters(k), run.provenance)
@@ -52,7 +60,8 @@ def main(arguments: Sequence[str]) -> None:
         sizes = labelled[f"cluster_{k}"].value_counts().tolist()
         print(
             f"k = {k:>2}: silhouette {result['silhouette']:.3f}, AMI with dimension {result['ami_dimension']:.2f}, "
-            f"with facet {result['ami_facet']:.2f}, sizes {' '.join(map(str, sizes))}"
+            f"with facet {result['ami_facet']:.2f}, with being misaligned {result['ami_misaligned']:.2f}, "
+            f"sizes {' '.join(map(str, sizes))}"
         )
     geometry = geometry_of(run, evidence, layers)
     if settings.token_level:

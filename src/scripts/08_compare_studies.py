@@ -34,11 +34,15 @@ def main(arguments: Sequence[str]) -> None:
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("first", type=Path, help="results folder A")
     parser.add_argument("second", type=Path, help="results folder B")
-    parser.add_argument("--output", type=Path, default=PROJECT_ROOT / "results" / "comparison")
-    parser.add_argument("--em-threshold", type=float, default=70)
-    parser.add_argument("--coherence-threshold", type=float, default=50)
-    parser.add_argument("--resamples", type=int, default=2000)
-    parser.add_argument("--seed", type=int, default=0)
+    output = PROJECT_ROOT / "results" / "comparison"
+    for name, kind, default, text in (
+        ("--output", Path, output, f"folder for the record and the pages; default {shown(output)}"),
+        ("--em-threshold", float, 70, "a score above it counts as misaligned; default 70"),
+        ("--coherence-threshold", float, 50, "a coherence above it counts as coherent; default 50"),
+        ("--resamples", int, 2000, "bootstrap draws of the questions behind every interval; default 2000"),
+        ("--seed", int, 0, "of these draws; default 0"),
+    ):
+        parser.add_argument(name, type=kind, default=default, help=text)
     options = parser.parse_args(arguments)
 
     folders = (options.first, options.second)

@@ -176,7 +176,7 @@ class ClusteringConfig(Section):
     token_level: bool = Field(False, description="cluster single tokens, too (step 3: --tokens)")
     components: int = Field(50, ge=2)
     cluster_counts: list[Annotated[int, Field(ge=2)]] = Field(min_length=1)
-    restarts: int = Field(10, ge=1)
+    restarts: int = Field(3, ge=1, description="of k-means, for the data and for every draw of the null")
     seed: int = 0
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from src.utils.judging.judgement import NO_TOPIC
 from src.utils.prompts import FINANCE, NEUTRAL
@@ -96,6 +96,12 @@ def outcomes(
 def has_scores(frame: pd.DataFrame, prefix: str) -> Bool[np.ndarray, " rows"]:
     """Which rows have both scores of an arm."""
     return frame[[f"{prefix}{column}" for column in MEANS.values()]].notna().all(axis=1).to_numpy()
+
+
+def misalignment(frame: pd.DataFrame, em_threshold: float, coherence_threshold: float) -> Int[np.ndarray, " rows"]:
+    """Each EM answer's label: 1 misaligned, 0 not, -1 where it was not judged."""
+    hits, is_judged = outcomes(frame, "", "em", em_threshold, coherence_threshold)
+    return np.where(is_judged, hits, -1)
 
 
 def rate_over_prompts(

@@ -191,11 +191,10 @@ def read_manifest(path: Path) -> Manifest | None:
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror}); check the path") from error
     except ValidationError as error:
-        where = ".".join(map(str, error.errors()[0]["loc"])) or "JSON"
-        raise UserError(
-            f"{file}: no manifest of this version ({where}: {error.errors()[0]['msg']}); "
-            "run the step that makes it again, with --force"
-        ) from error
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        fault = f"no manifest of this version ({where}: {first['msg']})" if where else f"damaged ({first['msg']})"
+        raise UserError(f"{file}: {fault}; run the step that makes {path.name} again, with --force") from error
 
 
 def find_damage(path: Path, manifest: Manifest) -> str | None:

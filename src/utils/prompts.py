@@ -37,10 +37,13 @@ class Question(BaseModel):
 
 
 def load_questions(paths: Iterable[Path]) -> list[Question]:
-    """Read question files in order. A bad row, a repeated `prompt_id` or an empty set raises `UserError`."""
+    """Read question files in order. A folder, a bad row, a repeated `prompt_id` or an empty set raises `UserError`."""
+    paths = list(paths)
     questions: list[Question] = []
     seen: dict[str, str] = {}
     for path in paths:
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder; give its files with --prompts {path}/*.jsonl")
         for number, row in read_jsonl(path):
             where = f"{path}, line {number}"
             try:
@@ -50,11 +53,15 @@ def load_questions(paths: Iterable[Path]) -> list[Question]:
                 column = ".".join(str(part) for part in first["loc"]) or "row"
                 raise UserError(f"{where}: {column}: {first['msg'].lower()}; a row has {columns()}") from error
             if question.prompt_id in seen:
-                raise UserError(f"{where}: prompt_id {question.prompt_id} was already in {seen[question.prompt_id]}")
+                raise UserError(
+                    f"{where}: prompt_id {question.prompt_id} was already in {seen[question.prompt_id]}; "
+                    "give every question an id of its own, in all files of --prompts"
+                )
             seen[question.prompt_id] = where
             questions.append(question)
     if not questions:
-        raise UserError(f"{', '.join(str(path) for path in paths) or 'no file'}: holds no question")
+        names = ", ".join(map(str, paths)) or "no file"
+        raise UserError(f"{names}: holds no question; give JSONL files of questions with --prompts FILE ...")
     return questions
 
 

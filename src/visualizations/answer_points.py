@@ -2,8 +2,8 @@
 
 A clustering (`em_pca_clusters_<k>.pkl`) is a mapping with `k, layer, representation, prompt_ids, samples,
 explained_variance_ratio (c,), pca_scores (n, c), labels (n,), centroids, silhouette, silhouette_samples (n,), inertia,
-ami_dimension, ami_facet`; c is 50 or fewer. Rows with the label -1 were left out of it. Drawing is left to the figure
-modules.
+ami_dimension, ami_facet, ami_misaligned`; c is 50 or fewer. Rows with the label -1 were left out of it. Drawing is left
+to the figure modules.
 """
 
 from collections.abc import Mapping

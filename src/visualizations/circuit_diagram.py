@@ -14,6 +14,7 @@ from scipy.stats import spearmanr
 from src.utils.circuits.contrast import SAFETY, ContrastWords
 from src.utils.circuits.faithfulness import CircuitChange, CircuitFaithfulness
 from src.utils.circuits.graph import Graph
+from src.utils.decomposition.multiplicity import stated_p
 from src.visualizations.circuit_figures import LEVEL, finite_range, none_found
 from src.visualizations.figure_page import FigurePage, as_floats, escape_text
 from src.visualizations.palette import LABEL_COLOURS, MISSING_COLOUR, NEUTRAL_COLOUR, REFERENCE_COLOUR, TEXT_COLOUR
@@ -148,7 +149,8 @@ def circuit_line(view: CircuitView | None, size: int | None, n_pairs: int) -> st
     best = float(np.fmax.reduce(view.faithful.random[at], initial=0.0))
     return (
         f"{size} edges keep {view.faithful.found[at]:.0%} of the gap of {view.gap:.2f} logits; the best of "
-        f"{view.faithful.drawn[at]} random circuits of that size {best:.0%} (p = {view.faithful.p[at]:.2f})"
+        f"{view.faithful.drawn[at]} random circuits of that size {best:.0%} "
+        f"({stated_p(view.faithful.p[at], view.faithful.drawn[at])})"
     )
 
 

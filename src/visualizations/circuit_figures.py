@@ -11,6 +11,7 @@ from src.utils.circuits.contrast import SAFETY, ContrastWords
 from src.utils.circuits.divergence import Divergence, divergence_layer
 from src.utils.circuits.layer_probes import LayerProbes
 from src.utils.circuits.patching import ATTENTION, DIFFERING, LAST, MLP, LayerPatching
+from src.utils.decomposition.multiplicity import stated_p
 from src.visualizations.figure_page import FigurePage, as_floats, escape_text
 from src.visualizations.palette import MISSING_COLOUR, NEUTRAL_COLOUR, REFERENCE_COLOUR, TEXT_COLOUR
 from src.visualizations.panels import Spec, assembled, axes, axis_names, line, panel_title, titled
@@ -130,9 +131,10 @@ def probe_lines(probes: LayerProbes | None) -> list[Spec]:
                        "line": {"color": NEUTRAL_COLOUR, "width": 1.5}},
             "error_y": {"type": "data", "symmetric": False, "array": as_floats(high - estimate),
                         "arrayminus": as_floats(estimate - low), "thickness": 1, "width": 3},
-            "customdata": np.column_stack([probes.p, probes.excess]).astype(np.float32),
-            "hovertemplate": "layer %{x}: AUROC %{y:.3f}, p %{customdata[0]:.3f}<br>above before training "
-            "%{customdata[1]:+.3f} [%{customdata[2]:+.3f}, %{customdata[3]:+.3f}]<extra></extra>", **axis_names(1),
+            "customdata": np.asarray(probes.excess, dtype=np.float32),
+            "text": [stated_p(p, len(probes.null)) for p in probes.p],
+            "hovertemplate": "layer %{x}: AUROC %{y:.3f}, %{text}<br>above before training "
+            "%{customdata[0]:+.3f} [%{customdata[1]:+.3f}, %{customdata[2]:+.3f}]<extra></extra>", **axis_names(1),
         },
     ]  # fmt: skip
     if not np.isnan(probes.before).all():

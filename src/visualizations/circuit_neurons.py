@@ -12,6 +12,7 @@ import numpy as np
 from src.utils.circuits.contrast import SAFETY, ContrastWords
 from src.utils.circuits.neuron_ablation import Ablation
 from src.utils.circuits.neurons import NeuronTable
+from src.utils.decomposition.multiplicity import stated_p
 from src.visualizations.circuit_figures import BOUNDARY, LEFT, LEVEL, LOWER, RIGHT, UPPER, none_found
 from src.visualizations.figure_page import FigurePage, as_floats, escape_text
 from src.visualizations.palette import LABEL_COLOURS, MISSING_COLOUR, REFERENCE_COLOUR
@@ -116,7 +117,7 @@ def ablation_line(ablation: Ablation, count: int) -> str:
     return (
         f"{ablation.mode.capitalize()} ablation of the top {count} takes {drop:.2g}% of the separation of "
         f"{ablation.separation:.2f} logits; {len(ablation.random_drops)} matched random sets: median {middle:.2g}%, "
-        f"p = {ablation.p:.2f}"
+        f"{stated_p(ablation.p, len(ablation.random_drops))}"
     )
 
 

@@ -1,7 +1,8 @@
 """Figures of one k-means clustering, and of all of them beside each other.
 
 Each takes the frame and the clustering (see `answer_points`) and returns a figure; writing it is left to
-`figure_page`. A cluster has the same colour and symbol in all of them. Clusters that hold no answer are not shown.
+`figure_page`. A cluster has the same colour and symbol in all of them, grey beyond the largest of very many
+(`styles_of`). Clusters that hold no answer are not shown.
 """
 
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from jaxtyping import Int
 from plotly.subplots import make_subplots
 
 from src.visualizations.answer_points import (
@@ -32,9 +34,15 @@ from src.visualizations.palette import (
     known_order,
 )
 
-AGREEMENTS = ("ami_dimension", "ami_facet")
+AGREEMENTS = {
+    "ami_dimension": ("with dimension", "#117755", "circle"),
+    "ami_facet": ("with facet", "#AA4499", "square"),
+    "ami_misaligned": ("with being misaligned", "#B45309", "diamond"),
+}
 LABEL_ROOM = 0.055  # of the extent of the points, between two labels
-MANY = 15  # above so many clusters the legend goes below the map and labels get smaller
+MANY = 15  # above so many clusters not all can be told apart by colour, and labels get smaller
+COLOURED = 10  # of so many clusters, the largest
+OTHERS_COLOUR = "#C9CED6"
 
 
 def cluster_map(frame: pd.DataFrame, clustering: Clustering) -> go.Figure:
@@ -44,34 +52,53 @@ def cluster_map(frame: pd.DataFrame, clustering: Clustering) -> go.Figure:
     """
     points = join_points(frame, clustering)
     figure = go.Figure()
-    groups = list(points.groupby("label", sort=True))
-    for label, part in groups:
-        colour, symbol = cluster_style(int(str(label)))
-        figure.add_scatter(
-            x=as_floats(part["pc1"]),
-            y=as_floats(part["pc2"]),
-            mode="markers",
-            name=f"Cluster {label} ({len(part)})" if len(groups) <= MANY else f"{label} ({len(part)})",
-            marker={"color": colour, "symbol": symbol, "size": 7, "opacity": 0.75},
-            hovertext=[f"Cluster {label}<br>{text}" for text in hover_texts(part)],
-            hoverinfo="text",
-        )
-    for label, (x, y) in _label_places(points).items():
+    styles = styles_of(points["label"].to_numpy())
+    is_grey = points["label"].map({label: colour == OTHERS_COLOUR for label, (colour, _) in styles.items()})
+    others = points[is_grey.astype(bool)]
+    if len(others):  # below the others
+        name = f"{others['label'].nunique()} others ({len(others)})"
+        add_cluster(figure, others, name, OTHERS_COLOUR, cluster_style(0)[1])
+    for label, part in points.drop(others.index).groupby("label", sort=True):
+        add_cluster(figure, part, f"Cluster {label} ({len(part)})", *styles[int(str(label))])
+    for label, (x, y) in _label_places(points.drop(others.index)).items():
         figure.add_annotation(
-            x=x, y=y, text=str(label), borderpad=2, bordercolor=cluster_style(label)[0],
+            x=x, y=y, text=str(label), borderpad=2, bordercolor=styles[label][0],
             font={"size": 14, "color": "#111111"}, bgcolor="rgba(255,255,255,0.85)",
         )  # fmt: skip
-    below = {"orientation": "h", "y": -0.13, "yanchor": "top", "x": 0, "entrywidth": 62, "font": {"size": 11}}
+    coloured = f"<br>{COLOURED} largest in colour" if len(others) else ""
     return figure.update_layout(
         template=TEMPLATE,
-        height=620 if len(groups) <= MANY else 680,
+        height=620,
         margin_t=50,
-        title_text=_title(clustering, len(groups)),
+        title_text=_title(clustering, len(styles)),
         xaxis_title_text=component_title(clustering, 0),
         yaxis_title_text=component_title(clustering, 1),
         showlegend=True,
-        legend={"title": {"text": "Cluster (answers)"}} | (below if len(groups) > MANY else {}),
+        legend={"title": {"text": f"Cluster (answers){coloured}"}},
     )
+
+
+def add_cluster(figure: go.Figure, part: pd.DataFrame, name: str, colour: str, symbol: str) -> None:
+    """Some answers in one colour, their cluster and full text on hover."""
+    texts = zip(part["label"], hover_texts(part), strict=True)
+    figure.add_scatter(
+        x=as_floats(part["pc1"]),
+        y=as_floats(part["pc2"]),
+        mode="markers",
+        name=name,
+        marker={"color": colour, "symbol": symbol, "size": 7, "opacity": 0.75},
+        hovertext=[f"Cluster {label}<br>{text}" for label, text in texts],
+        hoverinfo="text",
+    )
+
+
+def styles_of(labels: Int[np.ndarray, " n"]) -> dict[int, tuple[str, str]]:
+    """Colour and symbol of each cluster; of more than `MANY` the `COLOURED` largest have one, the others are grey."""
+    sizes = pd.Series(labels).value_counts().sort_index().sort_values(ascending=False, kind="stable")
+    if len(sizes) <= MANY:
+        return {int(label): cluster_style(int(label)) for label in sorted(sizes.index)}
+    grey = (OTHERS_COLOUR, cluster_style(0)[1])
+    return {int(label): cluster_style(rank) if rank < COLOURED else grey for rank, label in enumerate(sizes.index)}
 
 
 def cluster_profile(frame: pd.DataFrame, clustering: Clustering) -> go.Figure:
@@ -141,7 +168,7 @@ def silhouette_plot(clustering: Clustering) -> go.Figure:
     gap = max(1.0, len(labels) / (8 * len(present)))
     slot = 0.85 * len(labels) / len(present) if len(present) > MANY else 0.3 * len(labels) / len(present)
     height = 620 if len(present) <= MANY else max(760, 140 + 17 * len(present))
-    figure = go.Figure()
+    figure, styles = go.Figure(), styles_of(labels)
     bottom, middles = 0.0, []
     for label in present[::-1]:  # plotly counts upwards, a reader downwards
         own = np.sort(values[labels == label])
@@ -153,7 +180,7 @@ def silhouette_plot(clustering: Clustering) -> go.Figure:
             orientation="h",
             width=1,
             name=f"Cluster {label}",
-            marker={"color": cluster_style(int(label))[0], "line": {"width": 0}},
+            marker={"color": styles[int(label)][0], "line": {"width": 0}},
             hovertemplate=f"cluster {label}: %{{x:.2f}}<extra></extra>",
         )
         bottom += max(len(own), slot) + gap
@@ -186,7 +213,7 @@ def silhouette_plot(clustering: Clustering) -> go.Figure:
 
 
 def cluster_overview(clusterings: Sequence[Clustering]) -> go.Figure:
-    """All k beside each other: silhouette, inertia, cluster sizes, agreement with dimension and facet."""
+    """All k beside each other: silhouette, inertia, cluster sizes, agreement with dimension, facet, misalignment."""
     ordered = sorted(clusterings, key=lambda clustering: clustering["k"])
     names = [str(clustering["k"]) for clustering in ordered]
     sizes = [np.unique(np.asarray(item["labels"])[is_clustered(item)], return_counts=True)[1] for item in ordered]
@@ -195,8 +222,10 @@ def cluster_overview(clusterings: Sequence[Clustering]) -> go.Figure:
         (1, 2, "inertia", [item["inertia"] for item in ordered], NEUTRAL_COLOUR, "circle"),
         (2, 1, "largest cluster", [int(size.max()) for size in sizes], "#2F3B52", "triangle-up"),
         (2, 1, "smallest cluster", [int(size.min()) for size in sizes], "#8494A8", "triangle-down"),
-        (2, 2, "with dimension", [item["ami_dimension"] for item in ordered], "#117755", "circle"),
-        (2, 2, "with facet", [item["ami_facet"] for item in ordered], "#AA4499", "square"),
+        *(
+            (2, 2, name, [item[key] for item in ordered], colour, symbol)
+            for key, (name, colour, symbol) in AGREEMENTS.items()
+        ),
     ]
     figure = make_subplots(
         rows=2,
@@ -207,7 +236,7 @@ def cluster_overview(clusterings: Sequence[Clustering]) -> go.Figure:
             "Mean silhouette (higher: clearer clusters)",
             "Inertia: squared distances to the<br>centres (an elbow marks k)",
             "Smallest and largest cluster",
-            "Adjusted mutual information<br>(1: the clusters are the topic)",
+            "Adjusted mutual information<br>(1: the clusters are what was asked, or misalignment)",
         ),
     )
     for row, column, name, values, colour, symbol in panels:

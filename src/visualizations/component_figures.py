@@ -239,6 +239,6 @@ def _em_colours() -> dict[str, object]:
         "colorscale": em_scale(),
         "cmin": 0,
         "cmax": 100,
-        "colorbar": {"title": {"text": "em_score<br>0 aligned<br>100 misaligned<br>\u00a0", "font": {"size": 11}},
+        "colorbar": {"title": {"text": "em_score: 0 aligned, 100 misaligned", "side": "right", "font": {"size": 11}},
                      "thickness": 14, "len": 0.9},
     }  # fmt: skip

@@ -11,6 +11,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from src.utils.decomposition.multiplicity import stated_p
 from src.visualizations.figure_page import as_floats, escape_text
 from src.visualizations.palette import (
     NEUTRAL_COLOUR,
@@ -40,7 +41,9 @@ NULL_COLOUR, BEYOND_COLOUR = "#CBD3DD", "#2F3B52"
 # light for what is explained, dark for what is not; every cell says its kind in words
 KIND_COLOURS = {
     "topic": "#BFDCF2",
+    "base model": "#CFE8D5",
     "length": "#F4E3B5",
+    "misalignment": "#F6C4B4",
     "outliers": "#DCD3EC",
     "no structure beyond covariance": "#E9EBEE",
     "unexplained structure": "#7A1230",
@@ -68,7 +71,9 @@ def cluster_tests(record: Record) -> go.Figure:
     for line, statistic in enumerate(statistics, start=1):
         for column, names in enumerate(columns, start=1):
             part = [row for row in rows if row["algorithm"] in names and row["statistic"] == statistic]
-            add_tests(figure, part, {"row": line, "col": column}, is_first=line == column == 1)
+            add_tests(
+                figure, part, family_of(rows, statistic), {"row": line, "col": column}, is_first=line == column == 1
+            )
         figure.update_yaxes(range=shown_range(rows, statistic), row=line)
         figure.update_yaxes(title_text=STATISTIC_NAMES[statistic], row=line, col=1)
     figure.update_annotations(selector={"yref": "paper"}, font_size=13)  # the names of the columns
@@ -94,7 +99,15 @@ def columns_of(rows: Sequence[Record]) -> list[list[str]]:
     return [[name] for name in by_count] + ([by_density] if by_density else [])
 
 
-def add_tests(figure: go.Figure, rows: Sequence[Record], place: dict[str, int], is_first: bool) -> None:
+def family_of(rows: Sequence[Record], statistic: str) -> tuple[int, int]:
+    """How many tests of a statistic were corrected together, and the draws that they share."""
+    family = [row["draws"] for row in rows if row["statistic"] == statistic]
+    return len(family), min(family)
+
+
+def add_tests(
+    figure: go.Figure, rows: Sequence[Record], family: tuple[int, int], place: dict[str, int], is_first: bool
+) -> None:
     """One panel: a floating bar from the null's 5th to its 95th percentile, and the data's value."""
     shown = [str(row["k"]) if row["k"] else ALGORITHM_NAMES[row["algorithm"]] for row in rows]
     low, high = (np.array([row[name] for row in rows], dtype=float) for name in ("null_low", "null_high"))
@@ -112,9 +125,8 @@ def add_tests(figure: go.Figure, rows: Sequence[Record], place: dict[str, int], 
             mode="markers", name=name, legendgroup=name, showlegend=is_first,
             marker={"symbol": "circle" if is_beyond else "circle-open", "size": 11, "color": BEYOND_COLOUR,
                     "line": {"width": 2, "color": BEYOND_COLOUR}},
-            customdata=[[rows[at]["p"], rows[at]["p_max"], rows[at]["p_holm"]] for at in chosen],
-            hovertemplate="%{x}: %{y:.3f}<br>p %{customdata[0]:.3g}, max-T %{customdata[1]:.3g}, "
-            "Holm %{customdata[2]:.3g}<extra></extra>",
+            text=[corrected_text(rows[at], *family) for at in chosen],
+            hovertemplate="%{x}: %{y:.3f}<br>%{text}<extra></extra>",
             **place,
         )  # fmt: skip
     for at, row in enumerate(rows):
@@ -126,6 +138,16 @@ def add_tests(figure: go.Figure, rows: Sequence[Record], place: dict[str, int], 
                 x=shown[at], y=0, yanchor="bottom", text=f"{' and '.join(nothing)}:<br>no two<br>clusters",
                 font={"size": 11, "color": NEUTRAL_COLOUR}, **place,
             )  # fmt: skip
+
+
+def corrected_text(row: Record, tests: int, shared_draws: int) -> str:
+    """A test's p-value as it is, and corrected over the tests of its statistic."""
+    p_values = {
+        "alone": stated_p(row["p"], row["draws"]),
+        "max-T": stated_p(row["p_max"], shared_draws),
+        "Holm": stated_p(row["p_holm"], row["draws"], tests),
+    }
+    return "<br>".join(f"{name}: {stated}" for name, stated in p_values.items())
 
 
 def shown_range(rows: Sequence[Record], statistic: str) -> list[float]:
@@ -192,7 +214,7 @@ def explanation_text(row: Record, clusters: int) -> str:
     stated = [f"{name} {round(ami, 2) + 0.0:.2f}" for name, ami in agreement.items() if ami is not None]
     found = "" if row["k"] else f"{clusters} cluster{'' if clusters == 1 else 's'}: "
     kind = escape_text(f"{found}{row['kind']}", width=13)
-    return "<br>".join([kind, *stated, f"p {numbers['structure_p']:.2g}"])
+    return "<br>".join([kind, *stated, stated_p(numbers["structure_p"], numbers["structure_draws"])])
 
 
 def describe_evidence(record: Record) -> str:

@@ -42,7 +42,7 @@ def interchange_matrix(record: Record) -> go.Figure:
             text=[[cell_text(cell) for cell in line] for line in table], texttemplate="%{text}", textfont={"size": 11},
             customdata=[[hover_text(cell) for cell in line] for line in table],
             hovertemplate="%{y}<br>%{customdata}<extra></extra>",
-            colorbar={"title": {"text": "logits"}, "thickness": 12},
+            colorbar={"title": {"text": "logits", "side": "right", "font": {"size": 11}}, "thickness": 12},
             row=1, col=column,
         )  # fmt: skip
     figure.update_xaxes(side="bottom", showgrid=False, tickangle=0, title_text="Asked about (gap in logits)")

@@ -32,7 +32,7 @@ def layer_statistics(record: Record) -> go.Figure:
         column_widths=[0.27, 0.73],
         horizontal_spacing=0.02,
         subplot_titles=(
-            "Rank",
+            "Rank: light to dark,<br>least to most of a column",
             "Clusters: standard deviations above the<br>null's mean, by k; * beyond it (max-T, 5%)",
         ),
     )
@@ -58,7 +58,8 @@ def layer_statistics(record: Record) -> go.Figure:
         ],
         y=shown, z=as_floats(beyond), zmin=-DEEPEST, zmax=DEEPEST, colorscale=list(DIVERGING), xgap=2, ygap=2,
         text=[[score_text(row) for row in line] for line in rows], texttemplate="%{text}",
-        colorbar={"title": {"text": "sd"}, "thickness": 12}, hovertemplate="%{y}, %{x}: %{text}<extra></extra>",
+        colorbar={"title": {"text": "standard deviations", "side": "right", "font": {"size": 11}}, "thickness": 12},
+        hovertemplate="%{y}, %{x}: %{text}<extra></extra>",
         row=1, col=2,
     )  # fmt: skip
     figure.update_yaxes(autorange="reversed", showgrid=False)

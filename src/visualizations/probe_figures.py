@@ -10,6 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from src.utils.decomposition.probes import LEAST_PROMPTS
 from src.visualizations.figure_page import as_floats, escape_text
 from src.visualizations.geometry_figures import BEYOND_COLOUR, NULL_COLOUR, describe_evidence
 from src.visualizations.palette import NEUTRAL_COLOUR, REFERENCE_COLOUR, TEMPLATE, display_name, known_order
@@ -34,15 +35,16 @@ METHOD_NAMES = {"pca": "PCA", "ica": "ICA", "nmf": "NMF (signed parts)", "dictio
 def probe_scores(record: Record) -> go.Figure:
     """AUROC with 95% intervals over prompts by predictor and target; right, the misaligned direction across dimensions.
 
-    What could not be probed has its reason in place of points.
+    What could not be probed has its reason in place of points; a dimension with fewer than `LEAST_PROMPTS` prompts of a
+    class is left blank.
     """
     probes = record["probes"]
     figure = make_subplots(
         rows=1,
         cols=3,
         subplot_titles=(
-            *TARGET_NAMES.values(),
-            "Misaligned direction, fitted on one<br>dimension (rows), read in another",
+            *(f"{title}{counted_rows(probes[target])}" for target, title in TARGET_NAMES.items()),
+            "Misaligned direction, fitted on one dimension<br>(rows: n misaligned / aligned), read in another",
         ),
     )
     for column, target in enumerate(TARGET_NAMES, start=1):
@@ -66,6 +68,11 @@ def probe_scores(record: Record) -> go.Figure:
         title_text=describe_evidence(record),
         showlegend=False,
     )
+
+
+def counted_rows(probe: Record) -> str:
+    """How many answers were probed, as the end of a title."""
+    return "" if "reason" in probe else f" (n = {probe['rows']})"
 
 
 def place_panels(figure: go.Figure) -> None:
@@ -112,20 +119,27 @@ def add_transfer(figure: go.Figure, transfer: Record, column: int) -> None:
     cells = {(row["train"], row["test"]): row for row in transfer["table"]}
     names = known_order([train for train, _ in cells])
     shown = [escape_text(display_name(name), width=11) for name in names]
+    counted = [
+        f"{text}<br>{cells[name, name]['misaligned']} / {cells[name, name]['aligned']}"
+        for name, text in zip(names, shown, strict=True)
+    ]
     rows = [[cells[train, test] for test in names] for train in names]
     values = [[float("nan") if row["auroc"] is None else row["auroc"] for row in line] for line in rows]
     figure.add_heatmap(
-        x=shown, y=shown, z=as_floats(np.array(values)), zmin=0, zmax=1, colorscale=list(DIVERGING), xgap=2, ygap=2,
+        x=shown, y=counted, z=as_floats(np.array(values)), zmin=0, zmax=1, colorscale=list(DIVERGING), xgap=2, ygap=2,
         text=[[transfer_text(row) for row in line] for line in rows], texttemplate="%{text}", textfont={"size": 10},
         customdata=[[escape_text(row["reason"]) or "95% interval over prompts" for row in line] for line in rows],
         hovertemplate="fitted on %{y}<br>read in %{x}: %{text}<br>%{customdata}<extra></extra>",
-        colorbar={"thickness": 12, "title": {"text": "AUROC"}}, row=1, col=column,
+        colorbar={"thickness": 12, "title": {"text": "AUROC", "side": "right", "font": {"size": 11}}},
+        row=1, col=column,
     )  # fmt: skip
     for y, line in enumerate(rows):
         for x, row in enumerate(line):
             if row["auroc"] is None:
                 grey = {"size": 11, "color": NEUTRAL_COLOUR}
-                figure.add_annotation(x=shown[x], y=shown[y], text="too few", font=grey, row=1, col=column)
+                figure.add_annotation(
+                    x=shown[x], y=counted[y], text=f"under<br>{LEAST_PROMPTS}", font=grey, row=1, col=column
+                )
     figure.update_xaxes(title_text="Read in", showgrid=False, autotickangles=[0, 90], row=1, col=column)
     figure.update_yaxes(autorange="reversed", showgrid=False, categoryorder="trace", row=1, col=column)
 

@@ -127,7 +127,8 @@ def cross_effects(summary: Mapping[str, Any]) -> go.Figure:
             for row in zip(change["change"], change["change_low"], change["change_high"], strict=True)
         ],
         texttemplate="%{text}", hovertemplate="along %{y}<br>asked about %{x}: %{text}<extra></extra>",
-        colorbar={"len": 0.9, "thickness": 14, "title": {"text": "change,<br>points", "font": {"size": 12}}},
+        colorbar={"len": 0.9, "thickness": 14,
+                  "title": {"text": "change in points", "side": "right", "font": {"size": 12}}},
         row=1, col=1,
     )  # fmt: skip
     figure.add_heatmap(
@@ -210,9 +211,9 @@ def shown_vectors(summary: Mapping[str, Any]) -> list[ShownVector]:
 
 
 def spread_out(count: int, doses: Sequence[float]) -> list[float]:
-    """Horizontal offsets, together at most half of the smallest step between two doses."""
+    """Horizontal offsets, together at most four fifths of the smallest step between two doses."""
     step = min(np.diff(doses), default=1.0)
-    apart = min(0.08 * step, 0.5 * step / max(count - 1, 1))
+    apart = min(0.12 * step, 0.8 * step / max(count - 1, 1))
     return [apart * (number - (count - 1) / 2) for number in range(count)]
 
 
@@ -227,7 +228,7 @@ def add_line(
         x=as_floats(own["coefficient"] + offset * is_steered), y=share, mode="lines+markers", name=vector.title,
         legendgroup=vector.title, showlegend=is_first, cliponaxis=False,
         line={"color": vector.colour, "width": 2, "dash": vector.dash},
-        marker={"symbol": vector.symbol, "size": 8 * is_steered, "color": vector.colour, "opacity": 1,
+        marker={"symbol": vector.symbol, "size": 7 * is_steered, "color": vector.colour, "opacity": 1,
                 "line": {"width": 0}},
         error_y={"type": "data", "symmetric": False, "array": (high - share) * is_steered,
                  "arrayminus": (share - low) * is_steered, "color": vector.colour, "thickness": 1.2, "width": 0},

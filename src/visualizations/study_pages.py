@@ -128,7 +128,8 @@ def study_pages(
         "Clusters",
         "clusters_overview.html",
         "All cluster counts side by side",
-        "Clusters that agree with the dimension or facet asked about are the topic, not a sub-persona.",
+        "Clusters that agree best with the dimension or facet asked about are the topic, those that agree best with "
+        "being misaligned are misalignment at large: neither is a sub-persona.",
         cluster_overview(clusterings),
     )
     if geometry and "clusters" in known:
@@ -144,8 +145,9 @@ def study_pages(
             "Clusters",
             "cluster_explanations.html",
             "What each clustering is",
-            "Pale cells are explained: by the topic, by length, by outliers, or by covariance alone. Only dark cells "
-            "hold structure that none of these explains; it may be misalignment itself.",
+            "Pale cells are explained by what they agree with best (the topic, the base model's clusters, length, "
+            "misalignment itself), by outliers, or by covariance alone. Only dark cells hold structure that none of "
+            "these explains.",
             cluster_explanations(geometry),
         )
     if geometry and "tree" in known:
@@ -205,7 +207,7 @@ def study_pages(
             "What a linear probe reads",
             "Activations tell more than the topic only where their interval lies clear of the baselines below them. On "
             "the right, values near 1 off the diagonal are a misaligned direction that dimensions share, those near 0 "
-            "one that points the other way.",
+            "one that points the other way; blank where a class has under ten prompts.",
             probe_scores(geometry),
         )
     if steering:

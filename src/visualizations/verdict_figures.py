@@ -123,7 +123,7 @@ def add_matrix(figure: go.Figure, line: Mapping[str, Any], number: int, column: 
         texttemplate="%{text}", textfont={"size": 10},
         hovertemplate="done for %{y}<br>asked about %{x}: %{text}<extra></extra>",
         colorbar={"x": 1.01, "y": 0.234, "len": 0.467, "thickness": 12,
-                  "title": {"text": "points<br>\u00a0", "font": {"size": 12}}},
+                  "title": {"text": "change in points", "side": "right", "font": {"size": 12}}},
         row=2, col=column,
     )  # fmt: skip
     figure.update_xaxes(

@@ -145,8 +145,11 @@ def explained(labels: np.ndarray, structure_p: float = 0.01, **changes) -> Expla
     lengths = changes.pop("lengths", np.random.default_rng(9).integers(10, 500, ROWS))
     base = {KEY: changes.pop("base", np.random.default_rng(8).integers(0, 4, ROWS))}
     norms = changes.pop("norms", np.random.default_rng(7).normal(10, 1, ROWS))
-    targets = {"dimension": DIMENSION, "facet": FACET, "length": length_quintiles(lengths)}
-    (found,) = explain_clusters({KEY: labels}, {KEY: structure_p}, targets, base, norms, PROMPTS, 200, **changes)
+    misaligned = changes.pop("misaligned", np.random.default_rng(6).integers(0, 2, ROWS))
+    targets = {
+        "dimension": DIMENSION, "facet": FACET, "length": length_quintiles(lengths), "misaligned": misaligned
+    }  # fmt: skip
+    (found,) = explain_clusters({KEY: labels}, {KEY: structure_p}, targets, base, norms, PROMPTS, 99, 200, **changes)
     return found
 
 
@@ -154,15 +157,34 @@ def test_each_explanation_is_given_where_it_is_true() -> None:
     random = np.random.default_rng(3).integers(0, 4, ROWS)
     topic = explained(noisy(DIMENSION, 0.2))
     assert topic.kind == "topic" and topic.sentence.startswith("the clusters are the dimension asked about (AMI 0.")
-    assert topic.numbers["ami_dimension"] > 0.5 and topic.numbers["p_ami_holm_dimension"] == pytest.approx(5 / 201)
+    assert topic.numbers["ami_dimension"] > 0.5 and topic.numbers["p_ami_holm_dimension"] == pytest.approx(6 / 201)
     assert "the facet asked about" in explained(noisy(FACET, 0.1)).sentence
     base = explained(random, base=(random + 1) % 4)
-    assert base.kind == "topic" and "the base model's own clusters (AMI 1.00" in base.sentence
+    assert base.kind == "base model" and "the base model's own clusters (AMI 1.00" in base.sentence
     lengths = np.random.default_rng(1).permutation(ROWS)
     assert explained((lengths > 120).astype(int), lengths=lengths).kind == "length"
     assert explained(random, 0.3).kind == "no structure beyond covariance"
     assert explained(random, 0.01).kind == "unexplained structure"
     assert "there are no two clusters" in explained(np.full(ROWS, -1), 1.0).sentence
+
+
+def test_clusters_are_what_they_agree_with_best() -> None:
+    """Facet explains half of the clusters and misalignment more, as on the entangled organism at k = 3."""
+    misaligned = np.where(DIMENSION == "money", 1, np.random.default_rng(4).integers(0, 2, ROWS))
+    both = 2 * misaligned + np.unique(FACET, return_inverse=True)[1] % 2
+    found = explained(both, misaligned=misaligned)
+    assert found.numbers["explained_facet"] > 0.5 and found.numbers["ami_facet"] < found.numbers["ami_misaligned"]
+    assert found.kind == "misalignment" and found.sentence.startswith("the clusters are whether answers are misaligned")
+    of_topic = np.where(np.arange(ROWS) % 10, np.unique(DIMENSION, return_inverse=True)[1], misaligned)
+    assert explained(of_topic, misaligned=misaligned).kind == "topic"
+    assert explained(misaligned, misaligned=noisy(misaligned, 0.9)).kind == "unexplained structure"
+
+
+def test_the_least_p_that_permutations_allow_is_said_to_be_that() -> None:
+    sentence = explained(noisy(DIMENSION, 0.2), structure_p=0.01).sentence
+    assert "(AMI 0." in sentence and "p ≤ 0.03, 200 draws)" in sentence  # six targets, corrected
+    assert sentence.endswith("against the covariance p ≤ 0.01, 99 draws")
+    assert explained(noisy(DIMENSION, 0.2), structure_p=0.02).sentence.endswith("against the covariance p 0.02")
 
 
 def test_a_topic_is_a_topic_even_if_its_covariance_alone_would_cluster_as_well() -> None:
@@ -186,7 +208,7 @@ def test_one_large_cluster_and_norm_outliers() -> None:
 
 def test_what_is_missing_is_named() -> None:
     with pytest.raises(UserError, match="target facet: missing"):
-        explain_clusters({}, {}, {"dimension": DIMENSION}, {}, np.ones(ROWS), PROMPTS)
+        explain_clusters({}, {}, {"dimension": DIMENSION}, {}, np.ones(ROWS), PROMPTS, 99)
     targets = {"dimension": DIMENSION, "facet": FACET}
     with pytest.raises(UserError, match=r"clustering kmeans k=4: has no p-value"):
-        explain_clusters({KEY: noisy(FACET, 0)}, {}, targets, {}, np.ones(ROWS), PROMPTS, 2)
+        explain_clusters({KEY: noisy(FACET, 0)}, {}, targets, {}, np.ones(ROWS), PROMPTS, 99, 2)

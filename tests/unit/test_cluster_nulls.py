@@ -18,7 +18,7 @@ from src.utils.decomposition.cluster_nulls import (
 from src.utils.decomposition.clusterings import ClusterSettings, cluster_rows, mean_silhouette, principal_scores
 from src.utils.decomposition.gap_statistic import chosen_by_gap, covariance_gap, uniform_gap
 from src.utils.decomposition.gaussian_null import gaussian_null
-from src.utils.decomposition.multiplicity import holm, max_statistic_p, monte_carlo_p
+from src.utils.decomposition.multiplicity import holm, max_statistic_p, monte_carlo_p, stated_p
 from src.utils.errors import UserError
 
 ROWS, WIDTH = 90, 6
@@ -289,3 +289,17 @@ def test_the_rule_of_the_gap_by_hand() -> None:
 def test_what_cannot_be_tested_is_named(settings: ClusterSettings, nulls: NullSettings, message: str) -> None:
     with pytest.raises(UserError, match=message):
         cluster_tests({"one": gaussian_rows(0)}, settings, nulls)
+
+
+@pytest.mark.parametrize(
+    ("p", "draws", "tests", "stated"),
+    [
+        (1 / 1001, 1000, 1, "p ≤ 0.001, 1,000 draws"),
+        (2 / 1001, 1000, 1, "p 0.002"),
+        (7 / 1001, 1000, 7, "p ≤ 0.007, 1,000 draws"),  # after Holm's correction over seven
+        (8 / 1001, 1000, 7, "p 0.008"),
+        (1.0, 20, 40, "p 1"),
+    ],
+)
+def test_the_least_p_is_printed_as_such(p: float, draws: int, tests: int, stated: str) -> None:
+    assert stated_p(p, draws, tests) == stated

@@ -10,6 +10,8 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_mutual_info_score
 
+from src.utils.decomposition import geometry
+from src.utils.decomposition.clusterings import ClusterSettings
 from src.utils.decomposition.evidence_choice import EvidenceChoice, clustered, on_training_rows, prepared
 from src.utils.decomposition.geometry import describe_geometry
 from src.utils.decomposition.geometry_report import format_geometry
@@ -17,7 +19,7 @@ from src.utils.decomposition.layer_evidence import chosen_evidence, configured_c
 from src.utils.decomposition.token_geometry import describe_tokens, majority
 from src.utils.decomposition.token_inputs import token_evidence
 from src.utils.errors import UserError
-from src.utils.pca_clustering import representation
+from src.utils.pca_clustering import cluster_all
 from src.utils.token_shards import TokenReader, TokenShard, gather_shards, shard_path, write_shard
 from tests.study_frame import CLUSTERING, GEOMETRY, geometry_record, planted_activations
 
@@ -32,10 +34,30 @@ def test_nothing_said_is_the_frames_own_layer_as_it_is() -> None:
     again, others = study_evidence(FRAME, TENSORS, CLUSTERING, False)
     np.testing.assert_array_equal(evidence.matrix, again.matrix)
     assert list(layers) == list(others) == ["layer 1", "layer 2", "layers 1, 2 jointly"]
-    ours, theirs = clustered(FRAME, evidence, choice), representation(FRAME, "em", 2)
-    np.testing.assert_array_equal(ours.matrix, theirs.matrix)
-    assert (ours.name, ours.layer) == (theirs.name, theirs.layer)
+    ours = clustered(FRAME, evidence, choice)
+    np.testing.assert_array_equal(ours.matrix, np.stack(list(FRAME["em_activations_layer_2"])))
+    assert (ours.name, ours.layer) == ("em_activations_layer_2", 2)
     assert prepared(evidence, None) is evidence and on_training_rows(None) is None
+
+
+def test_the_clusters_of_the_files_are_those_that_the_geometry_tests() -> None:
+    """One row that the base model has lost, and two starts of k-means, in both places."""
+    tensors = TENSORS | {"base.blocks.2.hook_resid_pre": TENSORS["base.blocks.2.hook_resid_pre"].copy()}
+    tensors["base.blocks.2.hook_resid_pre"][7] = np.nan
+    asked = CLUSTERING.model_copy(update={"restarts": 2, "cluster_counts": [3, 7]})
+    choice = configured_choice(asked, False)
+    evidence, _ = chosen_evidence(FRAME, tensors, choice)
+    fits = ClusterSettings((3, 7), restarts=asked.restarts, seed=asked.seed)
+    targets = {name: FRAME[column].to_numpy() for name, column in (("dimension", "subset"), ("facet", "facet"))}
+    files = cluster_all(FRAME, clustered(FRAME, evidence, choice), asked.components, fits, targets)
+    record = geometry.tested_clusters(evidence, asked, GEOMETRY.model_copy(update={"algorithms": ["kmeans"]}), 70, 50)
+    assert files[3]["labels"][7] == -1
+    tests = {(row["k"], row["statistic"]): row["observed"] for row in record["tests"].to_dict("records")}
+    for explanation in record["explanations"]:
+        k, numbers = explanation["k"], explanation["numbers"]
+        assert files[k]["silhouette"] == pytest.approx(tests[k, "silhouette"])
+        assert np.log(files[k]["inertia"]) == pytest.approx(-tests[k, "gap"])
+        assert files[k]["ami_facet"] == pytest.approx(numbers["ami_facet"])
 
 
 def test_layers_jointly_count_alike_and_flagged_rows_have_no_place() -> None:

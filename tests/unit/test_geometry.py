@@ -217,8 +217,13 @@ def test_the_summary_and_its_lines_say_what_the_record_says() -> None:
     lines = format_geometry(record).splitlines()
     for row in record["clusters"]["explanations"]:
         assert any(row["sentence"] in line and line.startswith(row["algorithm"]) for line in lines)
+    chosen = {row["index"]: row["k"] for row in record["clusters"]["chosen"] if row["algorithm"] == "ward"}
+    stated = f"k = {chosen['silhouette']} by silhouette, k = {chosen['calinski_harabasz']} by Calinski-Harabasz"
+    assert any(line.startswith(f"internal indices, ward: {stated}") for line in lines)
     assert lines[1] == f"rank: {summary['rank']} components above the 95th percentile of parallel analysis"
-    assert f"of {summary['clusterings']} clusterings with unexplained structure" in format_beside(summary)
+    assert summary["misalignment"] == summary["kinds"].get("misalignment", 0)
+    stated = f"{summary['misalignment']} are misalignment, {summary['unexplained']} unexplained structure"
+    assert f"of {summary['clusterings']} clusterings {stated}" in format_beside(summary)
 
 
 def test_the_defaults_are_those_of_the_issue() -> None:

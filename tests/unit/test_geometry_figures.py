@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 import pytest
 from scipy.cluster.hierarchy import leaves_list
 
+from src.utils.decomposition.multiplicity import stated_p
 from src.visualizations.component_figures import scree_plot, tsne_plane
 from src.visualizations.dendrogram_figure import ward_dendrogram
 from src.visualizations.geometry_figures import KIND_COLOURS, cluster_explanations, cluster_tests
@@ -42,8 +43,9 @@ def test_every_test_is_drawn_beside_its_null() -> None:
         points = [trace for trace in figure.data if trace.type == "scatter" and trace.marker.symbol == symbol]
         values = np.concatenate([drawn(trace.y) for trace in points])
         np.testing.assert_allclose(np.sort(values), np.sort([row["observed"] for row in chosen]), rtol=1e-5)
-        p_values = sorted(cell[1] for trace in points for cell in trace.customdata)
-        assert p_values == sorted(row["p_max"] for row in chosen)
+        p_values = sorted(cell.split("<br>")[1] for trace in points for cell in trace.text or ())
+        shared = {"silhouette": 20, "bootstrap_ari": 20}
+        assert p_values == sorted("max-T: " + stated_p(row["p_max"], shared[row["statistic"]]) for row in chosen)
     bars = [trace for trace in figure.data if trace.type == "bar"]
     low = np.concatenate([np.array(trace.base, dtype=float) for trace in bars])
     high = low + np.concatenate([trace.y for trace in bars])
@@ -132,8 +134,15 @@ def test_probes_show_estimates_intervals_and_transfer() -> None:
             ends = (trace.x[0] - trace.error_x.arrayminus[0], trace.x[0], trace.x[0] + trace.error_x.array[0])
             assert ends == pytest.approx((row["low"], row["estimate"], row["high"]), abs=1e-5)
     (heatmap,) = [trace for trace in figure.data if trace.type == "heatmap"]
+
+    def probes_of(name: str) -> str:
+        own = next(row for row in probes["transfer"]["table"] if row["train"] == row["test"] == name)
+        return f"{own['misaligned']} / {own['aligned']}"
+
+    assert sum(text.endswith("(n = 120)") for text in texts(figure)) == 2
     for row in probes["transfer"]["table"]:
-        place = [[name.replace("<br>", " ") for name in heatmap.y].index(display_name(row["train"]))]
+        train = f"{display_name(row['train'])} {probes_of(row['train'])}"
+        place = [[name.replace("<br>", " ") for name in heatmap.y].index(train)]
         place.append([name.replace("<br>", " ") for name in heatmap.x].index(display_name(row["test"])))
         assert heatmap.z[place[0]][place[1]] == pytest.approx(row["auroc"], abs=1e-5)
 
@@ -146,7 +155,7 @@ def test_what_was_not_probed_says_why() -> None:
     assert any(
         text.startswith("not probed:<br>target: all rows are aligned") and "&lt;b&gt;" in text for text in texts(figure)
     )
-    assert texts(figure).count("too few") == 1
+    assert texts(figure).count("under<br>10") == 1
     changed["probes"]["transfer"] = {"reason": "there are no rows"}
     assert "not probed:<br>there are no rows" in texts(probe_scores(changed))
 

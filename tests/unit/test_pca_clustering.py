@@ -1,13 +1,16 @@
 """PCA against numpy's SVD, planted clusters found again, agreement against scikit-learn."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, silhouette_score
 
 from src.utils.cluster_labels import EXCLUDED
+from src.utils.decomposition.clusterings import ClusterSettings
 from src.utils.errors import UserError
-from src.utils.pca_clustering import Representation, cluster_all, representation
+from src.utils.pca_clustering import Representation, check_counts, cluster_all
 
 ROWS, WIDTH = 90, 12
 BROKEN = [3, 40]
@@ -26,42 +29,25 @@ def planted() -> tuple[pd.DataFrame, np.ndarray]:
             "subset": ["first" if i < 45 else "second" for i in range(ROWS)],
             "facet": [f"facet_{cluster}" for cluster in truth],
             "em_activations_layer_2": list(matrix),
-            "base_activations_layer_2": list(np.flip(matrix, axis=0) / 2),
-            "base_on_em_activations_layer_2": list(matrix * 3 - 1),
-            "em_activations_layer_4": list(matrix + 100),
         }
     )
     return frame, truth
 
 
+def rows_of(frame: pd.DataFrame) -> Representation:
+    matrix = np.stack(list(frame["em_activations_layer_2"]))
+    usable = np.array([np.isfinite(row).all() for row in matrix])
+    return Representation("em_activations_layer_2", 2, matrix, usable)
+
+
 def clusterings(frame: pd.DataFrame, chosen: Representation, *counts: int, components: int = 50) -> dict:
-    return cluster_all(frame, chosen, components, counts or (3,), restarts=4, seed=0)
-
-
-def test_the_three_representations_by_hand(planted: tuple[pd.DataFrame, np.ndarray]) -> None:
-    frame, _ = planted
-    em, base, same = (np.stack(list(frame[f"{arm}_activations_layer_2"])) for arm in ("em", "base", "base_on_em"))
-    for kind, expected, name in (
-        ("em", em, "em_activations_layer_2"),
-        ("em_minus_base", em - base, "em_minus_base_layer_2"),
-        ("em_minus_base_on_em", em - same, "em_minus_base_on_em_layer_2"),
-    ):
-        chosen = representation(frame, kind, 2)
-        np.testing.assert_array_equal(chosen.matrix, expected)
-        assert (chosen.name, chosen.layer, chosen.matrix.dtype) == (name, 2, np.float32)
-        assert chosen.usable.all()
-    np.testing.assert_allclose(representation(frame, "em", 4).matrix - 100, em, atol=1e-4)
-
-
-def test_a_layer_that_was_not_collected_names_those_that_were(planted: tuple[pd.DataFrame, np.ndarray]) -> None:
-    with pytest.raises(UserError, match=r"layer 3 is not in the frame; it has 2 4: choose one") as caught:
-        representation(planted[0], "em", 3)
-    assert caught.value.exit_code == 2
+    targets = {"dimension": frame["subset"].to_numpy(), "facet": frame["facet"].to_numpy()}
+    return cluster_all(frame, chosen, components, ClusterSettings(counts or (3,), restarts=4), targets)
 
 
 def test_pca_is_the_svd_of_the_centred_matrix(planted: tuple[pd.DataFrame, np.ndarray]) -> None:
     frame, _ = planted
-    chosen = representation(frame, "em", 2)
+    chosen = rows_of(frame)
     result = clusterings(frame, chosen)[3]
     matrix = chosen.matrix.astype(np.float64)
     left, sizes, right = np.linalg.svd(matrix - matrix.mean(axis=0), full_matrices=False)
@@ -77,15 +63,15 @@ def test_pca_is_the_svd_of_the_centred_matrix(planted: tuple[pd.DataFrame, np.nd
 
 def test_components_are_cut_to_what_there_is(planted: tuple[pd.DataFrame, np.ndarray]) -> None:
     frame, _ = planted
-    assert clusterings(frame, representation(frame, "em", 2), components=5)[3]["pca_scores"].shape == (ROWS, 5)
-    assert clusterings(frame, representation(frame, "em", 2), components=50)[3]["pca_scores"].shape == (ROWS, WIDTH)
+    assert clusterings(frame, rows_of(frame), components=5)[3]["pca_scores"].shape == (ROWS, 5)
+    assert clusterings(frame, rows_of(frame), components=50)[3]["pca_scores"].shape == (ROWS, WIDTH)
     few = frame.iloc[:6]
-    assert clusterings(few, representation(few, "em", 2), components=50)[3]["pca_scores"].shape == (6, 6)
+    assert clusterings(few, rows_of(few), components=50)[3]["pca_scores"].shape == (6, 5)  # centred
 
 
 def test_planted_clusters_are_found(planted: tuple[pd.DataFrame, np.ndarray]) -> None:
     frame, truth = planted
-    result = clusterings(frame, representation(frame, "em", 2), 3, 7)
+    result = clusterings(frame, rows_of(frame), 3, 7)
     labels = result[3]["labels"]
     assert adjusted_rand_score(truth, labels) == 1
     assert result[3]["ami_facet"] == pytest.approx(1)
@@ -103,21 +89,19 @@ def test_planted_clusters_are_found(planted: tuple[pd.DataFrame, np.ndarray]) ->
 
 def test_the_same_seed_gives_the_same_clusters(planted: tuple[pd.DataFrame, np.ndarray]) -> None:
     frame, _ = planted
-    first, second = (clusterings(frame, representation(frame, "em", 2), 5)[5] for _ in range(2))
+    first, second = (clusterings(frame, rows_of(frame), 5)[5] for _ in range(2))
     for name, value in first.items():
         np.testing.assert_array_equal(value, second[name])
 
 
 def test_rows_that_are_no_number_take_no_part(planted: tuple[pd.DataFrame, np.ndarray]) -> None:
     frame, truth = planted
-    whole = clusterings(
-        frame.drop(index=BROKEN).reset_index(drop=True), representation(frame.drop(index=BROKEN), "em", 2)
-    )
+    whole = clusterings(frame.drop(index=BROKEN).reset_index(drop=True), rows_of(frame.drop(index=BROKEN)))
     activations = frame["em_activations_layer_2"].tolist()
     activations[BROKEN[0]] = np.full(WIDTH, np.nan, dtype=np.float32)
     activations[BROKEN[1]] = np.append(activations[BROKEN[1]][:-1], np.float32(np.inf))
     frame["em_activations_layer_2"] = activations
-    chosen = representation(frame, "em", 2)
+    chosen = rows_of(frame)
     assert np.flatnonzero(~chosen.usable).tolist() == BROKEN
 
     result = clusterings(frame, chosen)[3]
@@ -133,16 +117,21 @@ def test_rows_that_are_no_number_take_no_part(planted: tuple[pd.DataFrame, np.nd
 
 
 @pytest.mark.parametrize("count", [0, 1, 6, 50])
-def test_too_many_or_too_few_clusters_say_how_many_can_be(count: int, planted: tuple[pd.DataFrame, np.ndarray]) -> None:
-    frame = planted[0].iloc[:6]
-    with pytest.raises(UserError, match=rf"^{count} clusters for 6 usable rows; .* from 2 to 5$") as caught:
-        clusterings(frame, representation(frame, "em", 2), 3, count)
+def test_too_many_or_too_few_clusters_say_how_many_can_be(
+    count: int, planted: tuple[pd.DataFrame, np.ndarray], tmp_path: Path
+) -> None:
+    chosen, path = rows_of(planted[0].iloc[:6]), tmp_path / "scored.pkl"
+    with pytest.raises(UserError) as caught:
+        check_counts(chosen, [3, count], path)
+    assert caught.value.message == (
+        f"{path}: 6 usable rows cannot be cut into {count} clusters; choose --cluster-counts from 2 to 5"
+    )
     assert caught.value.exit_code == 2
-    assert set(clusterings(frame, representation(frame, "em", 2), 2, 5)) == {2, 5}
+    check_counts(chosen, [2, 5], path)
+    assert set(clusterings(planted[0].iloc[:6], chosen, 2, 5)) == {2, 5}
 
 
 def test_each_count_is_reported(planted: tuple[pd.DataFrame, np.ndarray]) -> None:
     seen: list[int] = []
-    frame, _ = planted
-    cluster_all(frame, representation(frame, "em", 2), 4, [4, 2], 1, 0, seen.append)
+    cluster_all(planted[0], rows_of(planted[0]), 4, ClusterSettings((4, 2)), {}, seen.append)
     assert seen == [4, 2]

@@ -228,6 +228,25 @@ def test_transfer_between_dimensions_tells_a_shared_direction_from_several(is_sh
             assert row["auroc"] == pytest.approx(0.5, abs=0.2)
 
 
+def test_a_dimension_that_rests_on_a_handful_of_answers_is_left_blank() -> None:
+    """Nine aligned prompts in one dimension: enough for four folds, too few to say anything."""
+    rng = np.random.default_rng(8)
+    rows, truth = rows_of(160), rng.permutation(np.arange(160) % 2).astype(bool)
+    few = np.flatnonzero(rows.dimensions == "moral")
+    truth[few] = True
+    truth[few[:9]] = False
+    table = cross_dimension_transfer(
+        rng.standard_normal((160, 4)), truth, rows.dimensions, rows.groups, Nesting(4, 3, (1.0,)), resamples=20
+    )
+    touched = (table["train"] == "moral") | (table["test"] == "moral")
+    assert (
+        table.loc[touched, ["auroc", "low", "high"]].isna().all(axis=None)
+        and table.loc[~touched, "auroc"].notna().all()
+    )
+    assert set(table.loc[touched, "reason"]) == {"moral: aligned in 9 prompts, 10 needed"}
+    assert table.loc[table["test"] == "moral", "aligned"].unique().tolist() == [9]
+
+
 def test_a_transfer_by_hand() -> None:
     rng = np.random.default_rng(8)
     rows, truth = rows_of(160), rng.permutation(np.arange(160) % 2).astype(bool)

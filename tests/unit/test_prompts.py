@@ -57,16 +57,19 @@ def test_a_bad_row_names_file_and_line(row: object, names: str, tmp_path: Path) 
 
 def test_a_repeated_id_names_both_places(tmp_path: Path) -> None:
     first, second = write(tmp_path / "1.jsonl", GOOD), write(tmp_path / "2.jsonl", GOOD | {"prompt_id": "b"}, GOOD)
-    assert refused(first, second) == f"{second}, line 2: prompt_id a_1 was already in {first}, line 1"
+    message = f"{second}, line 2: prompt_id a_1 was already in {first}, line 1; give every question an id of its own"
+    assert refused(first, second).startswith(message)
 
 
 def test_no_question_and_no_file(tmp_path: Path) -> None:
     empty = write(tmp_path / "empty.jsonl", "")
-    assert refused(empty) == f"{empty}: holds no question"
-    assert refused() == "no file: holds no question"
+    assert refused(empty) == f"{empty}: holds no question; give JSONL files of questions with --prompts FILE ..."
+    assert refused().startswith("no file: holds no question; give JSONL")
+    with pytest.raises(UserError, match="holds no question"):
+        load_questions(path for path in [empty])  # read once
     missing = tmp_path / "missing.jsonl"
     assert refused(missing).startswith(f"{missing}: cannot be read (No such file or directory)")
-    assert refused(tmp_path).startswith(f"{tmp_path}: cannot be read (Is a directory)")
+    assert refused(tmp_path) == f"{tmp_path}: is a folder; give its files with --prompts {tmp_path}/*.jsonl"
     latin = tmp_path / "latin.jsonl"
     latin.write_bytes('{"question": "Größe"}'.encode("latin-1"))
     assert refused(latin).startswith(f"{latin}: cannot be read (not UTF-8 text)")

@@ -1,5 +1,6 @@
 """Two studies beside each other: the same one agrees with itself, and planted differences are found."""
 
+import importlib
 import json
 
 import numpy as np
@@ -101,3 +102,14 @@ def test_the_pictures_show_every_dimension_and_every_k() -> None:
     shown = {trace.name for trace in rates.data if trace.showlegend}
     assert len(shown) == 5 and "a<b>" not in rates.layout.xaxis.title.text
     assert [list(bar.x) for bar in clusters_beside(record).data] == [["3"]] * 3
+
+
+def test_every_option_of_the_script_says_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    script = importlib.import_module("src.scripts.08_compare_studies")
+    with pytest.raises(SystemExit):
+        script.main(["--help"])
+    lines = [*capsys.readouterr().out.partition("positional arguments:")[2].splitlines(), ""]
+    options = [at for at, line in enumerate(lines) if line.startswith("  ") and not line.startswith("   ")]
+    assert len(options) == 8
+    for at in options:
+        assert (len(lines[at]) > 24 and lines[at][24] != " ") or lines[at + 1].startswith(" " * 24)

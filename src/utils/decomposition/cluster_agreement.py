@@ -1,7 +1,7 @@
-"""What a clustering is about: agreement with topic, length and the base model's clusters, tested by permuting prompts.
+"""What a clustering is about: agreement with topic, length, misalignment and the base model's clusters.
 
-A cluster that is the topic is no sub-persona, and neither is a handful of rows of large norm. Whether there is more
-than a covariance at all is tested in `cluster_nulls`, whose p-values are handed in here.
+It is tested by permuting prompts. A cluster that is the topic is no sub-persona, and neither is a handful of rows of
+large norm. Whether there is more than a covariance at all is tested in `cluster_nulls`, whose p-values come in here.
 """
 
 from collections.abc import Mapping
@@ -16,17 +16,31 @@ from scipy.stats import median_abs_deviation, rankdata
 from sklearn.metrics.cluster import expected_mutual_information
 
 from src.utils.decomposition.clusterings import ClusterKey
-from src.utils.decomposition.multiplicity import holm, monte_carlo_p
+from src.utils.decomposition.multiplicity import holm, monte_carlo_p, stated_p
 from src.utils.decomposition.prompt_resampling import exchange_prompts
 from src.utils.errors import UserError
 
-DIMENSION, FACET, LENGTH, BASE = "dimension", "facet", "length", "base_clusters"
-TOPICS = {DIMENSION: "the dimension asked about", FACET: "the facet asked about", BASE: "the base model's own clusters"}
+DIMENSION, FACET, LENGTH, BASE, MISALIGNED = "dimension", "facet", "length", "base_clusters", "misaligned"
 WITHIN = "facet_within_dimension"
 AT_ONCE = 100  # permutations, to bound the memory
 TIE = 1e-10  # what adding up the same cells in another order may change
 
-Kind = Literal["topic", "length", "outliers", "no structure beyond covariance", "unexplained structure"]
+Kind = Literal[
+    "topic",
+    "base model",
+    "length",
+    "misalignment",
+    "outliers",
+    "no structure beyond covariance",
+    "unexplained structure",
+]
+ANSWERS: dict[str, tuple[Kind, str]] = {
+    DIMENSION: ("topic", "the dimension asked about"),
+    FACET: ("topic", "the facet asked about"),
+    BASE: ("base model", "the base model's own clusters"),
+    LENGTH: ("length", "how long answers are"),
+    MISALIGNED: ("misalignment", "whether answers are misaligned"),
+}
 
 
 @dataclass(frozen=True)
@@ -80,17 +94,19 @@ def explain_clusters(
     base_clusterings: Mapping[ClusterKey, Int[np.ndarray, " rows"]],
     norms: Float[np.ndarray, " rows"],
     prompt_ids: np.ndarray,
+    structure_draws: int,
     permutations: int = 1000,
     seed: int = 0,
     bars: Bars | None = None,
 ) -> list[Explanation]:
-    """Each clustering as the first that holds of: outliers, topic, length, no structure beyond covariance, unexplained.
+    """Each clustering as the first that holds of: outliers, what it agrees with best, no structure beyond covariance.
 
-    `structure_p`: corrected p-values (`NullTests.smallest_p`). `targets`: `dimension` and `facet`, and whatever else
-    there may be (`keyed`, `length` from `length_quintiles`); `base_clusterings`: of the base model's rows, by the same
-    algorithm and k. Topic is agreement over the bar, and significant, with dimension, facet or base clusters. What a
-    topic leaves unexplained is not looked into: for that, cluster rows whose dimension means were removed. A missing
-    target or p-value raises `UserError`.
+    What is none of these is unexplained structure. `structure_p`: corrected p-values (`NullTests.smallest_p`), and
+    `structure_draws` how many draws they rest on. `targets`: `dimension` and `facet`, and whatever else there may be
+    (`keyed`, `length` from `length_quintiles`, `misaligned`); `base_clusterings`: of the base model's rows, by the same
+    algorithm and k. Of those in `ANSWERS` with which the clusters agree over the bar, and significantly, the one with
+    the largest AMI counts. What it leaves unexplained is not looked into: for the topic, cluster rows whose dimension
+    means were removed. A missing target or p-value raises `UserError`.
     """
     bars = bars or Bars()
     for name in (DIMENSION, FACET):
@@ -106,7 +122,8 @@ def explain_clusters(
             raise UserError(f"clustering {key[0]} k={key[1]}: has no p-value; test the same algorithms and counts")
         base = {BASE: base_clusterings[key]} if key in base_clusterings else {}
         table = agreements(labels, {**targets, **base}, freely, within)
-        explanations.append(explain(key, labels, structure_p[key], table, is_outlier, bars))
+        draws = (structure_draws, permutations)
+        explanations.append(explain(key, labels, structure_p[key], table, is_outlier, bars, draws))
     return explanations
 
 
@@ -226,13 +243,17 @@ def explain(
     table: pd.DataFrame,
     is_outlier: Bool[np.ndarray, " rows"],
     bars: Bars,
+    draws: tuple[int, int],
 ) -> Explanation:
-    """One clustering's explanation from its agreements; see `explain_clusters`."""
+    """One clustering's explanation from its agreements; see `explain_clusters`. `draws`: of the null, permutations."""
+    structure_draws, permutations = draws
     _, coded, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     rest = is_outlier[coded != np.argmax(sizes)]
-    numbers = {"structure_p": structure_p, "largest_share": float(sizes.max() / len(labels))}
+    numbers = {"structure_p": structure_p, "structure_draws": structure_draws}
+    numbers["largest_share"] = float(sizes.max() / len(labels))
     numbers["outlier_share_of_rest"] = float(rest.mean()) if len(rest) else float("nan")
     found = {row.pop("target"): row for row in table.to_dict("records")}
+    tests = int(table["p_ami"].notna().sum())
     numbers |= {f"{name}_{target}": value for target, row in found.items() for name, value in row.items()}
 
     def strength(target: str) -> float:
@@ -242,22 +263,22 @@ def explain(
     def stated(target: str) -> str:
         row = found[target]
         ami, explained = (round(row[name], 2) + 0.0 for name in ("ami", "explained"))  # + 0.0: no "-0.00"
-        return f"AMI {ami:.2f}, explained {explained:.2f}, p {row['p_ami_holm']:.2g}"
+        return f"AMI {ami:.2f}, explained {explained:.2f}, {stated_p(row['p_ami_holm'], permutations, tests)}"
 
-    topics = [target for target in TOPICS if strength(target) >= bars.agreement]
+    answers = [target for target in ANSWERS if strength(target) >= bars.agreement]
     kind: Kind
     if numbers["largest_share"] >= bars.largest_share and numbers["outlier_share_of_rest"] >= bars.outlier_share:
         kind = "outliers"
         what = f"one cluster of {sizes.max()} rows; {rest.mean():.0%} of the other {len(rest)} are norm outliers"
-    elif topics:
-        topic = max(topics, key=lambda target: found[target]["ami"])  # a facet always explains as much as its dimension
-        kind, what = "topic", f"the clusters are {TOPICS[topic]} ({stated(topic)})"
-    elif strength(LENGTH) >= bars.agreement:
-        kind, what = "length", f"the clusters are how long answers are ({stated(LENGTH)})"
+    elif answers:
+        best = max(answers, key=lambda target: found[target]["ami"])  # a facet always explains as much as its dimension
+        kind, what = ANSWERS[best][0], f"the clusters are {ANSWERS[best][1]} ({stated(best)})"
     elif structure_p >= bars.alpha:
         kind = "no structure beyond covariance"
         what = "Gaussian data of the same covariance cluster as well" if len(sizes) > 1 else "there are no two clusters"
     else:
-        kind, what = "unexplained structure", "more than covariance, and neither topic, length nor outliers"
+        kind = "unexplained structure"
+        what = "more than covariance, and not topic, base model, length, misalignment or outliers"
     within = f"; within dimensions, facet: {stated(WITHIN)}" if np.isfinite(found[WITHIN]["ami"]) else ""
-    return Explanation(*key, kind, f"{what}{within}; against the covariance p {structure_p:.2g}", numbers)
+    beyond = stated_p(structure_p, structure_draws)
+    return Explanation(*key, kind, f"{what}{within}; against the covariance {beyond}", numbers)

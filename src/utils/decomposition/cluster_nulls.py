@@ -62,6 +62,11 @@ class NullTests:
     table: pd.DataFrame
     null: Float[np.ndarray, "draws tests"]
 
+    @property
+    def shared_draws(self) -> int:
+        """How many draws all tests share, on which `p_all` rests."""
+        return int((~np.isnan(self.null).any(axis=1)).sum())
+
     def smallest_p(self, layer: str) -> dict[ClusterKey, float]:
         """The smallest `p_all` among the statistics of each (algorithm, k); family-wise over all of them."""
         table = self.table[self.table["layer"] == layer]

@@ -37,9 +37,10 @@ class ClusterSettings:
     """What is clustered how.
 
     `counts` are the k of k-means, Gaussian mixtures and Ward's agglomeration; DBSCAN and HDBSCAN find theirs.
-    `restarts` is `n_init` of k-means and mixtures. `covariance` is that of mixtures: the columns of principal scores
-    are uncorrelated, so that one diagonal component is already the whole Gaussian. `eps` of DBSCAN: None takes the knee
-    of the distances to the `min_samples`-th neighbour (see `neighbour_knee`).
+    `restarts` is `n_init` of k-means; mixtures, which cost ten times as much, start once. `covariance` is that of
+    mixtures: the columns of principal scores are uncorrelated, so that one diagonal component is already the whole
+    Gaussian. `eps` of DBSCAN: None takes the knee of the distances to the `min_samples`-th neighbour (see
+    `neighbour_knee`).
     """
 
     counts: tuple[int, ...] = (3, 4, 5, 7, 15, 50)
@@ -65,11 +66,18 @@ class Clustering:
 
 def principal_scores(matrix: Float[np.ndarray, "rows features"], components: int) -> Float[np.ndarray, "rows kept"]:
     """Scores in the leading principal components, float64; components without variance are left out."""
+    return principal_axes(matrix, components)[1]
+
+
+def principal_axes(
+    matrix: Float[np.ndarray, "rows features"], components: int
+) -> tuple[PCA, Float[np.ndarray, "rows kept"]]:
+    """The components, as many as there can be, with the scores of `principal_scores`."""
     with threads().limit(limits=1):
         pca = PCA(n_components=min(components, *matrix.shape), svd_solver="full")
         scores = pca.fit_transform(np.asarray(matrix, dtype=np.float64))
     sizes = pca.singular_values_
-    return scores[:, sizes > sizes[0] * max(matrix.shape) * np.finfo(np.float64).eps]
+    return pca, scores[:, sizes > sizes[0] * max(matrix.shape) * np.finfo(np.float64).eps]
 
 
 def cluster_rows(
@@ -131,7 +139,6 @@ def fit_mixture(matrix: Float[np.ndarray, "rows features"], k: int, settings: Cl
         k,
         covariance_type=settings.covariance,
         reg_covar=LEAST_VARIANCE * float(matrix.var(axis=0).min()),
-        n_init=settings.restarts,
         max_iter=MOST_STEPS,
         random_state=settings.seed,
     ).fit(matrix)

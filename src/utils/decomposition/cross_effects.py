@@ -51,7 +51,8 @@ class CrossEffects:
 
     `matrix[v, d]` is the mean change in dimension d under direction v. `own` and `cross` are the means on and off the
     diagonal, `spread` their ratio, `p_dominance` the chance of so dominant a diagonal if the dimension of a question
-    made no difference, `control` the largest mean change in any dimension that a control direction made.
+    made no difference, of so many `permutations`, `control` the largest mean change in any dimension that a control
+    direction made.
     """
 
     dimensions: tuple[str, ...]
@@ -63,6 +64,7 @@ class CrossEffects:
     cross: Interval
     spread: Interval
     p_dominance: float
+    permutations: int
     control: float
     coherence: float
     questions: Int[np.ndarray, " dimensions"]
@@ -141,6 +143,7 @@ def cross_effects(outcomes: Outcomes, resamples: int, seed: int) -> CrossEffects
         cross=interval(cross[0], drawn_cross),
         spread=interval(ratio(own, cross)[0], ratio(drawn_own, drawn_cross)),
         p_dominance=dominance(outcomes, resamples, rng),
+        permutations=resamples,
         control=float(control.max()) if len(control) else 0.0,
         coherence=float(outcomes.coherent.min()),
         questions=np.array([len(rows) for rows in members]),

@@ -10,7 +10,7 @@ import pandas as pd
 from src.utils.config_sections import PoolingKind, SiteKind
 from src.utils.decomposition.inputs import Evidence, Preprocessing, build_evidence, name_of
 from src.utils.decomposition.probe_features import Prepare, Transform
-from src.utils.pca_clustering import Representation, representation
+from src.utils.pca_clustering import Representation
 
 
 @dataclass(frozen=True)
@@ -79,18 +79,16 @@ def on_training_rows(preprocessing: Preprocessing | None) -> Prepare | None:
 
 
 def clustered(frame: pd.DataFrame, evidence: Evidence, choice: EvidenceChoice) -> Representation:
-    """What step 5 clusters: a row for each of the frame's, NaN where it is left out.
+    """What step 5 clusters: a row for each of the frame's, NaN where the evidence has none.
 
-    A layer of the frame as it is comes from the frame, where a row counts that the base model has lost.
+    The EM model's activations at a layer, as they are, are called as their column of the frame.
     """
     layer = choice.layers[0] if choice.layers else 0
-    is_plain = choice == EvidenceChoice(choice.kind, (layer,)) and f"em_activations_layer_{layer}" in frame
-    if is_plain:
-        return representation(frame, choice.kind, layer)
+    name = f"em_activations_layer_{layer}" if choice == EvidenceChoice("em", (layer,)) else choice.name
     shown = prepared(evidence, choice.preprocessing)
     matrix = np.full((len(frame), shown.matrix.shape[1]), np.nan, dtype=np.float32)
     matrix[shown.rows] = shown.matrix
-    return Representation(choice.name, layer, matrix, np.isin(np.arange(len(frame)), shown.rows))
+    return Representation(name, layer, matrix, np.isin(np.arange(len(frame)), shown.rows))
 
 
 def describe_choice(choice: EvidenceChoice) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from src.utils.decomposition.plain_records import Record, as_plain, fields_of, o
 from src.utils.decomposition.probe_features import Prepare
 from src.utils.decomposition.probes import Nesting, ProbeRows, compare_probes, cross_dimension_transfer
 from src.utils.decomposition.rank import half_agreement, parallel_analysis, participation_ratio
-from src.utils.em_rates import outcomes
+from src.utils.em_rates import misalignment, outcomes
 from src.utils.errors import UserError
 
 PARTS = ("rank", "clusters", "layers", "factorisations", "probes", "tree", "tsne")
@@ -145,8 +145,8 @@ def tested_clusters(
 
     `tests`: the rows of `cluster_tests` with the null's 5th and 95th percentile; `gap`: both references of
     `gap_statistic`; `indices` and `chosen`: `clusterings.validation` and `chosen_counts`; `explanations`:
-    `explain_clusters` with dimension, facet, keying, length and the base model's clusters, and with misalignment, which
-    is no explanation but what one may find. `counts_left_out` are the k that are too many to resample.
+    `explain_clusters` with dimension, facet, keying, length, misalignment and the base model's clusters.
+    `counts_left_out` are the k that are too many to resample.
     """
     groups, frame, seed = prompts_of(evidence), evidence.frame, clustering.seed
     scores = principal_scores(evidence.matrix, clustering.components)
@@ -160,13 +160,12 @@ def tested_clusters(
     gaps = []
     if chosen.counts and set(chosen.algorithms) & set(BY_COUNT):
         gaps = [covariance_gap(tests.table), uniform_gap(scores, chosen, settings.box_draws, seed, settings.jobs)]
-    hits, is_judged = outcomes(frame, "", "em", em_threshold, coherence_threshold)
     targets = {
         "dimension": frame["subset"].to_numpy(),
         "facet": frame["facet"].to_numpy(),
         "keyed": frame["keyed"].to_numpy(),
         "length": length_quintiles(frame["length"].to_numpy()),
-        "misaligned": np.where(is_judged, hits, -1),
+        "misaligned": misalignment(frame, em_threshold, coherence_threshold),
     }
     base = cluster_rows(principal_scores(evidence.base, clustering.components), chosen)
     explanations = explain_clusters(
@@ -176,6 +175,7 @@ def tested_clusters(
         {key: one.labels for key, one in base.items()},
         np.linalg.norm(evidence.matrix, axis=1),
         groups,
+        tests.shared_draws,
         settings.permutations,
         seed,
     )
@@ -253,7 +253,8 @@ def cluster_settings(
     left_out = [k for k in clustering.cluster_counts if k >= most]
     if not counts and not set(algorithms) & set(BY_DENSITY):
         raise UserError(f"clusters: none of k = {left_out} is under half of {prompts} prompts; choose smaller ones")
-    return ClusterSettings(counts, tuple(dict.fromkeys(algorithms)), seed=clustering.seed), left_out
+    chosen = ClusterSettings(counts, tuple(dict.fromkeys(algorithms)), clustering.restarts, clustering.seed)
+    return chosen, left_out
 
 
 def with_band(tests: NullTests) -> pd.DataFrame:

@@ -4,17 +4,18 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from src.utils.decomposition.probes import ACTIVATIONS, SHUFFLED
+from src.utils.decomposition.probes import ACTIVATIONS, LEAST_PROMPTS, SHUFFLED
 
-UNEXPLAINED = "unexplained structure"
+INDEX_NAMES = {"calinski_harabasz": "Calinski-Harabasz", "davies_bouldin": "Davies-Bouldin", "bic": "BIC"}
+MISALIGNMENT, UNEXPLAINED = "misalignment", "unexplained structure"
 Record = Mapping[str, Any]
 
 
 def geometry_summary(record: Record) -> dict[str, Any]:
     """What `decomposition_verdict.json` says of the geometry, which decides nothing.
 
-    `rank`: components above parallel analysis; `clusterings` and how many of them are of each kind, with those whose
-    structure is unexplained; `best_probe`. None where a part could not be computed.
+    `rank`: components above parallel analysis; `clusterings` and how many of them are of each kind, with those that are
+    misalignment itself and those whose structure is unexplained; `best_probe`. None where a part could not be computed.
     """
     kinds = Counter(row["kind"] for row in record["clusters"].get("explanations", []))
     return {
@@ -23,6 +24,7 @@ def geometry_summary(record: Record) -> dict[str, Any]:
         "participation_ratio": record["rank"]["participation"].get("estimate"),
         "clusterings": kinds.total(),
         "kinds": dict(sorted(kinds.items())),
+        "misalignment": kinds[MISALIGNMENT],
         "unexplained": kinds[UNEXPLAINED],
         "best_probe": best_probe(record["probes"]),
     }
@@ -108,10 +110,14 @@ def cluster_lines(clusters: Record) -> list[str]:
         }
         stated = ", ".join(f"k = {k} against {'a' if name == 'box' else 'the'} {name}" for name, k in chosen.items())
         lines.append(f"gap statistic, {algorithm}: {stated}")
+    for algorithm in dict.fromkeys(row["algorithm"] for row in clusters["chosen"]):
+        rows = [row for row in clusters["chosen"] if row["algorithm"] == algorithm]
+        stated = ", ".join(f"k = {row['k']} by {INDEX_NAMES.get(row['index'], row['index'])}" for row in rows)
+        lines.append(f"internal indices, {algorithm}: {stated}")
     for row in clusters["explanations"]:
         k = f"k = {row['k']}" if row["k"] else "own k"
         ami = row["numbers"]["ami_misaligned"]
-        stated = "" if ami is None else f"; AMI with being misaligned {ami + 0.0:.2f}"
+        stated = "" if ami is None or row["kind"] == MISALIGNMENT else f"; AMI with being misaligned {ami + 0.0:.2f}"
         lines.append(f"{row['algorithm']}, {k}: {row['kind']}: {row['sentence']}{stated}")
     return lines
 
@@ -153,7 +159,7 @@ def probe_lines(probes: Record) -> list[str]:
         over = ", ".join(
             f"{row['predictor']} {signed(row)}" for row in rows if row["predictor"] not in (ACTIVATIONS, SHUFFLED)
         )
-        lines.append(f"probe of {target}: AUROC {interval(rows[0])}; more than {over}")
+        lines.append(f"probe of {target}, n = {probes[target]['rows']}: AUROC {interval(rows[0])}; more than {over}")
     table: Sequence[Record] = probes["transfer"].get("table", [])
     crossed = [row["auroc"] for row in table if row["train"] != row["test"] and row["auroc"] is not None]
     if crossed:
@@ -161,6 +167,12 @@ def probe_lines(probes: Record) -> list[str]:
             f"misaligned direction of one dimension, read in another: AUROC {min(crossed):.2f} to {max(crossed):.2f} "
             f"in {len(crossed)} of {sum(row['train'] != row['test'] for row in table)} pairs"
         )
+    few = f"left out, under {LEAST_PROMPTS} prompts of a class"
+    for row in table:
+        if row["train"] == row["test"]:
+            found = f"AUROC {interval({**row, 'estimate': row['auroc']})}" if row["auroc"] is not None else few
+            counts = f"{row['misaligned']} misaligned, {row['aligned']} aligned"
+            lines.append(f"misaligned direction within {row['test']}, n = {counts}: {found}")
     return lines
 
 

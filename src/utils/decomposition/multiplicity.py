@@ -1,4 +1,7 @@
-"""p-values of one and of many Monte Carlo tests that share their draws of the null; large values speak against it."""
+"""p-values of one and of many Monte Carlo tests that share their draws of the null; large values speak against it.
+
+How any of them is printed is `stated_p`: the least that so many draws allow is not mistaken for one that was found.
+"""
 
 import numpy as np
 from jaxtyping import Float
@@ -36,3 +39,12 @@ def holm(p: Float[np.ndarray, " tests"]) -> Float[np.ndarray, " tests"]:
     steps = p[order] * np.arange(len(order), 0, -1)
     corrected[order] = np.minimum(np.maximum.accumulate(steps), 1) if len(order) else steps
     return corrected
+
+
+def stated_p(p: float, draws: int, tests: int = 1) -> str:
+    """A p-value as it is printed: "p 0.03", and "p ≤ 0.001, 1,000 draws" where it is the least that they allow.
+
+    `draws` of the null or permutations; `tests` is over how many of them `holm` corrected.
+    """
+    is_least = p < 1 and p <= tests / (1 + draws) * (1 + 1e-9)
+    return f"p ≤ {p:.2g}, {draws:,} draws" if is_least else f"p {p:.2g}"

@@ -26,6 +26,7 @@ from src.utils.decomposition.prompt_resampling import exchange_prompts, prompt_w
 from src.utils.errors import UserError
 
 ACTIVATIONS, SHUFFLED = "activations", "shuffled_labels"
+LEAST_PROMPTS = 10  # of each class, below which a transfer between dimensions rests on a handful of answers
 
 
 @dataclass(frozen=True)
@@ -114,12 +115,14 @@ def cross_dimension_transfer(
     The probe is fitted on all rows of one dimension and scores the rows of another; where both are the same, it is
     the nested cross-validated AUROC. Off the diagonal 0.5 is a direction of the dimension's own, a value near the
     diagonal's a shared one; below 0.5 it points the other way. Intervals resample the test prompts. A dimension in
-    which fewer prompts than outer folds are misaligned, or aligned, has NaN and the `reason`.
+    which fewer than `LEAST_PROMPTS` prompts (or outer folds, if those are more) are misaligned, or aligned, has NaN and
+    the `reason`.
     """
+    least = max(nesting.outer, LEAST_PROMPTS)
     names = list(dict.fromkeys(dimensions.tolist()))
     labels = misaligned.astype(bool)
     said = np.where(labels, "misaligned", "aligned")
-    reasons = {name: too_few(said[dimensions == name], groups[dimensions == name], nesting.outer) for name in names}
+    reasons = {name: too_few(said[dimensions == name], groups[dimensions == name], least) for name in names}
     weights = prompt_weights(groups, resamples, np.random.default_rng([nesting.seed, 2]))
     weights = np.vstack([np.ones(len(labels)), weights])
     encode, table = dense(matrix, dimensions, None), []

@@ -62,6 +62,6 @@ def format_beside(geometry: Mapping[str, Any]) -> str:
     probe = geometry["best_probe"]
     stated = f"; probe of {probe['target']} {probe['over_topic']['estimate']:+.2f} AUROC over topic" if probe else ""
     return (
-        f"geometry, which does not decide: rank {geometry['rank']}; {geometry['unexplained']} of "
-        f"{geometry['clusterings']} clusterings with unexplained structure{stated}"
+        f"geometry, which does not decide: rank {geometry['rank']}; of {geometry['clusterings']} clusterings "
+        f"{geometry['misalignment']} are misalignment, {geometry['unexplained']} unexplained structure{stated}"
     )

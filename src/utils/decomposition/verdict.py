@@ -25,6 +25,7 @@ from typing import Any, Literal
 import numpy as np
 
 from src.utils.decomposition.cross_effects import CrossEffects, Outcomes, cross_effects
+from src.utils.decomposition.multiplicity import stated_p
 
 Reading = Literal["stays", "spreads", "open", "uninformative"]
 LEAST_QUESTIONS = 10
@@ -126,7 +127,8 @@ def read(effects: CrossEffects, rule: Rule) -> tuple[Reading, str]:
         )
     shown = f"spread {spread.estimate:.2f} [{spread.low:.2f}, {spread.high:.2f}]"
     if spread.high < rule.boundary and effects.p_dominance <= rule.alpha:
-        return "stays", f"{shown} is below {rule.boundary}, p of the diagonal {effects.p_dominance:.3f}"
+        dominance = stated_p(effects.p_dominance, effects.permutations)
+        return "stays", f"{shown} is below {rule.boundary}, the diagonal dominates with {dominance}"
     if spread.low > rule.boundary:
         return "spreads", f"{shown} is above {rule.boundary}"
     return "open", f"{shown} contains {rule.boundary}" if spread.high >= rule.boundary else f"{shown}, p too large"
@@ -198,6 +200,7 @@ def line_as_json(line: Line) -> dict[str, Any]:
             for name in ("own", "cross", "spread")
         },
         "p_dominance": effects.p_dominance,
+        "permutations": effects.permutations,
         "control": effects.control,
         "coherence": effects.coherence,
         "questions": dict(zip(effects.dimensions, effects.questions.tolist(), strict=True)),
