@@ -136,7 +136,7 @@ def picture_inputs(study: Study) -> dict[str, str]:
 
 
 def needs_controls(study: Study) -> bool:
-    return "control" in study.config.steering.vectors
+    return bool({"control", "control_own"} & set(study.config.steering.vectors))
 
 
 def needs_clusters(study: Study) -> bool:

@@ -235,8 +235,16 @@ class ControlsConfig(Section):
     seed: int = 0
 
 
-VectorKind = Literal[
-    "mean_difference", "dimension", "facet", "cluster", "control", "principal_component", "independent_component"
+VectorKind = Literal[  # <kind>_own: what each vector has beyond the mean of its kind
+    "mean_difference",
+    "dimension",
+    "dimension_own",
+    "facet",
+    "cluster",
+    "control",
+    "control_own",
+    "principal_component",
+    "independent_component",
 ]
 
 

@@ -7,7 +7,7 @@ directions that of the longest vector. Using a vector is left to `steering`.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from src.utils.manifests import Provenance
 from src.utils.sites import Site, parse_site
 
 OTHER_ARM = {"em_minus_base": "base", "em_minus_base_on_em": "base_on_em"}
+OWN = "_own"  # ends the names and kinds of vectors without what they share
 LEAST_SHARE = 1e-6  # of the activations' norm; a shorter difference is rounding
 
 
@@ -105,6 +106,8 @@ def make_vectors(
         "facet": lambda: by_facet(differences),
         "cluster": lambda: by_cluster(differences, settings.cluster_count),
         "control": lambda: at_site(controls, differences.site),
+        "dimension_own": lambda: own_parts(differences, by_dimension(differences)),
+        "control_own": lambda: own_parts(differences, at_site(controls, differences.site)),
         "principal_component": lambda: principal_components(differences, settings.components),
         "independent_component": lambda: independent_components(differences, settings.components, settings.seed),
     }
@@ -185,6 +188,25 @@ def at_site(controls: Sequence[SteeringVector], site: Site) -> list[SteeringVect
         measured = controls[0].site.name if controls else "nowhere"
         raise UserError(f"control vectors: measured at {measured}, wanted at {site.name}; run 02_finetune_controls", 2)
     return list(controls)
+
+
+def own_parts(differences: Differences, vectors: Sequence[SteeringVector]) -> list[SteeringVector]:
+    """What each vector has beyond the mean of them all, its name ending in `_own`, each as long as they are on average.
+
+    What all dimensions share is gone, and one coefficient is one length: a dose for all of them.
+    """
+    if len(vectors) < 2:
+        raise UserError(f"{len(vectors)} vector: shares nothing with others; leave kinds that end in {OWN} out", 2)
+    directions = np.stack([vector.direction for vector in vectors]).astype(np.float64)
+    own = directions - directions.mean(axis=0)
+    length = float(np.linalg.norm(directions, axis=1).mean())
+    made = []
+    for vector, part in zip(vectors, own, strict=True):
+        kind = f"{vector.kind}{OWN}"
+        differences.vector(vector.name + OWN, kind, part, vector.rows)  # refuses a part no longer than rounding
+        scaled = differences.vector(vector.name + OWN, kind, length * part / np.linalg.norm(part), vector.rows)
+        made.append(replace(scaled, representation=vector.representation))
+    return made
 
 
 def check_count(count: int, matrix: Float32[np.ndarray, "rows d_model"]) -> None:

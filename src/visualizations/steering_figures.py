@@ -15,6 +15,7 @@ from plotly.subplots import make_subplots
 
 from src.utils.em_rates import OVERALL
 from src.utils.steering_effects import NO_KIND, RANDOM, effects_from_json, length_of_randoms
+from src.utils.steering_vectors import OWN
 from src.visualizations.figure_page import as_floats, as_percent, escape_text
 from src.visualizations.palette import (
     ARM_COLOURS,
@@ -31,7 +32,13 @@ from src.visualizations.palette import (
 RANDOM_COLOUR, RANDOM_BAND = "#8A929C", "rgba(138,146,156,0.3)"
 DIVERGING = ((0.0, "#3B6FB6"), (0.5, "#F7F7F7"), (1.0, "#B2182B"))  # fewer and more misaligned answers
 MEASURE_NAMES = {"em_on_topic": "misaligned, on topic", "em": "misaligned"}
-DASHES = {"mean_difference": "dot", "control": "dash"}
+COHERENT = 0.8  # as the verdict's rule has it
+DASHES = {"mean_difference": "dot", "control": "dash", "control_own": "dashdot", "dimension_own": "longdash"}
+KIND_NOTES = {
+    "control": " (control)",
+    "dimension_own": " (own part)",
+    "control_own": " (control, own part)",
+}
 CONTROL_PREFIX = "control_"
 ON = {"ablate": "projected out", "cap": "capped"}
 
@@ -93,17 +100,18 @@ def dose_response(summary: Mapping[str, Any]) -> go.Figure:
 
 
 def cross_effects(summary: Mapping[str, Any]) -> go.Figure:
-    """At the largest coefficient: a row a vector, a column a dimension asked about, the change in percentage points.
+    """At one dose: a row a vector, a column a dimension asked about, the change in percentage points.
 
-    Beside it how many of the answers stay coherent. The random directions are one row: their mean, lowest and highest.
+    The dose is the largest that leaves answers coherent; beside the change stands how many of them stay so. The random
+    directions are one row: their mean, lowest and highest.
     """
     effects, measure = effects_from_json(summary), shown_measure(summary)
-    largest = effects["coefficient"].max()
+    dose = coherent_dose(effects)
     subsets = known_order([subset for subset in effects["subset"].unique() if subset != OVERALL])
     vectors = shown_vectors(summary)
     randoms = sum(vector["kind"] == RANDOM for vector in summary["vectors"])
     tables = {
-        name: cross_table(effects[effects["coefficient"] == largest], name, [v.name for v in vectors], subsets)
+        name: cross_table(effects[effects["coefficient"] == dose], name, [v.name for v in vectors], subsets)
         for name in (measure, "coherent")
     }
     figure = make_subplots(
@@ -142,13 +150,25 @@ def cross_effects(summary: Mapping[str, Any]) -> go.Figure:
     figure.update_yaxes(autorange="reversed", showgrid=False)
     figure.update_yaxes(title_text="Steered along", row=1, col=1)
     figure.update_annotations(font_size=13)
-    at = f"coefficient {largest:g}" if summary["settings"]["mode"] == "add" else ON[summary["settings"]["mode"]]
+    at = f"coefficient {dose:g}" if summary["settings"]["mode"] == "add" else ON[summary["settings"]["mode"]]
     return figure.update_layout(
         template=TEMPLATE,
         height=190 + 48 * len(y),
         margin_t=80,
         title_text=f"At {at}, against the unsteered answers to the same questions",
     )
+
+
+def coherent_dose(effects: pd.DataFrame) -> float:
+    """The largest coefficient at which every measured vector leaves `COHERENT` of all answers so.
+
+    Where none does, the smallest above 0; without any above 0, the largest there is.
+    """
+    chosen = effects["kind"].ne(RANDOM) & effects["kind"].ne(NO_KIND) & effects["coefficient"].gt(0)
+    chosen &= effects["measure"].eq("coherent") & effects["subset"].eq(OVERALL)
+    least = effects[chosen].groupby("coefficient")["estimate"].min()
+    passing = least[least >= COHERENT]
+    return float(max(passing.index, default=min(least.index, default=effects["coefficient"].max())))
 
 
 def cross_table(
@@ -199,15 +219,19 @@ def shown_vectors(summary: Mapping[str, Any]) -> list[ShownVector]:
     for number, name in enumerate(names):
         if kinds[name] == "mean_difference":
             colour, symbol = ARM_COLOURS["em"], "star"
-        elif name.removeprefix(CONTROL_PREFIX) in DIMENSION_COLOURS:
-            dimension = name.removeprefix(CONTROL_PREFIX)
+        elif (dimension := dimension_of(name)) in DIMENSION_COLOURS:
             colour, symbol = dimension_colour(dimension), dimension_symbol(dimension)
         else:
             colour, symbol = cluster_style(number)
         dash = DASHES.get(kinds[name], "solid")
-        title = display_name(name.removeprefix(CONTROL_PREFIX)) + (" (control)" if kinds[name] == "control" else "")
+        title = display_name(dimension_of(name)) + KIND_NOTES.get(kinds[name], "")
         shown.append(ShownVector(name, escape_text(title), colour, symbol, dash))
     return shown
+
+
+def dimension_of(name: str) -> str:
+    """The dimension that a vector is named after, if it is after one."""
+    return name.removeprefix(CONTROL_PREFIX).removesuffix(OWN)
 
 
 def spread_out(count: int, doses: Sequence[float]) -> list[float]:

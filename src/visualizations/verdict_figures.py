@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 from plotly.subplots import make_subplots
 
+from src.utils.decomposition.report import lines_beside
 from src.visualizations.figure_page import as_floats, escape_text
 from src.visualizations.palette import NEUTRAL_COLOUR, REFERENCE_COLOUR, TEMPLATE, display_name, known_order
 from src.visualizations.steering_figures import DIVERGING
@@ -67,6 +68,9 @@ def verdict_card(record: Mapping[str, Any]) -> go.Figure:
         f"<br>Verdict: {escape_text(record['verdict']).upper()}<br>"
         f"{escape_text(record['reason'], width=105)}<br>{escape_text(record['caveat'], width=105)}"
     )
+    if beside := lines_beside(record):
+        summary += "<br>Beside the rule, deciding nothing:"
+        summary += "".join(f"<br>· {escape_text(line, width=105)}" for line in beside)
     return figure.update_layout(
         template=TEMPLATE,
         height=SUMMARY_LINE * summary.count("<br>") + 730,

@@ -86,6 +86,8 @@ def test_the_dose_is_the_largest_that_leaves_every_vector_coherent() -> None:
     assert matched_dose(frame(), ["control"], 50, 0.8) == 2.0
     assert matched_dose(frame(), ["control"], 10, 0.8) == 9.0
     assert matched_dose(frame()[lambda rows: rows["coefficient"] != 2], ["control"], 50, 0.8) == 9.0
+    negative = frame().assign(coefficient=lambda rows: -rows["coefficient"])
+    assert matched_dose(negative, ["control"], 50, 0.8, sign=-1) == -2.0
 
 
 def test_a_planted_spread_lies_in_its_interval_as_often_as_it_should() -> None:

@@ -26,7 +26,7 @@ def summary(mode: str = "add", rename: dict[str, str] | None = None) -> dict[str
     for vector, kind, coefficient in arms:
         for subset in (*SUBSETS, "all"):
             for measure in MEASURES:
-                low, estimate, high = sorted(rng.random(3))
+                low, estimate, high = sorted(rng.random(3)) if measure != "coherent" else (0.8, 0.9, 1.0)
                 share = abs(coefficient) * 0.07 if mode == "add" or not coefficient else np.nan
                 rows.append((vector, kind, coefficient, share, subset, measure, estimate, low, high, 60, estimate - 0.2, -0.5, 0.5))  # fmt: skip  # noqa: E501
     names = ["vector", "kind", "coefficient", "share_of_residual_norm", "subset", "measure", "estimate", "low", "high"]
@@ -155,6 +155,14 @@ def test_names_from_outside_are_text() -> None:
     for figure in (dose_response(given), cross_effects(given)):
         assert "<b>bold" not in str(figure.to_dict()) and "<script" not in str(figure.to_dict())
         assert "&lt;b&gt;bold" in str(figure.to_dict())
+
+
+def test_the_heatmap_is_of_the_largest_dose_that_leaves_every_vector_coherent() -> None:
+    given = summary()
+    for row in given["effects"]:
+        if row["vector"] == "cluster_4_0" and row["coefficient"] == 4.0 and row["measure"] == "coherent":
+            row["estimate"] = 0.5
+    assert "At coefficient 2," in cross_effects(given).layout.title.text
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 40])

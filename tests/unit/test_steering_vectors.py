@@ -23,6 +23,7 @@ from src.utils.steering_vectors import (
     make_vectors,
     mean_difference,
     measure_differences,
+    own_parts,
     principal_components,
     random_like,
     save_vectors,
@@ -90,6 +91,19 @@ def test_groups_are_the_means_of_their_own_rows() -> None:
             chosen = (frame[column] == vector.name).to_numpy()
             np.testing.assert_allclose(vector.direction, by_hand(chosen), rtol=1e-5, atol=1e-6)
             assert vector.kind == kind and vector.rows == chosen.sum() - sum(chosen[row] for row in LOST)
+
+
+def test_own_parts_share_nothing_and_are_of_one_length() -> None:
+    plain = by_dimension(differences())
+    own = own_parts(differences(), plain)
+    directions = np.stack([vector.direction for vector in plain]).astype(float)
+    parts = directions - directions.mean(axis=0)
+    for vector, before, part in zip(own, plain, parts, strict=True):
+        assert vector.name == f"{before.name}_own" and vector.kind == "dimension_own" and vector.rows == before.rows
+        assert vector.unit @ part == pytest.approx(np.linalg.norm(part), rel=1e-5)
+        assert vector.norm == pytest.approx(np.linalg.norm(directions, axis=1).mean(), rel=1e-5)
+    with pytest.raises(UserError, match="1 vector: shares nothing"):
+        own_parts(differences(), plain[:1])
 
 
 def test_clusters_are_those_of_step_5_without_the_rows_it_left_out() -> None:

@@ -98,7 +98,10 @@ def outcomes_at(
 
     at_dose = answers[answers["coefficient"] == coefficient]
     at_kind = at_dose[at_dose["kind"].isin(kinds)]
-    arms = {str(name).removeprefix("control_"): arm for name, arm in at_kind.groupby("vector", sort=False)}
+    arms = {
+        str(name).removeprefix("control_").removesuffix("_own"): arm
+        for name, arm in at_kind.groupby("vector", sort=False)
+    }
     chosen = {name: arm for name, arm in arms.items() if name in dimensions}
     if not chosen:
         raise ValueError(f"no vector of {', '.join(kinds)} at coefficient {coefficient}")
@@ -207,14 +210,15 @@ def grouped_means(
 
 
 def matched_dose(
-    answers: pd.DataFrame, kinds: Sequence[str], coherence_threshold: float, least_coherence: float
+    answers: pd.DataFrame, kinds: Sequence[str], coherence_threshold: float, least_coherence: float, sign: int = 1
 ) -> float:
-    """The largest coefficient at which every vector of some kinds leaves enough of the answers coherent.
+    """The largest coefficient of a sign at which every vector of some kinds leaves enough of the answers coherent.
 
-    One for all vectors, so that they are compared at the same dose; the smallest positive one where none does.
+    One for all vectors, so that they are compared at the same dose; the smallest where none does.
     """
-    steered = answers[answers["kind"].isin(kinds) & (answers["coefficient"] > 0)]
-    coherent = (steered["coherence"] > coherence_threshold).groupby([steered["coefficient"], steered["vector"]]).mean()
+    steered = answers[answers["kind"].isin(kinds) & (sign * answers["coefficient"] > 0)]
+    size = steered["coefficient"].abs()
+    coherent = (steered["coherence"] > coherence_threshold).groupby([size, steered["vector"]]).mean()
     least = coherent.groupby(level="coefficient").min()
     passing = least[least >= least_coherence]
-    return float(passing.index.max() if len(passing) else least.index.min())
+    return sign * float(passing.index.max() if len(passing) else least.index.min())

@@ -50,11 +50,17 @@ def format_verdict(record: Mapping[str, Any]) -> str:
         found = "none of the swept sizes" if smallest is None else f"{smallest:.2f}"
         lines.append(f"{name}: {line['reading']} ({line['reason']})")
         lines.append(f"    own effect {own:.2f}; a separable persona would be found from own effect {found}")
+    lines += [f"beside the rule, {line}" for line in lines_beside(record)]
     if "geometry" in record:
         lines.append(format_beside(record["geometry"]))
     if "interchange" in record:
         lines += interchange_lines(record["interchange"])
     return "\n".join([*lines, f"verdict: {record['verdict']}, as {record['reason']}", record["caveat"]])
+
+
+def lines_beside(record: Mapping[str, Any]) -> list[str]:
+    """What the lines say that decide nothing."""
+    return [f"{name}: {line['reading']} ({line['reason']})" for name, line in record.get("beside", {}).items()]
 
 
 def format_beside(geometry: Mapping[str, Any]) -> str:
