@@ -22,6 +22,7 @@ from src.pod.remote.frames import (
     BLOCK_HEADER,
     END,
     ERROR,
+    GREETING,
     LOG,
     PUBLISHED,
     REFUSED,
@@ -206,6 +207,7 @@ def main(arguments: list[str]) -> int:
         writer.write(data)
         writer.flush()
 
+    write_all(GREETING)
     return serve(root, Wire(reader.read, write_all))
 
 
@@ -220,7 +222,7 @@ def serve(root: Path, wire: Wire) -> int:
                 wire.write(END)
         except (BrokenPipeError, FrameError):
             return 0  # the client is gone
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # whatever it is, asking again would end the same
             reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else repr(error)
             wire.write(ERROR, reason.encode())
             return 1
