@@ -5,8 +5,10 @@ nothing and does not escape strings. Failures are one line; what can be asked tw
 """
 
 import json
+import re
 import time
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Any
 
 import httpx
@@ -65,6 +67,15 @@ class Pod(Answer):
     @property
     def is_spot(self) -> bool:
         return self.kind == "INTERRUPTABLE"
+
+    @property
+    def changed(self) -> datetime | None:
+        """When its state last changed, told as `Exited by user: Fri Jun 19 2026 03:36:49 GMT+0000 (...)`."""
+        found = re.search(r"\w{3} \w{3} \d+ \d{4} [\d:]+ GMT[+-]\d{4}", self.status_change or "")
+        try:
+            return datetime.strptime(found[0], "%a %b %d %Y %H:%M:%S GMT%z") if found else None
+        except ValueError:
+            return None
 
     @property
     def gpu(self) -> str:

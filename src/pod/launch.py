@@ -14,8 +14,8 @@ from src.pod.client import PodClient, stop_mutation
 from src.pod.digests import DigestCache
 from src.pod.link import PodLink
 from src.pod.payload import Payload
-from src.pod.pods import choose_pod
-from src.pod.run_record import RunRecord, new_run_id, now
+from src.pod.pods import STOPPED, choose_pod, is_over
+from src.pod.run_record import RunRecord, log_size, new_run_id, now
 from src.pod.transfer import upload
 from src.utils.errors import UserError
 
@@ -41,14 +41,11 @@ def open_run(client: PodClient, command: Command) -> RunRecord:
     record = client.records.unfinished(command.step, command.script, command.options, None)
     if record is not None:
         pod = client.api.pod(record.pod_id)
-        is_there = pod is not None and pod.status == "RUNNING"
-        if is_there and chosen in (None, record.pod_id):
+        if not is_over(pod) and chosen in (None, record.pod_id):
             client.say(f"run {record.run_id}: attaching to it on pod {record.pod_id}")
             return record
-        if not is_there and record.state != "finished":
+        if is_over(pod):
             return move_run(client, record, pod)
-        if not is_there and chosen in (None, record.pod_id):
-            return record
     pod = choose_pod(client.api, chosen)
     run_id = new_run_id(command.step)
     root = client.settings.remote_root
@@ -65,18 +62,33 @@ def open_run(client: PodClient, command: Command) -> RunRecord:
             remote_root=root,
             remote_folder=f"{root}/runs/{run_id}",
             outputs=command.outputs,
-            when_done=client.choices.when_done,
+            when_done=client.choices.when_done or "keep",
         )
     )
 
 
 def move_run(client: PodClient, record: RunRecord, old: Pod | None) -> RunRecord:
-    """A run whose pod does not run any more, on the pod that is meant now: with the same volume it continues there."""
-    pod = choose_pod(client.api, client.choices.pod_id)
+    """A run whose pod does not run any more, on the pod that is meant now: with the same volume it continues there.
+
+    `UserError` where it would begin anew although a stopped pod still has it, unless another pod is named.
+    """
+    chosen = client.choices.pod_id
+    has_it = old is not None and old.status in STOPPED and not old.network_volume
+    if has_it and record.started is not None and chosen in (None, record.pod_id):
+        raise UserError(
+            f"run {record.run_id}: lies on the volume of pod {record.pod_id}, which is stopped; start that pod in the "
+            "console and give the same command again, or begin anew on another with --pod"
+        )
+    pod = choose_pod(client.api, chosen)
     gone = "was terminated" if old is None else f"is {old.status.lower()}"
     client.say(f"run {record.run_id}: pod {record.pod_id} {gone}; continuing on pod {pod.id}")
     return client.records.save(
-        record.updated(pod_id=pod.id, pod_name=pod.name, cost_per_hour=pod.cost_per_hour, state="interrupted")
+        record.charged_anew(
+            pod_id=pod.id,
+            pod_name=pod.name,
+            cost_per_hour=pod.cost_per_hour,
+            state="failed" if record.state == "failed" else "interrupted",
+        )
     )
 
 
@@ -94,7 +106,11 @@ def ensure_started(client: PodClient, record: RunRecord, link: PodLink, command:
         payload = command.pack()
         check_pod(client, record, link, payload)
         bring(client, record, link, payload)
-        state = start(client, record, link, payload)
+        here = log_size(client.records.log_path(record.run_id))
+        if state["log_bytes"] < here - record.log_start:  # what we have is from a pod whose volume is not here
+            record = client.records.save(record.updated(log_start=here))
+        start(client, record, link, payload)
+        record = record.charged_anew()
     if record.state not in ("running", "finished"):
         record = record.updated(state="running", started=record.started or now(), last_seen=now())
         client.records.save(record)

@@ -56,7 +56,7 @@ def read_options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str
         action.add_argument(f"--{name}", nargs="?", const=LAST, metavar="RUN", help=text)
     pod = parser.add_argument_group("pod")
     pod.add_argument("--pod", help="the pod's id (default: the one that is running)")
-    pod.add_argument("--when-done", choices=["keep", "stop", "terminate"], default="keep", help="default: keep")
+    pod.add_argument("--when-done", choices=["keep", "stop", "terminate"], help="default: keep")
     pod.add_argument("--max-hours", type=float, default=24, help="the guard stops the pod then (default: 24)")
     pod.add_argument("--idle-minutes", type=float, default=30, help="or when nothing happens for so long (default: 30)")
     pod.add_argument("--no-guard", action="store_true", help="start although nothing on the pod can stop it")
@@ -108,6 +108,8 @@ def make_client(own: argparse.Namespace) -> PodClient:
 def attend(client: PodClient, record: RunRecord, own: argparse.Namespace, command: Command | None) -> int:
     """Start what is not started, follow it to its end, fetch. Without a command (--attach) nothing is started."""
     with client.alone_with(record.run_id), client.link_to(record) as link:
+        if client.choices.when_done is not None:  # may be decided anew while it runs
+            record = client.records.save(record.updated(when_done=client.choices.when_done))
         for _ in range(RESTARTS + 1):
             if command is not None:
                 record = ensure_started(client, record, link, command)
@@ -150,6 +152,12 @@ def end_run(client: PodClient, record: RunRecord, own: argparse.Namespace) -> in
 
 def fetch_again(client: PodClient, record: RunRecord, own: argparse.Namespace) -> int:
     with client.alone_with(record.run_id), client.link_to(record) as link:
+        state = link.ask("state", {"run_id": record.run_id})["state"]
+        if state != "finished":
+            raise UserError(
+                f"run {record.run_id}: is {state} on the pod, and has no results yet; --attach {record.run_id} waits "
+                "for them"
+            )
         fetch(client, record, link, own.results_dir)
     return 0
 

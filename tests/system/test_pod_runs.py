@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import hashlib
 import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -187,11 +188,55 @@ def test_attaching_and_fetching_again_need_no_command(pod: PodServer, api: ApiSe
     assert attend(client, record, own, None) == 0
     assert client.records.log_path(record.run_id).read_text() == "made it\nlate\n"
     fetched = client.records.staging_path(record.run_id) / "out/a.txt"
-    fetched.unlink()
+    fetched.write_text("b")
     assert fetch_again(client, client.records.load(record.run_id), own) == 0 and fetched.read_text() == "a"
     (remote(pod, record).project / "out/model.pt").write_bytes(b"what torch.load would run")
     with pytest.raises(UserError, match=r"a pod has no business sending a \.pt file"):
         fetch_again(client, client.records.load(record.run_id), own)
+
+
+def test_a_run_that_goes_on_is_not_fetched_and_what_follows_it_is_decided_anew(
+    pod: PodServer, api: ApiServer, tmp_path: Path
+) -> None:
+    source = QUICK + "import time\nwhile not pathlib.Path('go').exists(): time.sleep(0.05)\n"
+    client = client_for(pod, api, tmp_path)
+    record = attend_to(client, job_command(tmp_path, source), tmp_path, is_detached=True)
+    there = remote(pod, record)
+    wait_for((there.project / "out/a.txt").exists, "the first of its outputs")
+    own = argparse.Namespace(detach=False, results_dir=tmp_path / "results")
+    with pytest.raises(UserError, match=f"is running on the pod, .*--attach {record.run_id} waits"):
+        fetch_again(client, record, own)
+    assert client.records.load(record.run_id).state == "running" and not (there.path / "fetched").exists()
+    (there.project / "go").touch()
+    assert attend(client_for(pod, api, tmp_path, when_done="stop"), record, own, None) == 0
+    assert api.calls("podStop") == [ACCOUNT_KEY] and (there.path / "fetched").exists()
+
+
+def test_results_outlive_the_pod_on_its_network_volume(pod: PodServer, api: ApiServer, tmp_path: Path) -> None:
+    client = client_for(pod, api, tmp_path)
+    command = job_command(tmp_path, QUICK)
+    record = attend_to(client, command, tmp_path, is_detached=True)
+    wait_for((remote(pod, record).path / "exit.json").exists, "the job ends")
+    client.records.save(record.updated(state="finished", pod_id="terminated"))
+    again = attend_to(client, command, tmp_path)
+    assert (again.run_id, again.state, again.pod_id) == (record.run_id, "fetched", "pod1")
+    assert (remote(pod, record).read("started") or {})["attempts"] == 1
+
+
+def test_the_cost_of_a_run_that_nobody_watched_ends_with_its_pod(
+    pod: PodServer, api: ApiServer, tmp_path: Path
+) -> None:
+    client = client_for(pod, api, tmp_path)
+    record = open_run(client, job_command(tmp_path, QUICK))
+    began = datetime(2026, 5, 4, 10, tzinfo=UTC)
+    record = record.updated(state="running", started=began, last_seen=began)
+    api.pods["pod1"] |= {
+        "desiredStatus": "EXITED",
+        "lastStatusChange": "Exited by user: Mon May 04 2026 13:00:00 GMT+0000 (Coordinated Universal Time)",
+    }
+    assert "$0.500 an hour, $1.50 so far" in report(client, record)
+    api.pods["pod1"]["lastStatusChange"] = "who knows"
+    assert "$0.500 an hour, at least $0.00 so far" in report(client, record)
 
 
 def test_the_same_command_opens_one_run(pod: PodServer, api: ApiServer, tmp_path: Path) -> None:

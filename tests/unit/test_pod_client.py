@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 
@@ -122,6 +123,15 @@ def test_money_is_hours_by_price() -> None:
     assert one.updated(last_seen=began.replace(hour=11, minute=30)).cost_so_far == 3.0
     assert one.updated(last_seen=began.replace(hour=15), ended=began.replace(hour=12)).cost_so_far == 4.0
     assert record(cost_per_hour=2.0).updated(last_seen=began).cost_so_far == 0.0
+
+
+def test_the_time_in_which_no_pod_works_for_a_run_costs_nothing() -> None:
+    began = now() - timedelta(hours=10)
+    first = record(started=began, cost_per_hour=2.0).updated(last_seen=began + timedelta(hours=1))
+    moved = first.charged_anew(pod_id="other", cost_per_hour=5.0)
+    assert moved.cost_so_far == first.cost_so_far == 2.0 and moved.started == began
+    assert moved.updated(last_seen=now() + timedelta(hours=1)).cost_so_far == pytest.approx(7.0, abs=0.01)
+    assert record(cost_per_hour=2.0).charged_anew().charged_from is None, "nothing has begun"
 
 
 def test_the_local_log_is_its_own_offset(tmp_path: Path) -> None:
