@@ -49,6 +49,8 @@ class PodWish:
 
 def price_line(api: RunPodApi, wish: PodWish) -> str:
     """What the pod costs an hour, and at most; `UserError` where a spot pod has no bid, or the price is unknown."""
+    if wish.bid is not None and not wish.is_spot:
+        raise UserError("--bid: is for spot pods; give --spot with it, or leave it out", 2)
     listed = api.gpu_price(wish.gpu, wish.gpu_count, wish.is_spot)
     if wish.is_spot and wish.bid is None:
         least = f"; the least that is taken now is {listed / wish.gpu_count:.3f}" if listed else ""

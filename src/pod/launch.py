@@ -15,6 +15,7 @@ from src.pod.digests import DigestCache
 from src.pod.link import PodLink
 from src.pod.payload import Payload
 from src.pod.pods import STOPPED, choose_pod, is_over
+from src.pod.remote.install import OLDEST_PYTHON
 from src.pod.run_record import RunRecord, log_size, new_run_id, now
 from src.pod.transfer import upload
 from src.utils.errors import UserError
@@ -118,8 +119,16 @@ def ensure_started(client: PodClient, record: RunRecord, link: PodLink, command:
 
 
 def check_pod(client: PodClient, record: RunRecord, link: PodLink, payload: Payload) -> None:
-    """Refuse to start on a pod that has lost its GPU, or has no room for what is sent."""
+    """Refuse a pod whose Python is too old, that has no guard, no GPU any more, or no room for what is sent."""
     facts = link.ask("probe", {"asks_hub": False})
+    if tuple(facts["python"][:2]) < OLDEST_PYTHON:
+        found, needed = (".".join(map(str, numbers)) for numbers in (facts["python"], OLDEST_PYTHON))
+        raise UserError(
+            f"pod {record.pod_id}: {link.python} is Python {found}, and the project needs {needed}; name another with "
+            "--remote-python, or create a pod from a newer image"
+        )
+    if client.choices.is_guarded and facts["unguarded"]:
+        raise no_guard(record, facts["unguarded"])
     pod = client.api.pod(record.pod_id)
     if pod is not None and pod.gpu_count and not facts["visible_gpus"]:
         raise UserError(
@@ -173,13 +182,17 @@ def start(client: PodClient, record: RunRecord, link: PodLink, payload: Payload)
         request["install"] = {"requirements": client.requirements(), "uv": own_uv_version()}
     state = link.ask("start", request)
     if "refused" in state:
-        raise UserError(
-            f"pod {record.pod_id}: nothing would stop it when it is done ({state['refused']}); create it with "
-            "`src/pod/config.py create`, or start without a cost guard: --no-guard"
-        )
+        raise no_guard(record, state["refused"])
     if state["state"] == "elsewhere":
         raise UserError(f"run {record.run_id}: another pod on the volume runs it; cancel it there, or wait")
     return state
+
+
+def no_guard(record: RunRecord, reason: str) -> UserError:
+    return UserError(
+        f"pod {record.pod_id}: nothing would stop it when it is done ({reason}); create it with "
+        "`src/pod/config.py create`, or start without a cost guard: --no-guard"
+    )
 
 
 def own_uv_version() -> str:

@@ -15,7 +15,7 @@ STEPS = {"finetune": "02", "collect": "03", "judge": "04", "steer": "06"}  # ste
 JUDGE_TRAIN = "judge-train"
 SCRIPT = "script"
 CODE = ("src", "configs", "pyproject.toml")
-LEFT_OUT = {"__pycache__", ".DS_Store", ".parts"}
+LEFT_OUT = {"__pycache__", ".DS_Store", ".parts", ".env", ".git", ".venv"}
 REMOTE_RESULTS = "results"
 
 
@@ -93,12 +93,13 @@ def files_below(path: Path, name: str) -> Iterable[tuple[str, Path]]:
         return [(name, path)]
     if not path.is_dir():
         raise UserError(f"{path}: does not exist; make it first, or correct the path")
-    inner = sorted(file for file in path.rglob("*") if file.is_file() and not LEFT_OUT & set(file.parts))
-    return [(f"{name}/{file.relative_to(path).as_posix()}", file) for file in inner if not is_temporary(file)]
+    inner = sorted(file.relative_to(path) for file in path.rglob("*") if file.is_file())
+    return [(f"{name}/{file.as_posix()}", path / file) for file in inner if not is_left_out(file)]
 
 
-def is_temporary(file: Path) -> bool:
-    return any(part.endswith(".tmp") for part in file.parts)
+def is_left_out(file: Path) -> bool:
+    """Caches, files that are being written, and what holds secrets: names below the folder that is sent."""
+    return any(part in LEFT_OUT or part.endswith(".tmp") for part in file.parts)
 
 
 def name_on_pod(path: Path, root: Path) -> str:

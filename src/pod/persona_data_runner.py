@@ -26,7 +26,7 @@ from src.pod.plans import plan_command
 from src.pod.run_record import RunRecord, RunRecords
 from src.pod.settings import read_settings
 from src.pod.watch import cancel, conclude, follow, report
-from src.utils.cli import OneLineParser, run_script
+from src.utils.cli import OneLineParser, positive, run_script
 from src.utils.config import PROJECT_ROOT
 from src.utils.errors import UserError
 
@@ -55,10 +55,13 @@ def read_options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str
     }.items():
         action.add_argument(f"--{name}", nargs="?", const=LAST, metavar="RUN", help=text)
     pod = parser.add_argument_group("pod")
+    number = positive(float)
     pod.add_argument("--pod", help="the pod's id (default: the one that is running)")
     pod.add_argument("--when-done", choices=["keep", "stop", "terminate"], help="default: keep")
-    pod.add_argument("--max-hours", type=float, default=24, help="the guard stops the pod then (default: 24)")
-    pod.add_argument("--idle-minutes", type=float, default=30, help="or when nothing happens for so long (default: 30)")
+    pod.add_argument("--max-hours", type=number, default=24, help="the guard stops the pod then (default: 24)")
+    pod.add_argument(
+        "--idle-minutes", type=number, default=30, help="or when nothing happens for so long (default: 30)"
+    )
     pod.add_argument("--no-guard", action="store_true", help="start although nothing on the pod can stop it")
     pod.add_argument(
         "--remote-python", default="python3", help="the Python on the pod around which is installed (default: python3)"

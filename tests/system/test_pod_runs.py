@@ -101,7 +101,9 @@ def test_a_second_client_does_not_write_the_same_log(pod: PodServer, api: ApiSer
         pass
 
 
-def test_what_makes_a_pod_unfit_is_said_before_anything_starts(pod: PodServer, api: ApiServer, tmp_path: Path) -> None:
+def test_what_makes_a_pod_unfit_is_said_before_anything_starts(
+    pod: PodServer, api: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     command = job_command(tmp_path, QUICK)
     api.pods = {"pod1": pod_entry("pod1", pod.port, gpuCount=1)}
     with pytest.raises(UserError, match="rented with 1 x RTX 4090 and shows none"):
@@ -109,6 +111,9 @@ def test_what_makes_a_pod_unfit_is_said_before_anything_starts(pod: PodServer, a
     huge = tmp_path / "huge"
     with huge.open("wb") as file:
         file.truncate(1 << 42)  # sparse: more than any disk here has free
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"and the project needs 99.0; name another"):
+        patch.setattr("src.pod.launch.OLDEST_PYTHON", (99, 0))
+        attend_to(client_for(pod, api, tmp_path), dataclasses.replace(command, options=["new"]), tmp_path)
     payload = dataclasses.replace(command.pack(), files={"huge": huge})
     command = dataclasses.replace(command, pack=lambda: payload, options=["other"])
     api.pods = {"pod1": pod_entry("pod1", pod.port)}
@@ -148,7 +153,7 @@ def test_without_a_key_of_its_own_no_job_starts(api: ApiServer, tmp_path: Path, 
         with pytest.raises(UserError, match=r"no RUNPOD_API_KEY\); .*--no-guard"):
             guarded(bare, api, tmp_path, QUICK)
         record = client_for(bare, api, tmp_path).records.latest()
-        assert not (remote(bare, record).path / "started").exists()
+        assert not (remote(bare, record).path / "started").exists() and not (bare.root / "store").exists()
         attend_to(client_for(bare, api, tmp_path), job_command(tmp_path, QUICK), tmp_path)
 
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from src.pod import config, persona_data_runner
 from src.pod.api import Enum, Pod, RunPodApi, literal
 from src.pod.creation import PodWish, price_line
 from src.pod.pods import Address, choose_pod, describe, state_of, wait_until_ready
@@ -73,13 +74,38 @@ def test_nothing_there_and_nothing_in_time(server: ApiServer, waits: list[float]
         ("[1]", "no GraphQL answer"),
         ("{}", "without data"),
         ('{"errors": [{"message": "Something\\nwent wrong"}]}', "Something"),
+        ('{"errors": {"message": "Something"}}', "Something"),
+        ('{"errors": "Something"}', "Something"),
         ('{"data": {"myself": {"pods": [{"name": "no id"}]}}}', "a pod that has no usable id"),
+        ('{"data": {"myself": {"pods": ["pod"]}}}', "a pod that has no usable fields"),
+        ('{"data": {"myself": {"pods": 5}}}', "no usable pods"),
+        ('{"data": {"myself": "me"}}', "no usable myself"),
     ],
 )
 def test_a_body_that_is_no_answer(body: str, reason: str, server: ApiServer, api: RunPodApi) -> None:
     server.failures = [(200, body, {})]
     with pytest.raises(UserError, match=reason):
         api.pods()
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:99", "http://host:port"])
+def test_an_address_that_is_none(url: str, waits: list[float]) -> None:
+    with pytest.raises(UserError, match=f"RUNPOD_API_BASE_URL: {url}/graphql is no web address"):
+        RunPodApi(url, ACCOUNT_KEY, waits.append).pods()
+    assert not waits
+
+
+@pytest.mark.parametrize("number", ["-1", "0", "nan", "inf", "two"])
+def test_hours_and_money_are_numbers_above_zero(number: str, capsys: pytest.CaptureFixture) -> None:
+    for read, options in (
+        (config.read_options, ["create", "--gpu", "A100", "--max-hours"]),
+        (config.read_options, ["create", "--gpu", "A100", "--spot", "--bid"]),
+        (persona_data_runner.read_options, ["--max-hours"]),
+        (persona_data_runner.read_options, ["--idle-minutes"]),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            read([*options, number])
+        assert caught.value.code == 2 and f"'{number}' is no number above 0" in capsys.readouterr().err
 
 
 def test_creating_is_never_repeated_after_an_answer_that_did_not_come(server: ApiServer, api: RunPodApi) -> None:
@@ -124,6 +150,8 @@ def test_the_price_is_told_with_its_end(api: RunPodApi) -> None:
     assert "$0.250 an hour (spot" in price_line(api, PodWish("A100", is_spot=True, bid=0.25))
     with pytest.raises(UserError, match=r"--spot: needs --bid, .*least that is taken now is 0.200"):
         price_line(api, PodWish("A100", is_spot=True))
+    with pytest.raises(UserError, match="--bid: is for spot pods"):
+        price_line(api, PodWish("A100", bid=0.25))
 
 
 STATES = [
@@ -211,5 +239,8 @@ def test_settings_keep_secrets_out_of_their_repr() -> None:
     assert settings.api_url == "https://api.runpod.io" and settings.remote_root == "/workspace/em-persona"
     with pytest.raises(UserError, match="RUNPOD_API_KEY is not set; put it into"):
         read_settings({})
+    with pytest.raises(UserError, match="RUNPOD_API_KEY holds a character that no key has") as caught:
+        read_settings({"RUNPOD_API_KEY": "ключ"})
+    assert "ключ" not in caught.value.message
     with pytest.raises(UserError, match="--remote-root here: must be absolute"):
         read_settings(environment, remote_root="here")

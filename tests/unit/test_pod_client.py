@@ -10,13 +10,17 @@ import numpy as np
 import pandas as pd
 import pytest
 from packaging.requirements import Requirement
+from paramiko import SFTPError
 
+from src.pod.api import Pod
+from src.pod.checks import all_passed, check_facts, check_sftp
 from src.pod.payload import rewrite_options, script_payload, step_payload, without_results_dir
 from src.pod.requirements import pinned_requirements
 from src.pod.results import publish_results, verify_results
 from src.pod.run_record import RunRecord, RunRecords, append_log, log_size, new_run_id, now, progress_line
 from src.utils.artifacts import load_frame, save_frame
 from src.utils.errors import UserError
+from tests.pod_api_server import pod_entry
 from tests.tiny_models import provenance
 
 
@@ -46,6 +50,17 @@ def test_a_script_gets_the_code_and_the_files_that_its_options_name(repository: 
     here = payload.options[1]
     assert here.startswith("inputs/") and here.endswith("/mine.jsonl") and payload.files[here] == outside
     assert payload.options[2:] == ["--world", "data", "--also=data/q.jsonl", "--limit", "3"]
+
+
+def test_a_folder_goes_without_caches_and_secrets_whatever_lies_above_it(repository: Path) -> None:
+    root = repository.rename(repository.parent / "repository.tmp")
+    for name in (".env", "data/.env", ".git/config", ".venv/pyvenv.cfg", "data/half.tmp/x"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text("HF_TOKEN=hf_x")
+    payload = script_payload("src/s.py", [], [root], ["out"], root)
+    assert {path.read_text() for path in payload.files.values()} == {
+        *("src/a.py", "src/s.py", "configs/x.yaml", "pyproject.toml", "data/q.jsonl")
+    }
 
 
 def test_two_files_of_one_name_stay_two(repository: Path, tmp_path: Path) -> None:
@@ -88,6 +103,23 @@ def test_the_collection_needs_prompts_model_and_adapter(tmp_path: Path) -> None:
         "results/persona_data.safetensors",
         "results/persona_data.pkl.manifest.json",
     ]
+
+
+def test_a_pod_without_torch_shows_its_gpu_all_the_same() -> None:
+    facts = {"python": [3, 11, 9], "torch": None, "free_bytes": 30 * 2**30, "hub": "", "unguarded": ""}
+    pod = Pod.model_validate(pod_entry("p", 1, gpuCount=1))
+    found = {check.name: check for check in check_facts({**facts, "visible_gpus": 1}, pod, "/w")}
+    assert found["CUDA"].passed and not found["torch"].passed and all_passed(list(found.values()))
+    found = {check.name: check for check in check_facts({**facts, "visible_gpus": 0}, pod, "/w")}
+    assert not found["CUDA"].passed and "create another" in found["CUDA"].remedy
+
+
+def test_sftp_that_talks_nonsense_is_a_warning() -> None:
+    def open_sftp() -> None:
+        raise SFTPError("Incompatible sftp protocol")
+
+    check = check_sftp(open_sftp, "/w/x")
+    assert not check.passed and check.is_warning and "Incompatible" in check.found
 
 
 def test_versions_are_those_of_this_environment() -> None:

@@ -50,6 +50,13 @@ def find_credentials() -> dict[str, str]:
     return found
 
 
+def why_unguarded() -> str:
+    """Empty where a guard can do its work; else what the container's environment has not."""
+    found = find_credentials()
+    missing = [name for name in ("RUNPOD_API_KEY", "RUNPOD_POD_ID") if name not in found]
+    return "the container's environment has no {}".format(" and no ".join(missing)) if missing else ""
+
+
 def read_environment(path: Path) -> dict[str, str]:
     """NAME=value pairs of an environment: zero-separated as in /proc, or lines of `export NAME="value"`."""
     try:

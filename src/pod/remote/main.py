@@ -31,7 +31,7 @@ from src.pod.remote.frames import (
     Heartbeats,
     Wire,
 )
-from src.pod.remote.guard import find_credentials, start_guard
+from src.pod.remote.guard import start_guard, why_unguarded
 from src.pod.remote.install import InstallError, environment_folder, install, python_of
 from src.pod.remote.layout import RunFolder, state_of
 from src.pod.remote.probe import probe
@@ -89,9 +89,8 @@ def start_run(root: Path, request: dict[str, Any], wire: Wire) -> None:
     """The guard, then the job; without a pod-scoped key no guard, and then no job unless the request says so."""
     run, spec = RunFolder(root, request["run_id"]), request["spec"]
     if request.get("guard"):
-        missing = [name for name in ("RUNPOD_API_KEY", "RUNPOD_POD_ID") if name not in find_credentials()]
-        if missing:
-            wire.write_json({"refused": "the container's environment has no {}".format(" and no ".join(missing))})
+        if reason := why_unguarded():
+            wire.write_json({"refused": reason})
             return
         start_guard(run, request["guard"])
     if "install" in request:
