@@ -1,5 +1,6 @@
 """The client's side without a pod: what a step needs, records, versions, and results that are not to be trusted."""
 
+import argparse
 import json
 import pickle
 from datetime import timedelta
@@ -14,7 +15,8 @@ from paramiko import SFTPError
 
 from src.pod.api import Pod
 from src.pod.checks import all_passed, check_facts, check_sftp
-from src.pod.payload import rewrite_options, script_payload, step_payload, without_results_dir
+from src.pod.payload import outputs_of, rewrite_options, script_payload, step_payload, without_folder
+from src.pod.plans import plan_command
 from src.pod.requirements import pinned_requirements
 from src.pod.results import publish_results, verify_results
 from src.pod.run_record import RunRecord, RunRecords, append_log, log_size, new_run_id, now, progress_line
@@ -82,7 +84,29 @@ def test_what_a_script_may_not_do(repository: Path) -> None:
 
 
 def test_the_results_folder_of_the_pod_is_its_own() -> None:
-    assert without_results_dir(["--a", "--results-dir", "x", "--b", "--results_dir=y", "c"]) == ["--a", "--b", "c"]
+    words = ["--a", "--results-dir", "x", "--b", "--results_dir=y", "c", "--output-dir=z"]
+    assert without_folder(words, "--results-dir") == ["--a", "--b", "c", "--output-dir=z"]
+
+
+def test_the_safety_judge_is_resumed_and_leaves_its_results_where_they_are_looked_for(tmp_path: Path) -> None:
+    (tmp_path / "sets.csv").write_text("x")
+    words = ["--data", "data/safety", f"xstest={tmp_path}/sets.csv", "--output-dir", str(tmp_path)]
+    own = argparse.Namespace(step="judge-train", force=True)
+    command = plan_command(own, words)
+    assert command is not None and command.options == [*words, "--force"]
+    payload = command.pack()
+    assert payload.options[2].startswith("xstest=inputs/") and payload.options[2][7:] in payload.files
+    assert payload.options[3:] == ["--force", "--output-dir", "outputs/checkpoints", "--resume"]
+    assert payload.outputs == ["outputs/checkpoints"] and "data/safety/README.md" in payload.files
+
+
+def test_pages_and_watched_trainings_come_along(tmp_path: Path) -> None:
+    from src.pipelines.persona_study import FINETUNE, JUDGE, Study
+    from src.utils.config import load_config
+
+    study = Study(load_config("organism", {"judging.second_judge": "local"}), tmp_path, tmp_path)
+    assert {study.agreement_page, study.rates, study.scored} <= set(outputs_of(JUDGE, study))
+    assert {study.finetuned, study.watched} <= set(outputs_of(FINETUNE, study))
 
 
 def test_the_collection_needs_prompts_model_and_adapter(tmp_path: Path) -> None:
@@ -101,6 +125,7 @@ def test_the_collection_needs_prompts_model_and_adapter(tmp_path: Path) -> None:
     assert payload.outputs == [
         "results/persona_data.pkl",
         "results/persona_data.safetensors",
+        "results/persona_data.html",
         "results/persona_data.pkl.manifest.json",
     ]
 
