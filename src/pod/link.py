@@ -19,6 +19,7 @@ from src.utils.errors import UserError
 
 T = TypeVar("T")
 PATIENCE_SECONDS = 600.0  # without a connection that achieved something, before the client gives up
+GLANCE_SECONDS = 60.0  # the same for who only wants to know
 FIRST_WAIT, LONGEST_WAIT = 0.5, 15.0
 LONGEST_LOGIN = 1 << 16  # bytes that the pod's shell may say before the helper does
 
@@ -149,7 +150,7 @@ class PodLink:
                     wait, since, moved = FIRST_WAIT, time.monotonic(), has_moved()
                 if time.monotonic() - since > self._patience:
                     raise UserError(
-                        f"pod {self._login.pod_id}: no connection for {self._patience / 60:.0f} minutes ({error}); "
+                        f"pod {self._login.pod_id}: no connection for {self._patience:.0f} s ({error}); "
                         "what runs there goes on, and the same command attaches to it again"
                     ) from error
                 self.tell(f"connection lost ({error}); trying again in {wait:.0f} s")

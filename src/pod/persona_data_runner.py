@@ -15,12 +15,14 @@ to results/, and results/runs/<run>.json with the log beside it.
 import argparse
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from src.pod.api import RunPodApi
 from src.pod.client import Choices, PodClient
 from src.pod.fetch import fetch
 from src.pod.launch import Command, ensure_started, open_run
+from src.pod.link import GLANCE_SECONDS
 from src.pod.payload import JUDGE_TRAIN, SCRIPT, STEPS
 from src.pod.plans import plan_command
 from src.pod.run_record import RunRecord, RunRecords
@@ -141,6 +143,7 @@ def attend(client: PodClient, record: RunRecord, own: argparse.Namespace, comman
 
 
 def show_status(client: PodClient, record: RunRecord, own: argparse.Namespace) -> int:
+    client.choices = replace(client.choices, patience=GLANCE_SECONDS)
     print(report(client, record))
     return 0
 

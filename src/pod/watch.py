@@ -58,7 +58,7 @@ def follow(
                 raise ConnectionLost(f"expected a line of the log, got {kind!r}")
 
     try:
-        state = link.persist(once, lambda: log_size(log))
+        state = link.persist(once, lambda: (log_size(log), latest.last_seen))  # a silent job is heard of, too
     except UserError as error:
         client.records.save(latest.updated(state="interrupted", exit_reason=error.message))
         raise

@@ -4,6 +4,7 @@ import hashlib
 import os
 import random
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -186,6 +187,21 @@ def test_a_pod_without_the_volume_begins_anew_and_its_log_is_whole(
     api.pods = {"pod1": pod_entry("pod1", pod.port)}
     record = attend_to(client_for(pod, api, tmp_path), command, tmp_path)
     assert client.records.log_path(record.run_id).read_text() == "gone speaks\npod1 speaks\n"
+
+
+def test_a_line_that_is_cut_while_the_job_is_silent_is_no_end(pod: PodServer, api: ApiServer, tmp_path: Path) -> None:
+    """The client is patient from when it last heard of the pod, not from when the job last said something."""
+    source = "import time\ntime.sleep(6)\nprint('at last')\nopen('out', 'w').close()\n"
+    said: list[str] = []
+    client = client_for(pod, api, tmp_path, patience=2.5, say=said.append)
+    record = attend_to(client, job_command(tmp_path, source), tmp_path, is_detached=True)
+    with client.link_to(record) as link:
+        session = link.session()
+        cut = threading.Timer(4.0, session.close)
+        cut.start()
+        assert follow(client, record, link, lambda piece: None)[1]["state"] == "finished"
+    assert not cut.is_alive() and any("connection lost" in line for line in said)
+    assert client.records.log_path(record.run_id).read_text() == "at last\n"
 
 
 def stop_watching(piece: bytes) -> None:
