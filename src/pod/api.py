@@ -13,7 +13,7 @@ from types import UnionType
 from typing import Any
 
 import httpx
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from src.utils.errors import UserError
 
@@ -32,6 +32,14 @@ class Answer(BaseModel):
     """Part of an API answer: fields that we do not ask for are nobody's business here."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def without_nulls(cls, value: Any) -> Any:
+        """A null is a field that is not there."""
+        if not isinstance(value, dict):
+            return value
+        return {name: item for name, item in value.items() if item is not None}
 
 
 class Port(Answer):

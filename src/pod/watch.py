@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 from src.pod.api import Pod
@@ -76,7 +77,14 @@ def conclude(client: PodClient, record: RunRecord, state: dict[str, Any]) -> Run
     """The record of a run that is over on the pod: finished, failed with a reason, or cancelled."""
     ended = state["exit"] or {}
     outcome = state["state"]
-    changes: dict[str, Any] = {"state": outcome, "ended": now(), "last_seen": now(), "exit_code": ended.get("code")}
+    at = datetime.fromtimestamp(ended["at"], UTC) if "at" in ended else now()
+    began = record.charged_from or record.started or now()
+    changes: dict[str, Any] = {
+        "state": outcome,
+        "ended": min(max(began, at), now()),  # by the pod's clock: what came after was no longer this run's
+        "last_seen": now(),
+        "exit_code": ended.get("code"),
+    }
     if outcome == "failed":
         tail = client.records.log_path(record.run_id).read_bytes()[-20000:].decode("utf-8", "replace")
         changes["exit_reason"] = explain(ended, tail)

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import hashlib
 import subprocess
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ import pytest
 from src.pod.launch import open_run
 from src.pod.persona_data_runner import attend, fetch_again
 from src.pod.run_record import RunRecord
-from src.pod.watch import cancel, report
+from src.pod.watch import cancel, conclude, report
 from src.utils.errors import UserError
 from tests.pod_api_server import ACCOUNT_KEY, POD_KEY, ApiServer, pod_entry
 from tests.pod_jobs import HUB_TOKEN, SLEEPY, attend_to, client_for, job_command, remote
@@ -240,6 +240,9 @@ def test_the_cost_of_a_run_that_nobody_watched_ends_with_its_pod(
         "lastStatusChange": "Exited by user: Mon May 04 2026 13:00:00 GMT+0000 (Coordinated Universal Time)",
     }
     assert "$0.500 an hour, $1.50 so far" in report(client, record)
+    exit_file = {"code": 0, "at": (began + timedelta(hours=1)).timestamp()}
+    done = conclude(client, record, {"state": "finished", "exit": exit_file})
+    assert done.cost_so_far == 0.5, "found a day later, on a pod that was started for it"
     api.pods["pod1"]["lastStatusChange"] = "who knows"
     assert "$0.500 an hour, at least $0.00 so far" in report(client, record)
 

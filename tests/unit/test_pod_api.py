@@ -187,6 +187,12 @@ def test_states_of_a_pod(entry: dict, text: str, address: Address | None) -> Non
     assert "p " in describe(Pod.model_validate(entry))
 
 
+def test_nulls_are_fields_that_are_not_there() -> None:
+    port = {"ip": "1.2.3.4", "isIpPublic": None, "privatePort": 22, "publicPort": None, "type": "tcp"}
+    pod = Pod.model_validate(pod_entry("p", 1, costPerHr=None, gpuCount=None, runtime={"ports": [port]}))
+    assert pod.cost_per_hour == 0.0 and not state_of(pod).may_come
+
+
 def test_which_pod_is_meant(server: ApiServer, api: RunPodApi, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="no pod is running; create one") as caught:
         choose_pod(api, None)

@@ -135,7 +135,9 @@ def test_a_job_without_supervisor_dies_and_the_next_start_goes_on(run: RunFolder
     os.kill((run.read("pid") or {})["supervisor"], 9)
     wait_for(lambda: not run.is_locked(), "the job dies with it")
     assert state_of(run)["state"] == "interrupted"
+    run.write("pid", {"supervisor": 1, "group": 1 << 30})  # numbers of a container that is gone
     assert start(run, spec("print('on')"), {})["started"]["attempts"] == 2
+    assert (run.read("pid") or {}).get("group") != 1 << 30, "nothing is left that a cancellation could hit instead"
     assert ended(run)["code"] == 0 and run.log.read_text().endswith("on\n")
 
 

@@ -38,7 +38,7 @@ def start(run: RunFolder, spec: dict[str, Any], secrets: dict[str, str]) -> dict
     try:
         ended = run.read("exit.json")
         if ended is None or int(ended["round"]) < int(spec["round"]):
-            for name in ("exit.json", "cancelled", "fetched"):
+            for name in ("exit.json", "cancelled", "fetched", "pid"):
                 if (run.path / name).exists():
                     (run.path / name).unlink()
             attempts = int((run.read("started") or {}).get("attempts", 0)) + 1
