@@ -62,4 +62,5 @@ def price_line(api: RunPodApi, wish: PodWish) -> str:
         )
     kind = "spot, may be taken away" if wish.is_spot else "on demand"
     most = hourly * wish.max_hours
-    return f"${hourly:.3f} an hour ({kind}), terminated after {wish.max_hours:g} h at the latest: at most ${most:.2f}"
+    end = f"terminated after {wish.max_hours:g} h at the latest"
+    return f"${hourly:.3f} an hour ({kind}), {end}: at most ${most:.2f} and storage"

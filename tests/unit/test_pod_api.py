@@ -144,9 +144,21 @@ def test_a_wish_carries_its_own_end_and_its_kind(server: ApiServer, api: RunPodA
     )
 
 
+def test_a_pod_on_a_network_volume_is_not_stopped_but_terminated(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RUNPOD_API_KEY", ACCOUNT_KEY)
+    monkeypatch.setenv("RUNPOD_API_BASE_URL", server.url)
+    server.pods = {"p": pod_entry("p", 1, networkVolumeId="v")}
+    with pytest.raises(UserError, match="pod p: RunPod stops none that has a network volume; terminate it"):
+        config.main(["stop", "p", "--yes"])
+    config.main(["terminate", "p", "--yes"])
+    assert not server.calls("podStop") and not server.pods
+
+
 def test_the_price_is_told_with_its_end(api: RunPodApi) -> None:
     assert price_line(api, PodWish("A100", gpu_count=2, max_hours=3)).startswith("$1.000 an hour (on demand)")
-    assert price_line(api, PodWish("A100", gpu_count=2, max_hours=3)).endswith("at most $3.00")
+    assert price_line(api, PodWish("A100", gpu_count=2, max_hours=3)).endswith("at most $3.00 and storage")
     assert "$0.250 an hour (spot" in price_line(api, PodWish("A100", is_spot=True, bid=0.25))
     with pytest.raises(UserError, match=r"--spot: needs --bid, .*least that is taken now is 0.200"):
         price_line(api, PodWish("A100", is_spot=True))
