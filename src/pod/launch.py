@@ -112,6 +112,8 @@ def ensure_started(client: PodClient, record: RunRecord, link: PodLink, command:
             record = client.records.save(record.updated(log_start=here))
         start(client, record, link, payload)
         record = record.charged_anew()
+    elif state["state"] == "running" and state["guard"] and not state["is_guarded"] and client.choices.is_guarded:
+        start(client, record, link, command.pack())  # the job goes on; its guard was lost
     if record.state not in ("running", "finished"):
         record = record.updated(state="running", started=record.started or now(), last_seen=now())
         client.records.save(record)

@@ -3,6 +3,8 @@
 import argparse
 import dataclasses
 import hashlib
+import os
+import signal
 import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -145,6 +147,28 @@ def test_the_guard_stops_the_pod_when_the_job_is_done_and_fetched(
     assert ACCOUNT_KEY in api.calls("podTerminate"), "the client does it at once"
     api.pods["pod1"] = pod_entry("pod1", pod.port)
     wait_for(lambda: POD_KEY in api.calls("podTerminate"), "and so does the guard, if it had not", 30)
+
+
+def test_a_guard_that_was_killed_comes_back_with_the_client(pod: PodServer, api: ApiServer, tmp_path: Path) -> None:
+    record = guarded(pod, api, tmp_path, SLEEPY)
+    before = remote(pod, record).read("guard.json") or {}
+    (guard,) = [pid for pid in processes_in(pod.folder) if holds(pid, f"{record.run_id}.guard")]
+    os.kill(guard, signal.SIGKILL)
+    wait_for(lambda: not holds(guard, f"{record.run_id}.guard"), "the guard is gone")
+    assert guarded(pod, api, tmp_path, SLEEPY).run_id == record.run_id
+    assert [pid for pid in processes_in(pod.folder) if holds(pid, f"{record.run_id}.guard")]
+    after = remote(pod, record).read("guard.json") or {}
+    assert after["since"] > before["since"] and after["deadline"] == before["deadline"]
+    assert (remote(pod, record).read("started") or {})["attempts"] == 1
+    pod.end_processes()
+
+
+def holds(pid: int, name: str) -> bool:
+    """Whether a process has a file of that name open."""
+    try:
+        return any(path.readlink().name == name for path in Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:
+        return False
 
 
 def test_without_a_key_of_its_own_no_job_starts(api: ApiServer, tmp_path: Path, sshd: str) -> None:
