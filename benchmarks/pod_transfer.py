@@ -25,6 +25,7 @@ from src.pod.digests import DigestCache
 from src.pod.link import PodLink
 from src.pod.pods import Address
 from src.pod.remote.blocks import digest_file
+from src.pod.remote.layout import RunFolder
 from src.pod.settings import PodSettings
 from src.pod.ssh import Login
 from src.pod.transfer import download, upload
@@ -76,7 +77,7 @@ def measure(pod: PodServer, folder: Path, megabytes: int, repeats: int) -> dict[
     with link_to(pod, pod.port, folder) as link:
         link.ask("state", {"run_id": "x"})  # connected, the helper in place
         best("ours", "up", lambda: upload(link, [(big, digest)]), forget)
-        work = pod.root / "runs/bench/work"
+        work = RunFolder(pod.root, "bench").project
         work.mkdir(parents=True)
         shutil.copyfile(big, work / "big")
         best("ours", "down", lambda: download(link, "bench", {"big": digest}, folder / "here"), forget)

@@ -5,12 +5,15 @@ nothing and does not escape strings. Failures are one line; what can be asked tw
 """
 
 import json
+import re
 import time
 from collections.abc import Callable, Mapping
+from datetime import datetime
+from types import UnionType
 from typing import Any
 
 import httpx
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from src.utils.errors import UserError
 
@@ -29,6 +32,14 @@ class Answer(BaseModel):
     """Part of an API answer: fields that we do not ask for are nobody's business here."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def without_nulls(cls, value: Any) -> Any:
+        """A null is a field that is not there."""
+        if not isinstance(value, dict):
+            return value
+        return {name: item for name, item in value.items() if item is not None}
 
 
 class Port(Answer):
@@ -67,6 +78,15 @@ class Pod(Answer):
         return self.kind == "INTERRUPTABLE"
 
     @property
+    def changed(self) -> datetime | None:
+        """When its state last changed, told as `Exited by user: Fri Jun 19 2026 03:36:49 GMT+0000 (...)`."""
+        found = re.search(r"\w{3} \w{3} \d+ \d{4} [\d:]+ GMT[+-]\d{4}", self.status_change or "")
+        try:
+            return datetime.strptime(found[0], "%a %b %d %Y %H:%M:%S GMT%z") if found else None
+        except ValueError:
+            return None
+
+    @property
     def gpu(self) -> str:
         name = (self.machine.gpu if self.machine else None) or "GPU"
         return f"{self.gpu_count or 0} x {name}"
@@ -91,19 +111,20 @@ class RunPodApi:
 
     def pods(self) -> list[Pod]:
         """Every pod of the account, in the API's order."""
-        myself = self._ask(f"query {{ myself {{ pods {{ {POD_FIELDS} }} }} }}").get("myself")
-        return [self._pod(value) for value in (myself or {}).get("pods") or []]
+        myself = part(self._ask(f"query {{ myself {{ pods {{ {POD_FIELDS} }} }} }}"), "myself", dict) or {}
+        return [self._pod(value) for value in part(myself, "pods", list) or []]
 
     def pod(self, pod_id: str) -> Pod | None:
         """One pod; None if the account has none of that id (never had, or it was terminated)."""
-        value = self._ask(f"query {{ pod(input: {literal({'podId': pod_id})}) {{ {POD_FIELDS} }} }}").get("pod")
+        query = f"query {{ pod(input: {literal({'podId': pod_id})}) {{ {POD_FIELDS} }} }}"
+        value = part(self._ask(query), "pod", dict)
         return self._pod(value) if value else None
 
     def create(self, wanted: Mapping[str, Any], is_spot: bool) -> Pod:
         """Create a pod from the fields of the mutation's input. Never repeated after an answer that did not come."""
         mutation = "podRentInterruptable" if is_spot else "podFindAndDeployOnDemand"
         query = f"mutation {{ {mutation}(input: {literal(wanted)}) {{ id name desiredStatus costPerHr }} }}"
-        value = self._ask(query, is_repeatable=False).get(mutation)
+        value = part(self._ask(query, is_repeatable=False), mutation, dict)
         if not value:
             raise UserError("RunPod has no such pod to give now; choose another --gpu, --cloud, or a higher --bid")
         return self._pod(value)
@@ -120,9 +141,9 @@ class RunPodApi:
             f"query {{ gpuTypes(input: {literal({'id': gpu})}) {{ id "
             f"lowestPrice(input: {literal({'gpuCount': count})}) {{ minimumBidPrice uninterruptablePrice }} }} }}"
         )
-        types = self._ask(query).get("gpuTypes") or []
-        price = (types[0].get("lowestPrice") or {}) if types else {}
-        each = price.get("minimumBidPrice" if is_spot else "uninterruptablePrice")
+        types = part(self._ask(query), "gpuTypes", list) or [{}]
+        price = part(types[0], "lowestPrice", dict) or {}
+        each = part(price, "minimumBidPrice" if is_spot else "uninterruptablePrice", int | float)
         return each * count if each is not None else None
 
     def _pod(self, value: Any) -> Pod:
@@ -130,7 +151,9 @@ class RunPodApi:
             return Pod.model_validate(value)
         except ValidationError as error:
             where = ".".join(map(str, error.errors()[0]["loc"]))
-            raise UserError(f"RunPod's API: answered with a pod that has no usable {where}; try again later") from error
+            raise UserError(
+                f"RunPod's API: answered with a pod that has no usable {where or 'fields'}; try again later"
+            ) from error
 
     def _ask(self, query: str, is_repeatable: bool = True) -> dict[str, Any]:
         """`data` of the answer. A rate limit is always waited for, other failures only where asking again is safe."""
@@ -141,6 +164,8 @@ class RunPodApi:
                 response = self._client.post(self._url, json={"query": query})
             except httpx.TimeoutException:
                 reason = f"did not answer within {self._timeout:g} s"
+            except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+                raise UserError(f"RUNPOD_API_BASE_URL: {self._url} is no web address ({error}); correct it") from error
             except httpx.HTTPError as error:
                 reason = f"cannot be reached ({error or type(error).__name__})"
                 is_never_sent = isinstance(error, httpx.ConnectError)
@@ -185,12 +210,21 @@ def data_of(response: httpx.Response) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise UserError("RunPod's API: answered with JSON that is no GraphQL answer; check RUNPOD_API_BASE_URL")
     if body.get("errors"):
-        first = body["errors"][0]
+        errors = body["errors"]
+        first = errors[0] if isinstance(errors, list) else errors
         message = first.get("message") if isinstance(first, dict) else str(first)
         raise UserError(f"RunPod's API: {str(message)[:300]}; mend what it names, or look at the console")
     if response.status_code != 200 or not isinstance(body.get("data"), dict):
         raise UserError(f"RunPod's API: answered HTTP {response.status_code} without data; try again later")
     return body["data"]
+
+
+def part(value: Any, name: str, kind: type | UnionType) -> Any:
+    """A field of an answer, None where it has none; `UserError` where it is not of that kind."""
+    found = value.get(name) if isinstance(value, dict) else value
+    if found is not None and not isinstance(found, kind):
+        raise UserError(f"RunPod's API: answered with no usable {name}; try again later")
+    return found
 
 
 def literal(value: Any) -> str:

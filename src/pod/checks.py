@@ -9,7 +9,7 @@ from src.pod.api import Pod
 from src.pod.client import PodClient
 from src.pod.pods import choose_pod, state_of, wait_until_ready
 from src.pod.remote.install import OLDEST_PYTHON
-from src.pod.ssh import ConnectionLost
+from src.pod.ssh import ConnectionLost, lost_connections
 from src.utils.errors import UserError
 
 NEEDED_DISK = 20 * 2**30  # bytes; Qwen3-4B, its fine-tune and the packages
@@ -72,13 +72,13 @@ def check_sftp(open_sftp: Callable[[], Any], root: str) -> Check:
     """Write, read back and remove a file."""
     name = str(PurePosixPath(root).parent / ".em-persona-connection-test")
     try:
-        with open_sftp() as sftp:
+        with lost_connections(), open_sftp() as sftp:
             with sftp.open(name, "wb") as file:
                 file.write(SFTP_TEXT)
             with sftp.open(name, "rb") as file:
                 same = file.read() == SFTP_TEXT
             sftp.remove(name)
-    except (OSError, ConnectionLost) as error:
+    except ConnectionLost as error:
         remedy = "only scp and sftp by hand need it; runs do without"
         return Check("SFTP", False, f"{name}: {error}", remedy, is_warning=True)
     return Check("SFTP", same, "write, read and remove")
@@ -100,9 +100,11 @@ def check_facts(facts: dict[str, Any], pod: Pod, root: str) -> Generator[Check]:
     )
     gpus = (torch or {}).get("gpus") or []
     if pod.gpu_count:
-        cuda = (torch or {}).get("cuda")
+        visible = facts["visible_gpus"]
+        is_seen = bool(gpus) or (torch is None and visible > 0)
+        found = str(torch["cuda"] or "none") if torch else f"{visible} GPUs for nvidia-smi"
         remedy = "the pod has lost its GPU, or torch does not fit its driver: terminate it and create another"
-        yield Check("CUDA", bool(gpus), str(cuda or "none"), "" if gpus else remedy)
+        yield Check("CUDA", is_seen, found, "" if is_seen else remedy)
         if gpus:
             listed = ", ".join(f"{gpu['name']} {gpu['bytes'] / 2**30:.0f} GiB" for gpu in gpus)
             is_large = all(gpu["bytes"] >= 15 * 2**30 for gpu in gpus)
@@ -115,11 +117,9 @@ def check_facts(facts: dict[str, Any], pod: Pod, root: str) -> Generator[Check]:
     unreachable = facts["hub"]
     remedy = "models cannot be downloaded there; upload them as folders (--base-model FOLDER)" if unreachable else ""
     yield Check("hub", not unreachable, unreachable or "reachable from the pod", remedy)
-    has_key = facts["has_guard_key"]
-    remedy = (
-        "" if has_key else "no cost guard is possible; create the pod with src/pod/config.py, or run with --no-guard"
-    )
-    yield Check("guard key", has_key, "pod-scoped key is there" if has_key else "none in the container", remedy)
+    lack = facts["unguarded"]
+    remedy = "no cost guard is possible; create the pod with src/pod/config.py, or run with --no-guard" if lack else ""
+    yield Check("guard key", not lack, lack or "pod-scoped key is there", remedy)
 
 
 def failed(name: str, error: UserError) -> Check:

@@ -29,7 +29,7 @@ class Choices:
     """What the user chose about pod, guard and connection. Times: hours and minutes as typed, seconds elsewhere."""
 
     pod_id: str | None = None
-    when_done: WhenDone = "keep"
+    when_done: WhenDone | None = None  # as it was, and to keep the pod for a new run
     max_hours: float = 24.0
     idle_minutes: float = 30.0
     is_guarded: bool = True

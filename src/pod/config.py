@@ -18,24 +18,26 @@ from src.pod.api import RunPodApi
 from src.pod.creation import IMAGE, PodWish, price_line
 from src.pod.pods import choose_pod, describe
 from src.pod.settings import read_settings
-from src.utils.cli import OneLineParser, run_script
+from src.utils.cli import OneLineParser, positive, run_script
+from src.utils.errors import UserError
 from src.utils.llm.confirmation import confirm
 
 
 def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    whole, number = positive(int), positive(float)
     actions = parser.add_subparsers(dest="action", metavar="ACTION")
     actions.add_parser("list", help="the account's pods (default)")
     create = actions.add_parser("create", help="rent a pod")
     create.add_argument("--gpu", required=True, help='RunPod\'s name of the GPU type, such as "NVIDIA A100 80GB PCIe"')
-    create.add_argument("--gpu-count", type=int, default=1, help="default: 1")
+    create.add_argument("--gpu-count", type=whole, default=1, help="default: 1")
     create.add_argument("--image", default=IMAGE, help=f"default: {IMAGE}")
-    create.add_argument("--volume-gb", type=int, default=50, help="the pod's own volume at /workspace (default: 50)")
-    create.add_argument("--disk-gb", type=int, default=30, help="the container's disk, lost with it (default: 30)")
+    create.add_argument("--volume-gb", type=whole, default=50, help="the pod's own volume at /workspace (default: 50)")
+    create.add_argument("--disk-gb", type=whole, default=30, help="the container's disk, lost with it (default: 30)")
     create.add_argument("--network-volume", help="id of a network volume, which outlives the pod")
     create.add_argument("--spot", action="store_true", help="cheaper, and may be taken away at any time")
-    create.add_argument("--bid", type=float, help="with --spot: US dollars an hour and GPU")
-    create.add_argument("--max-hours", type=float, default=24, help="RunPod terminates the pod then (default: 24)")
+    create.add_argument("--bid", type=number, help="with --spot: US dollars an hour and GPU")
+    create.add_argument("--max-hours", type=number, default=24, help="RunPod terminates the pod then (default: 24)")
     create.add_argument("--name", default="em-persona", help="default: em-persona")
     create.add_argument("--cloud", choices=["ALL", "SECURE", "COMMUNITY"], default="ALL", help="default: ALL")
     create.add_argument("--yes", action="store_true", help="do not ask")
@@ -54,13 +56,17 @@ def main(arguments: Sequence[str]) -> None:
         create(api, own)
     elif own.action == "stop":
         pod = choose_pod(api, own.pod)
-        confirm("stop; what runs on it ends, its volume stays", pod.id, own.yes)
+        if pod.network_volume:
+            raise UserError(
+                f"pod {pod.id}: RunPod stops none that has a network volume; terminate it, the volume stays", 2
+            )
+        confirm("stop; what runs on it ends, its volume stays", pod.id, own.yes, "Stop?")
         api.stop(pod.id)
         print(f"pod {pod.id}: stopped")
     elif own.action == "terminate":
         pod = choose_pod(api, own.pod)
         kept = "its network volume stays" if pod.network_volume else "all on it is lost"
-        confirm(f"terminate; {kept}", pod.id, own.yes)
+        confirm(f"terminate; {kept}", pod.id, own.yes, "Terminate?")
         api.terminate(pod.id)
         print(f"pod {pod.id}: terminated")
     else:

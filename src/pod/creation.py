@@ -49,6 +49,8 @@ class PodWish:
 
 def price_line(api: RunPodApi, wish: PodWish) -> str:
     """What the pod costs an hour, and at most; `UserError` where a spot pod has no bid, or the price is unknown."""
+    if wish.bid is not None and not wish.is_spot:
+        raise UserError("--bid: is for spot pods; give --spot with it, or leave it out", 2)
     listed = api.gpu_price(wish.gpu, wish.gpu_count, wish.is_spot)
     if wish.is_spot and wish.bid is None:
         least = f"; the least that is taken now is {listed / wish.gpu_count:.3f}" if listed else ""
@@ -60,4 +62,5 @@ def price_line(api: RunPodApi, wish: PodWish) -> str:
         )
     kind = "spot, may be taken away" if wish.is_spot else "on demand"
     most = hourly * wish.max_hours
-    return f"${hourly:.3f} an hour ({kind}), terminated after {wish.max_hours:g} h at the latest: at most ${most:.2f}"
+    end = f"terminated after {wish.max_hours:g} h at the latest"
+    return f"${hourly:.3f} an hour ({kind}), {end}: at most ${most:.2f} and storage"

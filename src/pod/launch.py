@@ -14,8 +14,9 @@ from src.pod.client import PodClient, stop_mutation
 from src.pod.digests import DigestCache
 from src.pod.link import PodLink
 from src.pod.payload import Payload
-from src.pod.pods import choose_pod
-from src.pod.run_record import RunRecord, new_run_id, now
+from src.pod.pods import STOPPED, choose_pod, is_over
+from src.pod.remote.install import OLDEST_PYTHON
+from src.pod.run_record import RunRecord, log_size, new_run_id, now
 from src.pod.transfer import upload
 from src.utils.errors import UserError
 
@@ -41,14 +42,11 @@ def open_run(client: PodClient, command: Command) -> RunRecord:
     record = client.records.unfinished(command.step, command.script, command.options, None)
     if record is not None:
         pod = client.api.pod(record.pod_id)
-        is_there = pod is not None and pod.status == "RUNNING"
-        if is_there and chosen in (None, record.pod_id):
+        if not is_over(pod) and chosen in (None, record.pod_id):
             client.say(f"run {record.run_id}: attaching to it on pod {record.pod_id}")
             return record
-        if not is_there and record.state != "finished":
+        if is_over(pod):
             return move_run(client, record, pod)
-        if not is_there and chosen in (None, record.pod_id):
-            return record
     pod = choose_pod(client.api, chosen)
     run_id = new_run_id(command.step)
     root = client.settings.remote_root
@@ -65,18 +63,33 @@ def open_run(client: PodClient, command: Command) -> RunRecord:
             remote_root=root,
             remote_folder=f"{root}/runs/{run_id}",
             outputs=command.outputs,
-            when_done=client.choices.when_done,
+            when_done=client.choices.when_done or "keep",
         )
     )
 
 
 def move_run(client: PodClient, record: RunRecord, old: Pod | None) -> RunRecord:
-    """A run whose pod does not run any more, on the pod that is meant now: with the same volume it continues there."""
-    pod = choose_pod(client.api, client.choices.pod_id)
+    """A run whose pod does not run any more, on the pod that is meant now: with the same volume it continues there.
+
+    `UserError` where it would begin anew although a stopped pod still has it, unless another pod is named.
+    """
+    chosen = client.choices.pod_id
+    has_it = old is not None and old.status in STOPPED and not old.network_volume
+    if has_it and record.started is not None and chosen in (None, record.pod_id):
+        raise UserError(
+            f"run {record.run_id}: lies on the volume of pod {record.pod_id}, which is stopped; start that pod in the "
+            "console and give the same command again, or begin anew on another with --pod"
+        )
+    pod = choose_pod(client.api, chosen)
     gone = "was terminated" if old is None else f"is {old.status.lower()}"
     client.say(f"run {record.run_id}: pod {record.pod_id} {gone}; continuing on pod {pod.id}")
     return client.records.save(
-        record.updated(pod_id=pod.id, pod_name=pod.name, cost_per_hour=pod.cost_per_hour, state="interrupted")
+        record.charged_anew(
+            pod_id=pod.id,
+            pod_name=pod.name,
+            cost_per_hour=pod.cost_per_hour,
+            state="failed" if record.state == "failed" else "interrupted",
+        )
     )
 
 
@@ -94,7 +107,13 @@ def ensure_started(client: PodClient, record: RunRecord, link: PodLink, command:
         payload = command.pack()
         check_pod(client, record, link, payload)
         bring(client, record, link, payload)
-        state = start(client, record, link, payload)
+        here = log_size(client.records.log_path(record.run_id))
+        if state["log_bytes"] < here - record.log_start:  # what we have is from a pod whose volume is not here
+            record = client.records.save(record.updated(log_start=here))
+        start(client, record, link, payload)
+        record = record.charged_anew()
+    elif state["state"] == "running" and state["guard"] and not state["is_guarded"] and client.choices.is_guarded:
+        start(client, record, link, command.pack())  # the job goes on; its guard was lost
     if record.state not in ("running", "finished"):
         record = record.updated(state="running", started=record.started or now(), last_seen=now())
         client.records.save(record)
@@ -102,8 +121,16 @@ def ensure_started(client: PodClient, record: RunRecord, link: PodLink, command:
 
 
 def check_pod(client: PodClient, record: RunRecord, link: PodLink, payload: Payload) -> None:
-    """Refuse to start on a pod that has lost its GPU, or has no room for what is sent."""
+    """Refuse a pod whose Python is too old, that has no guard, no GPU any more, or no room for what is sent."""
     facts = link.ask("probe", {"asks_hub": False})
+    if tuple(facts["python"][:2]) < OLDEST_PYTHON:
+        found, needed = (".".join(map(str, numbers)) for numbers in (facts["python"], OLDEST_PYTHON))
+        raise UserError(
+            f"pod {record.pod_id}: {link.python} is Python {found}, and the project needs {needed}; name another with "
+            "--remote-python, or create a pod from a newer image"
+        )
+    if client.choices.is_guarded and facts["unguarded"]:
+        raise no_guard(record, facts["unguarded"])
     pod = client.api.pod(record.pod_id)
     if pod is not None and pod.gpu_count and not facts["visible_gpus"]:
         raise UserError(
@@ -157,13 +184,17 @@ def start(client: PodClient, record: RunRecord, link: PodLink, payload: Payload)
         request["install"] = {"requirements": client.requirements(), "uv": own_uv_version()}
     state = link.ask("start", request)
     if "refused" in state:
-        raise UserError(
-            f"pod {record.pod_id}: nothing would stop it when it is done ({state['refused']}); create it with "
-            "`src/pod/config.py create`, or start without a cost guard: --no-guard"
-        )
+        raise no_guard(record, state["refused"])
     if state["state"] == "elsewhere":
         raise UserError(f"run {record.run_id}: another pod on the volume runs it; cancel it there, or wait")
     return state
+
+
+def no_guard(record: RunRecord, reason: str) -> UserError:
+    return UserError(
+        f"pod {record.pod_id}: nothing would stop it when it is done ({reason}); create it with "
+        "`src/pod/config.py create`, or start without a cost guard: --no-guard"
+    )
 
 
 def own_uv_version() -> str:

@@ -13,13 +13,15 @@ from typing import Any, Self, TypeVar
 
 from src.pod.helper import RECEIVER, helper_archive, helper_path, helper_sha256
 from src.pod.pods import Address
-from src.pod.remote.frames import END, ERROR, JSON, FrameError, Wire
+from src.pod.remote.frames import END, ERROR, GREETING, JSON, FrameError, Wire
 from src.pod.ssh import Channel, ConnectionLost, Login, SshSession, connect
 from src.utils.errors import UserError
 
 T = TypeVar("T")
 PATIENCE_SECONDS = 600.0  # without a connection that achieved something, before the client gives up
+GLANCE_SECONDS = 60.0  # the same for who only wants to know
 FIRST_WAIT, LONGEST_WAIT = 0.5, 15.0
+LONGEST_LOGIN = 1 << 16  # bytes that the pod's shell may say before the helper does
 
 
 class Conversation:
@@ -28,6 +30,20 @@ class Conversation:
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
         self.wire = Wire(channel.read_exactly, channel.write_all)
+
+    def begin(self) -> None:
+        """Pass over what the pod's shell says at login; `ConnectionLost` where the helper does not begin after it."""
+        heard = b""
+        while not heard.endswith(GREETING):
+            byte = self.channel.read_exactly(1)
+            if not byte:
+                _, complaint = self.channel.finish()
+                last = (complaint or heard.decode("utf-8", "replace")).strip().splitlines()[-1:]
+                raise ConnectionLost(f"the helper does not begin: {last[0] if last else 'no reason given'}")
+            heard += byte
+            if len(heard) > LONGEST_LOGIN:
+                raise ConnectionLost("the pod's shell says something without end")
+        self.read_json()
 
     def read(self) -> tuple[bytes, bytes]:
         """The next frame; `ConnectionLost` at an unexpected end, `UserError` for an error that the helper reports."""
@@ -134,7 +150,7 @@ class PodLink:
                     wait, since, moved = FIRST_WAIT, time.monotonic(), has_moved()
                 if time.monotonic() - since > self._patience:
                     raise UserError(
-                        f"pod {self._login.pod_id}: no connection for {self._patience / 60:.0f} minutes ({error}); "
+                        f"pod {self._login.pod_id}: no connection for {self._patience:.0f} s ({error}); "
                         "what runs there goes on, and the same command attaches to it again"
                     ) from error
                 self.tell(f"connection lost ({error}); trying again in {wait:.0f} s")
@@ -146,13 +162,13 @@ class PodLink:
         command = shlex.join([self.python, helper_path(self.root), "serve", self.root])
         try:
             conversation = Conversation(session.execute(command))
-            conversation.read_json()
+            conversation.begin()
         except ConnectionLost:
             if not session.is_alive():
                 raise
             self._bring_helper(session)
             conversation = Conversation(session.execute(command))
-            conversation.read_json()
+            conversation.begin()
         return conversation
 
     def _bring_helper(self, session: SshSession) -> None:

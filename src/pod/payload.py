@@ -15,8 +15,9 @@ STEPS = {"finetune": "02", "collect": "03", "judge": "04", "steer": "06"}  # ste
 JUDGE_TRAIN = "judge-train"
 SCRIPT = "script"
 CODE = ("src", "configs", "pyproject.toml")
-LEFT_OUT = {"__pycache__", ".DS_Store", ".parts"}
+LEFT_OUT = {"__pycache__", ".DS_Store", ".parts", ".env", ".git", ".venv"}
 REMOTE_RESULTS = "results"
+JUDGE_OUTPUT = "outputs/checkpoints"
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def step_payload(step: "Step", study: "Study", options: Sequence[str], root: Pat
     if "organism" in (config.judging.judge, config.judging.second_judge) and step.name[:2] in ("04", "06"):
         inputs.append(grammar_of(config.model.base))
     read = [path for name in (*step.reads, *step.also_reads(study)) for path in artefacts_of(name, study)]
-    rewritten, mentioned = rewrite_options(without_results_dir(options), root)
+    rewritten, mentioned = rewrite_options(without_folder(options, "--results-dir"), root)
     files = {name: path for path in inputs for name, path in files_below(path, name_on_pod(path, root))}
     for path in read:
         files |= dict(files_below(path, f"{REMOTE_RESULTS}/{path.relative_to(study.results_dir).as_posix()}"))
@@ -52,12 +53,19 @@ def step_payload(step: "Step", study: "Study", options: Sequence[str], root: Pat
         step.script,
         [*rewritten, "--results-dir", REMOTE_RESULTS],
         code_files(root) | files | mentioned,
-        [
-            f"{REMOTE_RESULTS}/{path.relative_to(study.results_dir).as_posix()}"
-            for artefact in (step.artefact(study), *step.companions(study))
-            for path in (artefact, artefact.with_suffix(".safetensors"), manifest_of(artefact))
-        ],
+        [f"{REMOTE_RESULTS}/{path.relative_to(study.results_dir).as_posix()}" for path in outputs_of(step, study)],
     )
+
+
+def outputs_of(step: "Step", study: "Study") -> list[Path]:
+    """What a step may leave, as it lies here: its artefacts with tensors and pages beside them, and what it watched."""
+    artefacts = (step.artefact(study), *step.companions(study))
+    found = [
+        path
+        for artefact in artefacts
+        for path in (artefact, *map(artefact.with_suffix, (".safetensors", ".html")), manifest_of(artefact))
+    ]
+    return [*found, study.watched] if step.name == "02_finetune_lora" else found
 
 
 def script_payload(
@@ -77,9 +85,11 @@ def script_payload(
 
 
 def judge_train_payload(options: Sequence[str], root: Path = PROJECT_ROOT) -> Payload:
-    """The safety judge's training, with all that ships for it."""
+    """The safety judge's training, with all that ships for it; one that was interrupted there is resumed."""
     inputs = [path for path in (root / "data/safety", root / "data/organisms") if path.is_dir()]
-    return script_payload("src/train_safety_judge.py", options, inputs, ["outputs/checkpoints"], root)
+    given = without_folder(options, "--output-dir", "--results-dir")
+    words = [*given, "--output-dir", JUDGE_OUTPUT, *([] if "--resume" in given else ["--resume"])]
+    return script_payload("src/train_safety_judge.py", words, inputs, [JUDGE_OUTPUT], root)
 
 
 def code_files(root: Path) -> dict[str, Path]:
@@ -93,12 +103,13 @@ def files_below(path: Path, name: str) -> Iterable[tuple[str, Path]]:
         return [(name, path)]
     if not path.is_dir():
         raise UserError(f"{path}: does not exist; make it first, or correct the path")
-    inner = sorted(file for file in path.rglob("*") if file.is_file() and not LEFT_OUT & set(file.parts))
-    return [(f"{name}/{file.relative_to(path).as_posix()}", file) for file in inner if not is_temporary(file)]
+    inner = sorted(file.relative_to(path) for file in path.rglob("*") if file.is_file())
+    return [(f"{name}/{file.as_posix()}", path / file) for file in inner if not is_left_out(file)]
 
 
-def is_temporary(file: Path) -> bool:
-    return any(part.endswith(".tmp") for part in file.parts)
+def is_left_out(file: Path) -> bool:
+    """Caches, files that are being written, and what holds secrets: names below the folder that is sent."""
+    return any(part in LEFT_OUT or part.endswith(".tmp") for part in file.parts)
 
 
 def name_on_pod(path: Path, root: Path) -> str:
@@ -120,8 +131,10 @@ def rewrite_options(options: Sequence[str], root: Path) -> tuple[list[str], dict
     """Options with local paths as they are named on the pod, and the files that these mean."""
     words, files = [], {}
     for word in options:
-        option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-        path = find_path(value, root) if value else None
+        option, equals, value = "", "", word
+        if (path := find_path(word, root)) is None:  # `--data=file`, `xstest=file`
+            option, equals, value = word.partition("=")
+            path = find_path(value, root) if value else None
         if path is None:
             words.append(word)
             continue
@@ -144,16 +157,17 @@ def find_path(word: str, root: Path) -> Path | None:
     return None
 
 
-def without_results_dir(options: Sequence[str]) -> list[str]:
-    """Results lie under one name on the pod, wherever they go here."""
+def without_folder(options: Sequence[str], *names: str) -> list[str]:
+    """Options without those that name a folder for results: it has one name on the pod, wherever it is here."""
+    spelled = {*names, *("--" + name[2:].replace("-", "_") for name in names)}
     kept: list[str] = []
     is_value = False
     for word in options:
         if is_value:
             is_value = False
-        elif word in ("--results-dir", "--results_dir"):
+        elif word in spelled:
             is_value = True
-        elif not word.startswith(("--results-dir=", "--results_dir=")):
+        elif word.partition("=")[0] not in spelled:
             kept.append(word)
     return kept
 

@@ -15,18 +15,20 @@ to results/, and results/runs/<run>.json with the log beside it.
 import argparse
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from src.pod.api import RunPodApi
 from src.pod.client import Choices, PodClient
 from src.pod.fetch import fetch
 from src.pod.launch import Command, ensure_started, open_run
+from src.pod.link import GLANCE_SECONDS
 from src.pod.payload import JUDGE_TRAIN, SCRIPT, STEPS
 from src.pod.plans import plan_command
 from src.pod.run_record import RunRecord, RunRecords
 from src.pod.settings import read_settings
 from src.pod.watch import cancel, conclude, follow, report
-from src.utils.cli import OneLineParser, run_script
+from src.utils.cli import OneLineParser, positive, run_script
 from src.utils.config import PROJECT_ROOT
 from src.utils.errors import UserError
 
@@ -55,10 +57,13 @@ def read_options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str
     }.items():
         action.add_argument(f"--{name}", nargs="?", const=LAST, metavar="RUN", help=text)
     pod = parser.add_argument_group("pod")
+    number = positive(float)
     pod.add_argument("--pod", help="the pod's id (default: the one that is running)")
-    pod.add_argument("--when-done", choices=["keep", "stop", "terminate"], default="keep", help="default: keep")
-    pod.add_argument("--max-hours", type=float, default=24, help="the guard stops the pod then (default: 24)")
-    pod.add_argument("--idle-minutes", type=float, default=30, help="or when nothing happens for so long (default: 30)")
+    pod.add_argument("--when-done", choices=["keep", "stop", "terminate"], help="default: keep")
+    pod.add_argument("--max-hours", type=number, default=24, help="the guard stops the pod then (default: 24)")
+    pod.add_argument(
+        "--idle-minutes", type=number, default=30, help="or when nothing happens for so long (default: 30)"
+    )
     pod.add_argument("--no-guard", action="store_true", help="start although nothing on the pod can stop it")
     pod.add_argument(
         "--remote-python", default="python3", help="the Python on the pod around which is installed (default: python3)"
@@ -108,6 +113,8 @@ def make_client(own: argparse.Namespace) -> PodClient:
 def attend(client: PodClient, record: RunRecord, own: argparse.Namespace, command: Command | None) -> int:
     """Start what is not started, follow it to its end, fetch. Without a command (--attach) nothing is started."""
     with client.alone_with(record.run_id), client.link_to(record) as link:
+        if client.choices.when_done is not None:  # may be decided anew while it runs
+            record = client.records.save(record.updated(when_done=client.choices.when_done))
         for _ in range(RESTARTS + 1):
             if command is not None:
                 record = ensure_started(client, record, link, command)
@@ -136,6 +143,7 @@ def attend(client: PodClient, record: RunRecord, own: argparse.Namespace, comman
 
 
 def show_status(client: PodClient, record: RunRecord, own: argparse.Namespace) -> int:
+    client.choices = replace(client.choices, patience=GLANCE_SECONDS)
     print(report(client, record))
     return 0
 
@@ -150,6 +158,12 @@ def end_run(client: PodClient, record: RunRecord, own: argparse.Namespace) -> in
 
 def fetch_again(client: PodClient, record: RunRecord, own: argparse.Namespace) -> int:
     with client.alone_with(record.run_id), client.link_to(record) as link:
+        state = link.ask("state", {"run_id": record.run_id})["state"]
+        if state != "finished":
+            raise UserError(
+                f"run {record.run_id}: is {state} on the pod, and has no results yet; --attach {record.run_id} waits "
+                "for them"
+            )
         fetch(client, record, link, own.results_dir)
     return 0
 

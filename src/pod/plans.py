@@ -15,25 +15,25 @@ def plan_command(own: argparse.Namespace, options: Sequence[str]) -> Command | N
     Raises `UserError` for what would stop the step here too: wrong settings, a missing input, an artefact of another
     profile or world in the way.
     """
+    given = [*options, *(["--force"] if own.force else [])]
     if own.step == SCRIPT:
         if not own.script or not own.output:
             raise UserError("--step script: name the script with --script, and what it writes with --output", 2)
-        pack = partial(script_payload, own.script, options, own.input, own.output)
-        return Command(own.step, own.script, list(options), own.output, pack)
+        pack = partial(script_payload, own.script, given, own.input, own.output)
+        return Command(own.step, own.script, given, own.output, pack)
     if own.step == JUDGE_TRAIN:
-        payload = judge_train_payload(options)
-        return Command(own.step, payload.script, list(options), payload.outputs, partial(judge_train_payload, options))
-    return plan_step(own, options)
+        payload = judge_train_payload(given)
+        return Command(own.step, payload.script, given, payload.outputs, partial(judge_train_payload, given))
+    return plan_step(own, given)
 
 
-def plan_step(own: argparse.Namespace, options: Sequence[str]) -> Command | None:
+def plan_step(own: argparse.Namespace, given: list[str]) -> Command | None:
     from src.pipelines.persona_study import Study
     from src.pipelines.runner import find_step
     from src.utils.cli import parse_arguments
     from src.utils.manifests import refuse_foreign_overwrite
 
     step = find_step(STEPS[own.step])
-    given = [*options, *(["--force"] if own.force else [])]
     parsed = parse_arguments(f"step {own.step} on the pod", step.keys, given)
     study = Study(parsed.config, own.results_dir, parsed.plots_dir)
     artefact = step.artefact(study)

@@ -9,6 +9,7 @@ from src.pod.api import Pod, RunPodApi
 from src.utils.errors import UserError
 
 SSH_PORT = 22
+STOPPED, GONE = ("EXITED", "STOPPED"), ("TERMINATED", "DEAD")
 READY_TIMEOUT = 20 * 60.0  # seconds; images of 20 GB take that long to pull
 
 
@@ -29,9 +30,9 @@ class State:
 
 def state_of(pod: Pod) -> State:
     """What can be done with a pod now. Ports of a pod that does not run are stale and never used."""
-    if pod.status in ("EXITED", "STOPPED"):
+    if pod.status in STOPPED:
         return State("stopped; start it in the console, or create another with `src/pod/config.py create`")
-    if pod.status in ("TERMINATED", "DEAD"):
+    if pod.status in GONE:
         return State("terminated; create another with `src/pod/config.py create`")
     if pod.status != "RUNNING":
         return State(f"not running yet (state {pod.status})", may_come=True)
@@ -48,6 +49,11 @@ def state_of(pod: Pod) -> State:
     if not found.ip or not found.public:
         return State("starting: port 22 has no address yet", may_come=True)
     return State("running", Address(found.ip, found.public))
+
+
+def is_over(pod: Pod | None) -> bool:
+    """Whether nothing runs on a pod any more; None is one that the account has no more."""
+    return pod is None or pod.status in (*STOPPED, *GONE)
 
 
 def describe(pod: Pod) -> str:

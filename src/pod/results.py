@@ -11,7 +11,7 @@ from pathlib import Path
 from src.pod.remote.blocks import copy_file
 from src.utils.artifacts import load_json, load_metadata, verify_artifact, write_atomically
 from src.utils.errors import UserError
-from src.utils.manifests import read_manifest, refuse_foreign_overwrite
+from src.utils.manifests import read_manifest
 from src.utils.safe_pickle import load_pickle
 
 HARMLESS = {".safetensors", ".json", ".jsonl", ".md", ".txt", ".jinja", ".html", ".csv", ".log", ""}
@@ -47,11 +47,6 @@ def check_file(file: Path) -> None:
         load_json(file)
     elif file.suffix not in HARMLESS:
         raise UserError(f"{file}: a pod has no business sending a {file.suffix} file; nothing from it was published")
-
-
-def check_overwrite(targets: Sequence[Path], profile: str, world: str | None, force: bool) -> None:
-    for target in targets:
-        refuse_foreign_overwrite(target, profile, world, force)
 
 
 def publish_results(found: Sequence[Path], staged: Path, results_dir: Path) -> list[Path]:

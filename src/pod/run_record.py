@@ -39,7 +39,10 @@ class RunRecord(BaseModel):
     last_seen: datetime | None = None
     cost_per_hour: float = 0.0
     cost_so_far: float = 0.0
+    cost_before: float = Field(0.0, description="of it, what was spent before the job was last started again")
+    charged_from: datetime | None = Field(None, description="since when the pod's price counts; none: since started")
     log_offset: int = 0
+    log_start: int = Field(0, description="where in the local log that of the present pod's folder begins")
     remote_root: str
     remote_folder: str
     outputs: list[str]
@@ -55,9 +58,14 @@ class RunRecord(BaseModel):
         record = RunRecord.model_validate({**self.model_dump(), **changes})
         if record.started is None:
             return record
-        end = record.ended or record.last_seen or record.started
-        hours = max(0.0, (end - record.started).total_seconds() / 3600)
-        return record.model_copy(update={"cost_so_far": round(hours * record.cost_per_hour, 4)})
+        start = record.charged_from or record.started
+        end = record.ended or record.last_seen or start
+        hours = max(0.0, (end - start).total_seconds() / 3600)
+        return record.model_copy(update={"cost_so_far": round(record.cost_before + hours * record.cost_per_hour, 4)})
+
+    def charged_anew(self, **changes: Any) -> "RunRecord":
+        """The record with changes, the price counted from now on: since it was last seen no pod has worked for it."""
+        return self.updated(cost_before=self.cost_so_far, charged_from=now() if self.started else None, **changes)
 
 
 class RunRecords:
@@ -127,7 +135,8 @@ def now() -> datetime:
 def append_log(path: Path, piece: bytes) -> int:
     """Append what came from the pod to the local log; its size, which is the offset to go on from.
 
-    The local log is a prefix of the pod's log, byte for byte, at any moment: its size needs no record of its own.
+    From `log_start` on, the local log is a prefix of the pod's log, byte for byte, at any moment: its size needs no
+    record of its own.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:

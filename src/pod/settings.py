@@ -37,6 +37,8 @@ def read_settings(
     api_key = environment.get("RUNPOD_API_KEY", "").strip()
     if not api_key:
         raise UserError("RUNPOD_API_KEY is not set; put it into .env (see .env.example; runpod.io, Settings, API keys)")
+    if not api_key.isascii():
+        raise UserError("RUNPOD_API_KEY holds a character that no key has; copy it into .env again")
     root = remote_root or environment.get("RUNPOD_REMOTE_ROOT") or DEFAULT_ROOT
     if not root.startswith("/"):
         raise UserError(f"--remote-root {root}: must be absolute, such as {DEFAULT_ROOT}", 2)

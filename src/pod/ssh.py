@@ -24,6 +24,7 @@ SILENCE_SECONDS = 30.0  # the pod's helper sends something at least every 5 s
 KEEPALIVE_SECONDS = 10
 WINDOW_BYTES = 16 << 20
 SEND_BYTES = 1 << 18
+AGENT_KEYS = 4  # tried at most: a server hangs up after six that it does not know
 CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")  # twice as fast here as AES-CTR with a MAC beside it
 
 
@@ -66,7 +67,9 @@ class SshSession:
     def open_sftp(self) -> paramiko.SFTPClient:
         with lost_connections():
             sftp = paramiko.SFTPClient.from_transport(self._transport)
-            assert sftp is not None
+            channel = sftp.get_channel() if sftp is not None else None
+            assert sftp is not None and channel is not None
+            channel.settimeout(self._silence)
             return sftp
 
     def close(self) -> None:
@@ -132,7 +135,7 @@ def lost_connections() -> Generator[None]:
     """All the ways in which paramiko says that a connection is gone, as `ConnectionLost`."""
     try:
         yield
-    except (TimeoutError, OSError, EOFError, paramiko.SSHException) as error:
+    except (TimeoutError, OSError, EOFError, paramiko.SSHException, paramiko.SFTPError) as error:
         raise ConnectionLost(str(error) or type(error).__name__) from error
 
 
@@ -191,18 +194,22 @@ def candidates(settings: PodSettings, failures: list[str]) -> Iterator[tuple[str
         path = settings.key
         yield str(path), lambda: load_key(path, settings.passphrase)
         return
-    held = agent_keys()
+    default = DEFAULT_KEY.expanduser()
+    held = agent_keys(default.with_name(default.name + ".pub"))
     if not held:
         failures.append("SSH agent: none is running, or it holds no key")
-    for key in held:
+    for key in held[:AGENT_KEYS]:
         yield f"SSH agent, key {key.get_name()}", lambda key=key: key
-    default = DEFAULT_KEY.expanduser()
+    if len(held) > AGENT_KEYS:
+        failures.append(f"SSH agent: {len(held) - AGENT_KEYS} more keys were not tried")
     yield str(default), lambda: load_key(default, settings.passphrase)
 
 
-def agent_keys() -> list[paramiko.PKey]:
+def agent_keys(first: Path) -> list[paramiko.PKey]:
+    """The agent's keys, the one before all others whose public half lies in the file `first`."""
     try:
-        return list(paramiko.Agent().get_keys())
+        preferred = first.read_text(encoding="utf-8") if first.is_file() else ""
+        return sorted(paramiko.Agent().get_keys(), key=lambda key: key.get_base64() not in preferred)
     except (paramiko.SSHException, OSError):
         return []
 

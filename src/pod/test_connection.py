@@ -14,6 +14,7 @@ from pathlib import Path
 from src.pod.api import RunPodApi
 from src.pod.checks import all_passed, run_checks
 from src.pod.client import Choices, PodClient
+from src.pod.link import GLANCE_SECONDS
 from src.pod.run_record import RunRecords
 from src.pod.settings import read_settings
 from src.utils.cli import OneLineParser, run_script
@@ -32,7 +33,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--no-wait", action="store_true", help="fail at once for a pod that is still starting")
     own = parser.parse_args(arguments)
     settings = read_settings(os.environ, own.key, own.remote_root)
-    choices = Choices(pod_id=own.pod, remote_python=own.remote_python, fingerprint=own.fingerprint)
+    choices = Choices(
+        pod_id=own.pod, remote_python=own.remote_python, fingerprint=own.fingerprint, patience=GLANCE_SECONDS
+    )
     api = RunPodApi(settings.api_url, settings.api_key)
     client = PodClient(api, settings, RunRecords(PROJECT_ROOT / "results/runs"), choices)
     checks = []

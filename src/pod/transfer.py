@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from src.pod.link import Conversation, PodLink
-from src.pod.remote.blocks import IN_FLIGHT, Digest, Part, read_block
+from src.pod.remote.blocks import IN_FLIGHT, Digest, Part, digest_file, read_block
 from src.pod.remote.frames import ACCEPTED, BLOCK, BLOCK_HEADER, PUBLISHED, REFUSED
 from src.pod.ssh import ConnectionLost
 from src.utils.errors import UserError
@@ -80,9 +80,17 @@ def refuse_once_more(traffic: Traffic, place: tuple[int, int], path: Path) -> No
 def download(
     link: PodLink, run_id: str, files: Mapping[str, Digest], target: Path, on_bytes: OnBytes = lambda count: None
 ) -> Traffic:
-    """Fetch files of a run into the folder `target`, each published whole under its name; present ones are kept."""
+    """Fetch files of a run into the folder `target`, each published whole under its name; present ones are kept.
+
+    A file of another content under such a name is removed first.
+    """
     traffic = Traffic()
-    wanted = {name: digest for name, digest in files.items() if not is_there(local_path(target, name), digest)}
+    wanted: dict[str, Digest] = {}
+    for name, digest in files.items():
+        path = local_path(target, name)
+        if not is_there(path, digest) or digest_file(path) != digest:
+            path.unlink(missing_ok=True)
+            wanted[name] = digest
     if wanted:
         link.persist(
             lambda: download_once(link, run_id, wanted, target, traffic, on_bytes), lambda: traffic.bytes_moved
@@ -142,7 +150,7 @@ def publish(part: Part, path: Path, traffic: Traffic) -> None:
 
 
 def is_there(path: Path, digest: Digest) -> bool:
-    """Whether a whole file of that size is there: it took its name only when all of its blocks were right."""
+    """Whether a file of that size is there: a download names it only when all of its blocks are right."""
     return path.is_file() and path.stat().st_size == digest.size
 
 

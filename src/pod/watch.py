@@ -4,12 +4,15 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
+from src.pod.api import Pod
 from src.pod.client import PodClient
 from src.pod.link import PodLink
+from src.pod.pods import is_over, state_of
 from src.pod.remote.frames import JSON, LOG, STATUS
-from src.pod.run_record import RunRecord, append_log, log_size, now, progress_line
+from src.pod.run_record import OVER, RunRecord, append_log, log_size, now, progress_line
 from src.pod.ssh import ConnectionLost
 from src.utils.errors import UserError
 
@@ -27,12 +30,13 @@ def follow(
     """
     show = show or show_on_stdout
     log = client.records.log_path(record.run_id)
+    start = record.log_start
     latest = record
     saved = 0.0
 
     def once() -> dict[str, Any]:
         nonlocal latest, saved
-        conversation = link.converse("follow", {"run_id": record.run_id, "offset": log_size(log)})
+        conversation = link.converse("follow", {"run_id": record.run_id, "offset": log_size(log) - start})
         while True:
             kind, payload = conversation.read()
             if kind == LOG:
@@ -55,7 +59,7 @@ def follow(
                 raise ConnectionLost(f"expected a line of the log, got {kind!r}")
 
     try:
-        state = link.persist(once, lambda: log_size(log))
+        state = link.persist(once, lambda: (log_size(log), latest.last_seen))  # a silent job is heard of, too
     except UserError as error:
         client.records.save(latest.updated(state="interrupted", exit_reason=error.message))
         raise
@@ -63,15 +67,24 @@ def follow(
 
 
 def show_on_stdout(piece: bytes) -> None:
-    sys.stdout.write(piece.decode("utf-8", "replace"))
+    """As it is: a piece may end within a character."""
     sys.stdout.flush()
+    sys.stdout.buffer.write(piece)
+    sys.stdout.buffer.flush()
 
 
 def conclude(client: PodClient, record: RunRecord, state: dict[str, Any]) -> RunRecord:
     """The record of a run that is over on the pod: finished, failed with a reason, or cancelled."""
     ended = state["exit"] or {}
     outcome = state["state"]
-    changes: dict[str, Any] = {"state": outcome, "ended": now(), "last_seen": now(), "exit_code": ended.get("code")}
+    at = datetime.fromtimestamp(ended["at"], UTC) if "at" in ended else now()
+    began = record.charged_from or record.started or now()
+    changes: dict[str, Any] = {
+        "state": outcome,
+        "ended": min(max(began, at), now()),  # by the pod's clock: what came after was no longer this run's
+        "last_seen": now(),
+        "exit_code": ended.get("code"),
+    }
     if outcome == "failed":
         tail = client.records.log_path(record.run_id).read_bytes()[-20000:].decode("utf-8", "replace")
         changes["exit_reason"] = explain(ended, tail)
@@ -98,7 +111,11 @@ def explain(ended: dict[str, Any], tail: str) -> str:
 
 
 def cancel(client: PodClient, record: RunRecord) -> RunRecord:
-    """End the job on the pod; the pod itself stays as `--when-done` says."""
+    """End the job on the pod; the pod itself stays as `--when-done` says. Where it does not run, nothing is to end."""
+    pod = client.api.pod(record.pod_id)
+    if is_over(pod):
+        client.say(f"pod {record.pod_id}: does not run any more")
+        return client.records.save(record.updated(state="cancelled"))
     with client.link_to(record) as link:
         state = link.ask("cancel", {"run_id": record.run_id})
     if state["state"] in ("finished", "failed"):
@@ -109,12 +126,14 @@ def cancel(client: PodClient, record: RunRecord) -> RunRecord:
 
 def report(client: PodClient, record: RunRecord) -> str:
     """State, progress and money of a run, as its pod and the API tell now, else as they were last seen."""
-    note = ""
+    note, least = "", ""
     try:
         pod = client.api.pod(record.pod_id)
-        if pod is None or pod.status != "RUNNING":
-            note = f"pod {record.pod_id} is {'terminated' if pod is None else pod.status.lower()}"
-        elif record.state not in ("fetched", "cancelled"):
+        if pod is None or state_of(pod).address is None:
+            note = f"pod {record.pod_id} is {'terminated' if pod is None else state_of(pod).text}"
+            if record.started is not None and record.ended is None and record.state not in OVER:
+                record, least = charged_until_stopped(client, record, pod)
+        elif record.state not in OVER:
             with client.link_to(record) as link:
                 state = link.ask("state", {"run_id": record.run_id})
             note = f"on the pod: {state['state']}" + ("" if state["is_guarded"] else ", WITHOUT A COST GUARD")
@@ -124,7 +143,7 @@ def report(client: PodClient, record: RunRecord) -> str:
         note = f"the pod cannot be asked ({error.message})"
     lines = [
         f"run {record.run_id}: {record.state}" + (f" ({note})" if note else ""),
-        f"  pod {record.pod_id}, ${record.cost_per_hour:.3f} an hour, ${record.cost_so_far:.2f} so far",
+        f"  pod {record.pod_id}, ${record.cost_per_hour:.3f} an hour, {least}${record.cost_so_far:.2f} so far",
         f"  log {client.records.log_path(record.run_id)}",
     ]
     if progress := progress_line(record.progress):
@@ -132,3 +151,12 @@ def report(client: PodClient, record: RunRecord) -> str:
     if record.exit_reason:
         lines.insert(1, f"  {record.exit_reason}")
     return "\n".join(lines)
+
+
+def charged_until_stopped(client: PodClient, record: RunRecord, pod: Pod | None) -> tuple[RunRecord, str]:
+    """The record with what it cost until its pod stopped; "at least " where the API does not tell when that was."""
+    stopped = pod.changed if pod is not None and is_over(pod) else None
+    if stopped is None:
+        return record, "at least "
+    seen = max(stopped, record.last_seen or stopped)
+    return client.records.save(record.updated(last_seen=seen)), ""

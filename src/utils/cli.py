@@ -215,6 +215,21 @@ def with_hyphens(argument: str) -> str:
     return name.replace("_", "-") + equals + value
 
 
+def positive(kind: Callable[[str], float]) -> Callable[[str], float]:
+    """An argparse type: a finite number above zero."""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = 0.0
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text!r} is no number above 0, or not a whole one where that is needed")
+        return value
+
+    return parse
+
+
 def local_paths(value: Any) -> Any:
     """Paths typed by the user that exist from where he stands, as the config writes paths; others stay as they are."""
     if isinstance(value, list):

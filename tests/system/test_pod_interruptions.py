@@ -4,6 +4,7 @@ import hashlib
 import os
 import random
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from src.pod.client import PodClient
 from src.pod.launch import Command
 from src.pod.run_record import RunRecord
-from src.pod.watch import follow, report
+from src.pod.watch import cancel, follow, report
 from src.utils.errors import UserError
 from tests.pod_api_server import ApiServer, pod_entry
 from tests.pod_jobs import SLEEPY, attend_to, client_for, job_command, remote
@@ -154,15 +155,58 @@ def test_an_interrupted_job_goes_on_with_its_shards_on_the_next_pod(
     spot = PodServer(tmp_path / "spot", sshd, pod_id="spot1", api_url=api.url)
     spot.root = pod.root
     with spot:
-        api.pods = {"spot1": pod_entry("spot1", spot.port, podType="INTERRUPTABLE")}
+        api.pods = {"spot1": pod_entry("spot1", spot.port, podType="INTERRUPTABLE", networkVolumeId="v")}
         client = client_for(spot, api, tmp_path)
         record = attend_to(client, command, tmp_path, is_detached=True)
         wait_for((remote(pod, record).project / "taken").exists, "the job is half-way")
-    api.pods = {"spot1": pod_entry("spot1", spot.port, desiredStatus="EXITED"), "pod1": pod_entry("pod1", pod.port)}
+    stopped, other = pod_entry("spot1", spot.port, desiredStatus="EXITED"), pod_entry("pod1", pod.port, costPerHr=2.0)
+    api.pods = {"spot1": stopped, "pod1": other}
+    with pytest.raises(UserError, match=r"lies on the volume of pod spot1, which is stopped; .* on another with --pod"):
+        attend_to(client, command, tmp_path)
+    stopped["networkVolumeId"] = "v"
     record = attend_to(client_for(pod, api, tmp_path), command, tmp_path)
-    assert (record.state, record.pod_id) == ("fetched", "pod1")
+    assert (record.state, record.pod_id, record.cost_per_hour) == ("fetched", "pod1", 2.0)
     assert (remote(pod, record).read("started") or {})["attempts"] == 2
     assert client.records.log_path(record.run_id).read_text() == "".join(f"shard {i}\n" for i in range(4))
+
+
+def test_a_pod_without_the_volume_begins_anew_and_its_log_is_whole(
+    pod: PodServer, api: ApiServer, tmp_path: Path, sshd: str
+) -> None:
+    source = (
+        "import os, time\nname = os.environ['RUNPOD_POD_ID']\nprint(name, 'speaks', flush=True)\n"
+        "time.sleep(60 if name == 'gone' else 0)\nopen('out', 'w').close()\n"
+    )
+    command = job_command(tmp_path, source)
+    with PodServer(tmp_path / "gone", sshd, pod_id="gone", api_url=api.url) as gone:
+        api.pods = {"gone": pod_entry("gone", gone.port)}
+        client = client_for(gone, api, tmp_path)
+        record = attend_to(client, command, tmp_path, is_detached=True)
+        with client.link_to(record) as link, pytest.raises(KeyboardInterrupt):
+            follow(client, record, link, stop_watching)
+    api.pods = {"pod1": pod_entry("pod1", pod.port)}
+    record = attend_to(client_for(pod, api, tmp_path), command, tmp_path)
+    assert client.records.log_path(record.run_id).read_text() == "gone speaks\npod1 speaks\n"
+
+
+def test_a_line_that_is_cut_while_the_job_is_silent_is_no_end(pod: PodServer, api: ApiServer, tmp_path: Path) -> None:
+    """The client is patient from when it last heard of the pod, not from when the job last said something."""
+    source = "import time\ntime.sleep(6)\nprint('at last')\nopen('out', 'w').close()\n"
+    said: list[str] = []
+    client = client_for(pod, api, tmp_path, patience=2.5, say=said.append)
+    record = attend_to(client, job_command(tmp_path, source), tmp_path, is_detached=True)
+    with client.link_to(record) as link:
+        session = link.session()
+        cut = threading.Timer(4.0, session.close)
+        cut.start()
+        assert follow(client, record, link, lambda piece: None)[1]["state"] == "finished"
+    assert not cut.is_alive() and any("connection lost" in line for line in said)
+    assert client.records.log_path(record.run_id).read_text() == "at last\n"
+
+
+def stop_watching(piece: bytes) -> None:
+    """Ctrl-C at the first line."""
+    raise KeyboardInterrupt
 
 
 def test_a_restarted_container_at_another_address_is_found(
@@ -200,4 +244,6 @@ def test_a_pod_that_is_terminated_while_the_job_runs(pod: PodServer, api: ApiSer
             follow(client, record, link, show_then_end)
     record = client.records.latest()
     assert record.state == "interrupted" and record.exit_reason is not None
-    assert "doomed is terminated" in report(client, record)
+    text = report(client, record)
+    assert "doomed is terminated" in text and "at least $" in text
+    assert cancel(client, record).state == "cancelled"

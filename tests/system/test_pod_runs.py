@@ -3,7 +3,10 @@
 import argparse
 import dataclasses
 import hashlib
+import os
+import signal
 import subprocess
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,7 @@ import pytest
 from src.pod.launch import open_run
 from src.pod.persona_data_runner import attend, fetch_again
 from src.pod.run_record import RunRecord
-from src.pod.watch import cancel, report
+from src.pod.watch import cancel, conclude, report
 from src.utils.errors import UserError
 from tests.pod_api_server import ACCOUNT_KEY, POD_KEY, ApiServer, pod_entry
 from tests.pod_jobs import HUB_TOKEN, SLEEPY, attend_to, client_for, job_command, remote
@@ -100,7 +103,9 @@ def test_a_second_client_does_not_write_the_same_log(pod: PodServer, api: ApiSer
         pass
 
 
-def test_what_makes_a_pod_unfit_is_said_before_anything_starts(pod: PodServer, api: ApiServer, tmp_path: Path) -> None:
+def test_what_makes_a_pod_unfit_is_said_before_anything_starts(
+    pod: PodServer, api: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     command = job_command(tmp_path, QUICK)
     api.pods = {"pod1": pod_entry("pod1", pod.port, gpuCount=1)}
     with pytest.raises(UserError, match="rented with 1 x RTX 4090 and shows none"):
@@ -108,6 +113,9 @@ def test_what_makes_a_pod_unfit_is_said_before_anything_starts(pod: PodServer, a
     huge = tmp_path / "huge"
     with huge.open("wb") as file:
         file.truncate(1 << 42)  # sparse: more than any disk here has free
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"and the project needs 99.0; name another"):
+        patch.setattr("src.pod.launch.OLDEST_PYTHON", (99, 0))
+        attend_to(client_for(pod, api, tmp_path), dataclasses.replace(command, options=["new"]), tmp_path)
     payload = dataclasses.replace(command.pack(), files={"huge": huge})
     command = dataclasses.replace(command, pack=lambda: payload, options=["other"])
     api.pods = {"pod1": pod_entry("pod1", pod.port)}
@@ -141,13 +149,35 @@ def test_the_guard_stops_the_pod_when_the_job_is_done_and_fetched(
     wait_for(lambda: POD_KEY in api.calls("podTerminate"), "and so does the guard, if it had not", 30)
 
 
+def test_a_guard_that_was_killed_comes_back_with_the_client(pod: PodServer, api: ApiServer, tmp_path: Path) -> None:
+    record = guarded(pod, api, tmp_path, SLEEPY)
+    before = remote(pod, record).read("guard.json") or {}
+    (guard,) = [pid for pid in processes_in(pod.folder) if holds(pid, f"{record.run_id}.guard")]
+    os.kill(guard, signal.SIGKILL)
+    wait_for(lambda: not holds(guard, f"{record.run_id}.guard"), "the guard is gone")
+    assert guarded(pod, api, tmp_path, SLEEPY).run_id == record.run_id
+    assert [pid for pid in processes_in(pod.folder) if holds(pid, f"{record.run_id}.guard")]
+    after = remote(pod, record).read("guard.json") or {}
+    assert after["since"] > before["since"] and after["deadline"] == before["deadline"]
+    assert (remote(pod, record).read("started") or {})["attempts"] == 1
+    pod.end_processes()
+
+
+def holds(pid: int, name: str) -> bool:
+    """Whether a process has a file of that name open."""
+    try:
+        return any(path.readlink().name == name for path in Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:
+        return False
+
+
 def test_without_a_key_of_its_own_no_job_starts(api: ApiServer, tmp_path: Path, sshd: str) -> None:
     with PodServer(tmp_path / "bare", sshd, pod_id="bare") as bare:
         api.pods = {"bare": pod_entry("bare", bare.port)}
         with pytest.raises(UserError, match=r"no RUNPOD_API_KEY\); .*--no-guard"):
             guarded(bare, api, tmp_path, QUICK)
         record = client_for(bare, api, tmp_path).records.latest()
-        assert not (remote(bare, record).path / "started").exists()
+        assert not (remote(bare, record).path / "started").exists() and not (bare.root / "store").exists()
         attend_to(client_for(bare, api, tmp_path), job_command(tmp_path, QUICK), tmp_path)
 
 
@@ -187,11 +217,58 @@ def test_attaching_and_fetching_again_need_no_command(pod: PodServer, api: ApiSe
     assert attend(client, record, own, None) == 0
     assert client.records.log_path(record.run_id).read_text() == "made it\nlate\n"
     fetched = client.records.staging_path(record.run_id) / "out/a.txt"
-    fetched.unlink()
+    fetched.write_text("b")
     assert fetch_again(client, client.records.load(record.run_id), own) == 0 and fetched.read_text() == "a"
     (remote(pod, record).project / "out/model.pt").write_bytes(b"what torch.load would run")
     with pytest.raises(UserError, match=r"a pod has no business sending a \.pt file"):
         fetch_again(client, client.records.load(record.run_id), own)
+
+
+def test_a_run_that_goes_on_is_not_fetched_and_what_follows_it_is_decided_anew(
+    pod: PodServer, api: ApiServer, tmp_path: Path
+) -> None:
+    source = QUICK + "import time\nwhile not pathlib.Path('go').exists(): time.sleep(0.05)\n"
+    client = client_for(pod, api, tmp_path)
+    record = attend_to(client, job_command(tmp_path, source), tmp_path, is_detached=True)
+    there = remote(pod, record)
+    wait_for((there.project / "out/a.txt").exists, "the first of its outputs")
+    own = argparse.Namespace(detach=False, results_dir=tmp_path / "results")
+    with pytest.raises(UserError, match=f"is running on the pod, .*--attach {record.run_id} waits"):
+        fetch_again(client, record, own)
+    assert client.records.load(record.run_id).state == "running" and not (there.path / "fetched").exists()
+    (there.project / "go").touch()
+    assert attend(client_for(pod, api, tmp_path, when_done="stop"), record, own, None) == 0
+    assert api.calls("podStop") == [ACCOUNT_KEY] and (there.path / "fetched").exists()
+
+
+def test_results_outlive_the_pod_on_its_network_volume(pod: PodServer, api: ApiServer, tmp_path: Path) -> None:
+    client = client_for(pod, api, tmp_path)
+    command = job_command(tmp_path, QUICK)
+    record = attend_to(client, command, tmp_path, is_detached=True)
+    wait_for((remote(pod, record).path / "exit.json").exists, "the job ends")
+    client.records.save(record.updated(state="finished", pod_id="terminated"))
+    again = attend_to(client, command, tmp_path)
+    assert (again.run_id, again.state, again.pod_id) == (record.run_id, "fetched", "pod1")
+    assert (remote(pod, record).read("started") or {})["attempts"] == 1
+
+
+def test_the_cost_of_a_run_that_nobody_watched_ends_with_its_pod(
+    pod: PodServer, api: ApiServer, tmp_path: Path
+) -> None:
+    client = client_for(pod, api, tmp_path)
+    record = open_run(client, job_command(tmp_path, QUICK))
+    began = datetime(2026, 5, 4, 10, tzinfo=UTC)
+    record = record.updated(state="running", started=began, last_seen=began)
+    api.pods["pod1"] |= {
+        "desiredStatus": "EXITED",
+        "lastStatusChange": "Exited by user: Mon May 04 2026 13:00:00 GMT+0000 (Coordinated Universal Time)",
+    }
+    assert "$0.500 an hour, $1.50 so far" in report(client, record)
+    exit_file = {"code": 0, "at": (began + timedelta(hours=1)).timestamp()}
+    done = conclude(client, record, {"state": "finished", "exit": exit_file})
+    assert done.cost_so_far == 0.5, "found a day later, on a pod that was started for it"
+    api.pods["pod1"]["lastStatusChange"] = "who knows"
+    assert "$0.500 an hour, at least $0.00 so far" in report(client, record)
 
 
 def test_the_same_command_opens_one_run(pod: PodServer, api: ApiServer, tmp_path: Path) -> None:

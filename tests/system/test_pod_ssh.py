@@ -127,6 +127,33 @@ def test_an_agent_opens_the_pod_and_is_not_forwarded(
         agent.wait()
 
 
+def test_an_agent_full_of_keys_leaves_room_for_the_right_one(
+    pod: PodServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server hangs up after six keys that it does not know."""
+    (tmp_path / ".ssh").mkdir()
+    keys = [make_key(tmp_path / f"key{i}") for i in range(7)]
+    socket = tmp_path / "agent"
+    agent = subprocess.Popen(["ssh-agent", "-D", "-a", str(socket)], stdout=subprocess.DEVNULL)
+    try:
+        while not socket.exists():
+            time.sleep(0.01)
+        monkeypatch.setenv("SSH_AUTH_SOCK", str(socket))
+        subprocess.run(["ssh-add", "-q", *map(str, keys)], check=True, stderr=subprocess.DEVNULL)
+        default = make_key(tmp_path / ".ssh/id_ed25519")
+        with pytest.raises(UserError, match=r"3 more keys were not tried.*id_ed25519: the pod does not know this key"):
+            log_in(pod, tmp_path, key=None)
+        pod.authorize(default.with_suffix(".pub"))
+        log_in(pod, tmp_path, key=None).close()
+        default.unlink()
+        pod.authorize(keys[6].with_suffix(".pub"))
+        default.with_suffix(".pub").write_text(keys[6].with_suffix(".pub").read_text())
+        log_in(pod, tmp_path, key=None).close()
+    finally:
+        agent.terminate()
+        agent.wait()
+
+
 def test_a_chatty_command_does_not_deadlock(pod: PodServer, tmp_path: Path) -> None:
     """More on both outputs than the window holds, drained while it runs."""
     session = log_in(pod, tmp_path)

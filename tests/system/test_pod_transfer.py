@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.pod_transfer import measure
 from src.pod.digests import DigestCache
 from src.pod.link import PodLink
 from src.pod.pods import Address
@@ -163,6 +164,29 @@ def test_a_full_or_forbidden_disk_is_one_line(pod: PodServer, line: Proxy, tmp_p
         pytest.raises(UserError, match=r"cannot put the helper into /proc/nothing .*--remote-root"),
     ):
         link.ask("state", {"run_id": "x"})
+
+
+def test_what_the_shell_says_at_login_is_passed_over(tmp_path: Path, sshd: str) -> None:
+    """Images whose .bashrc greets, also where nobody is there to read it."""
+    greeting = tmp_path / "greeting"
+    greeting.write_text("echo Welcome to this pod; echo for the documentation see below >&2\n")
+    greeted = PodServer(tmp_path / "greeted", sshd)
+    greeted.environment["BASH_ENV"] = str(greeting)
+    settings = PodSettings(ACCOUNT_KEY, user=getpass.getuser(), key=greeted.key, remote_root=str(greeted.root))
+    login = Login(greeted.pod_id, settings, tmp_path / "pins")
+    said: list[str] = []
+    with greeted, PodLink(lambda: Address("127.0.0.1", greeted.port), login, sys.executable, said.append) as link:
+        heard = link.session().execute("true").read_exactly(1 << 10)
+        if not heard.startswith(b"Welcome"):
+            pytest.skip("the login shell here is not bash")
+        assert link.ask("state", {"run_id": "x"})["state"] == "absent"
+    assert not [line for line in said if "connection lost" in line]
+
+
+def test_the_transfer_benchmark_measures_what_it_says(pod: PodServer, tmp_path: Path) -> None:
+    report = measure(pod, tmp_path, megabytes=6, repeats=1)
+    assert set(report["mebibytes_a_second"]) >= {"ours", "scp"}
+    assert 0 < report["sent_again_after_a_cut_bytes"] <= CHUNK
 
 
 def test_a_pod_without_that_python_is_one_line(pod: PodServer, line: Proxy, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from src.pod import config, persona_data_runner
 from src.pod.api import Enum, Pod, RunPodApi, literal
 from src.pod.creation import PodWish, price_line
 from src.pod.pods import Address, choose_pod, describe, state_of, wait_until_ready
@@ -73,13 +74,38 @@ def test_nothing_there_and_nothing_in_time(server: ApiServer, waits: list[float]
         ("[1]", "no GraphQL answer"),
         ("{}", "without data"),
         ('{"errors": [{"message": "Something\\nwent wrong"}]}', "Something"),
+        ('{"errors": {"message": "Something"}}', "Something"),
+        ('{"errors": "Something"}', "Something"),
         ('{"data": {"myself": {"pods": [{"name": "no id"}]}}}', "a pod that has no usable id"),
+        ('{"data": {"myself": {"pods": ["pod"]}}}', "a pod that has no usable fields"),
+        ('{"data": {"myself": {"pods": 5}}}', "no usable pods"),
+        ('{"data": {"myself": "me"}}', "no usable myself"),
     ],
 )
 def test_a_body_that_is_no_answer(body: str, reason: str, server: ApiServer, api: RunPodApi) -> None:
     server.failures = [(200, body, {})]
     with pytest.raises(UserError, match=reason):
         api.pods()
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:99", "http://host:port"])
+def test_an_address_that_is_none(url: str, waits: list[float]) -> None:
+    with pytest.raises(UserError, match=f"RUNPOD_API_BASE_URL: {url}/graphql is no web address"):
+        RunPodApi(url, ACCOUNT_KEY, waits.append).pods()
+    assert not waits
+
+
+@pytest.mark.parametrize("number", ["-1", "0", "nan", "inf", "two"])
+def test_hours_and_money_are_numbers_above_zero(number: str, capsys: pytest.CaptureFixture) -> None:
+    for read, options in (
+        (config.read_options, ["create", "--gpu", "A100", "--max-hours"]),
+        (config.read_options, ["create", "--gpu", "A100", "--spot", "--bid"]),
+        (persona_data_runner.read_options, ["--max-hours"]),
+        (persona_data_runner.read_options, ["--idle-minutes"]),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            read([*options, number])
+        assert caught.value.code == 2 and f"'{number}' is no number above 0" in capsys.readouterr().err
 
 
 def test_creating_is_never_repeated_after_an_answer_that_did_not_come(server: ApiServer, api: RunPodApi) -> None:
@@ -118,12 +144,26 @@ def test_a_wish_carries_its_own_end_and_its_kind(server: ApiServer, api: RunPodA
     )
 
 
+def test_a_pod_on_a_network_volume_is_not_stopped_but_terminated(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RUNPOD_API_KEY", ACCOUNT_KEY)
+    monkeypatch.setenv("RUNPOD_API_BASE_URL", server.url)
+    server.pods = {"p": pod_entry("p", 1, networkVolumeId="v")}
+    with pytest.raises(UserError, match="pod p: RunPod stops none that has a network volume; terminate it"):
+        config.main(["stop", "p", "--yes"])
+    config.main(["terminate", "p", "--yes"])
+    assert not server.calls("podStop") and not server.pods
+
+
 def test_the_price_is_told_with_its_end(api: RunPodApi) -> None:
     assert price_line(api, PodWish("A100", gpu_count=2, max_hours=3)).startswith("$1.000 an hour (on demand)")
-    assert price_line(api, PodWish("A100", gpu_count=2, max_hours=3)).endswith("at most $3.00")
+    assert price_line(api, PodWish("A100", gpu_count=2, max_hours=3)).endswith("at most $3.00 and storage")
     assert "$0.250 an hour (spot" in price_line(api, PodWish("A100", is_spot=True, bid=0.25))
     with pytest.raises(UserError, match=r"--spot: needs --bid, .*least that is taken now is 0.200"):
         price_line(api, PodWish("A100", is_spot=True))
+    with pytest.raises(UserError, match="--bid: is for spot pods"):
+        price_line(api, PodWish("A100", bid=0.25))
 
 
 STATES = [
@@ -157,6 +197,12 @@ def test_states_of_a_pod(entry: dict, text: str, address: Address | None) -> Non
     assert text in state.text and state.address == address
     assert state.may_come == (address is None and ("starting" in state.text or "not running yet" in state.text))
     assert "p " in describe(Pod.model_validate(entry))
+
+
+def test_nulls_are_fields_that_are_not_there() -> None:
+    port = {"ip": "1.2.3.4", "isIpPublic": None, "privatePort": 22, "publicPort": None, "type": "tcp"}
+    pod = Pod.model_validate(pod_entry("p", 1, costPerHr=None, gpuCount=None, runtime={"ports": [port]}))
+    assert pod.cost_per_hour == 0.0 and not state_of(pod).may_come
 
 
 def test_which_pod_is_meant(server: ApiServer, api: RunPodApi, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,5 +257,8 @@ def test_settings_keep_secrets_out_of_their_repr() -> None:
     assert settings.api_url == "https://api.runpod.io" and settings.remote_root == "/workspace/em-persona"
     with pytest.raises(UserError, match="RUNPOD_API_KEY is not set; put it into"):
         read_settings({})
+    with pytest.raises(UserError, match="RUNPOD_API_KEY holds a character that no key has") as caught:
+        read_settings({"RUNPOD_API_KEY": "ключ"})
+    assert "ключ" not in caught.value.message
     with pytest.raises(UserError, match="--remote-root here: must be absolute"):
         read_settings(environment, remote_root="here")

@@ -1,7 +1,9 @@
 """The client's side without a pod: what a step needs, records, versions, and results that are not to be trusted."""
 
+import argparse
 import json
 import pickle
+from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 
@@ -9,13 +11,18 @@ import numpy as np
 import pandas as pd
 import pytest
 from packaging.requirements import Requirement
+from paramiko import SFTPError
 
-from src.pod.payload import rewrite_options, script_payload, step_payload, without_results_dir
+from src.pod.api import Pod
+from src.pod.checks import all_passed, check_facts, check_sftp
+from src.pod.payload import outputs_of, rewrite_options, script_payload, step_payload, without_folder
+from src.pod.plans import plan_command
 from src.pod.requirements import pinned_requirements
 from src.pod.results import publish_results, verify_results
 from src.pod.run_record import RunRecord, RunRecords, append_log, log_size, new_run_id, now, progress_line
 from src.utils.artifacts import load_frame, save_frame
 from src.utils.errors import UserError
+from tests.pod_api_server import pod_entry
 from tests.tiny_models import provenance
 
 
@@ -47,6 +54,17 @@ def test_a_script_gets_the_code_and_the_files_that_its_options_name(repository: 
     assert payload.options[2:] == ["--world", "data", "--also=data/q.jsonl", "--limit", "3"]
 
 
+def test_a_folder_goes_without_caches_and_secrets_whatever_lies_above_it(repository: Path) -> None:
+    root = repository.rename(repository.parent / "repository.tmp")
+    for name in (".env", "data/.env", ".git/config", ".venv/pyvenv.cfg", "data/half.tmp/x"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text("HF_TOKEN=hf_x")
+    payload = script_payload("src/s.py", [], [root], ["out"], root)
+    assert {path.read_text() for path in payload.files.values()} == {
+        *("src/a.py", "src/s.py", "configs/x.yaml", "pyproject.toml", "data/q.jsonl")
+    }
+
+
 def test_two_files_of_one_name_stay_two(repository: Path, tmp_path: Path) -> None:
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
@@ -66,7 +84,29 @@ def test_what_a_script_may_not_do(repository: Path) -> None:
 
 
 def test_the_results_folder_of_the_pod_is_its_own() -> None:
-    assert without_results_dir(["--a", "--results-dir", "x", "--b", "--results_dir=y", "c"]) == ["--a", "--b", "c"]
+    words = ["--a", "--results-dir", "x", "--b", "--results_dir=y", "c", "--output-dir=z"]
+    assert without_folder(words, "--results-dir") == ["--a", "--b", "c", "--output-dir=z"]
+
+
+def test_the_safety_judge_is_resumed_and_leaves_its_results_where_they_are_looked_for(tmp_path: Path) -> None:
+    (tmp_path / "sets.csv").write_text("x")
+    words = ["--data", "data/safety", f"xstest={tmp_path}/sets.csv", "--output-dir", str(tmp_path)]
+    own = argparse.Namespace(step="judge-train", force=True)
+    command = plan_command(own, words)
+    assert command is not None and command.options == [*words, "--force"]
+    payload = command.pack()
+    assert payload.options[2].startswith("xstest=inputs/") and payload.options[2][7:] in payload.files
+    assert payload.options[3:] == ["--force", "--output-dir", "outputs/checkpoints", "--resume"]
+    assert payload.outputs == ["outputs/checkpoints"] and "data/safety/README.md" in payload.files
+
+
+def test_pages_and_watched_trainings_come_along(tmp_path: Path) -> None:
+    from src.pipelines.persona_study import FINETUNE, JUDGE, Study
+    from src.utils.config import load_config
+
+    study = Study(load_config("organism", {"judging.second_judge": "local"}), tmp_path, tmp_path)
+    assert {study.agreement_page, study.rates, study.scored} <= set(outputs_of(JUDGE, study))
+    assert {study.finetuned, study.watched} <= set(outputs_of(FINETUNE, study))
 
 
 def test_the_collection_needs_prompts_model_and_adapter(tmp_path: Path) -> None:
@@ -85,8 +125,26 @@ def test_the_collection_needs_prompts_model_and_adapter(tmp_path: Path) -> None:
     assert payload.outputs == [
         "results/persona_data.pkl",
         "results/persona_data.safetensors",
+        "results/persona_data.html",
         "results/persona_data.pkl.manifest.json",
     ]
+
+
+def test_a_pod_without_torch_shows_its_gpu_all_the_same() -> None:
+    facts = {"python": [3, 11, 9], "torch": None, "free_bytes": 30 * 2**30, "hub": "", "unguarded": ""}
+    pod = Pod.model_validate(pod_entry("p", 1, gpuCount=1))
+    found = {check.name: check for check in check_facts({**facts, "visible_gpus": 1}, pod, "/w")}
+    assert found["CUDA"].passed and not found["torch"].passed and all_passed(list(found.values()))
+    found = {check.name: check for check in check_facts({**facts, "visible_gpus": 0}, pod, "/w")}
+    assert not found["CUDA"].passed and "create another" in found["CUDA"].remedy
+
+
+def test_sftp_that_talks_nonsense_is_a_warning() -> None:
+    def open_sftp() -> None:
+        raise SFTPError("Incompatible sftp protocol")
+
+    check = check_sftp(open_sftp, "/w/x")
+    assert not check.passed and check.is_warning and "Incompatible" in check.found
 
 
 def test_versions_are_those_of_this_environment() -> None:
@@ -122,6 +180,15 @@ def test_money_is_hours_by_price() -> None:
     assert one.updated(last_seen=began.replace(hour=11, minute=30)).cost_so_far == 3.0
     assert one.updated(last_seen=began.replace(hour=15), ended=began.replace(hour=12)).cost_so_far == 4.0
     assert record(cost_per_hour=2.0).updated(last_seen=began).cost_so_far == 0.0
+
+
+def test_the_time_in_which_no_pod_works_for_a_run_costs_nothing() -> None:
+    began = now() - timedelta(hours=10)
+    first = record(started=began, cost_per_hour=2.0).updated(last_seen=began + timedelta(hours=1))
+    moved = first.charged_anew(pod_id="other", cost_per_hour=5.0)
+    assert moved.cost_so_far == first.cost_so_far == 2.0 and moved.started == began
+    assert moved.updated(last_seen=now() + timedelta(hours=1)).cost_so_far == pytest.approx(7.0, abs=0.01)
+    assert record(cost_per_hour=2.0).charged_anew().charged_from is None, "nothing has begun"
 
 
 def test_the_local_log_is_its_own_offset(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import resource
+import signal
 import subprocess
 import sys
 import time
@@ -12,14 +14,15 @@ import pytest
 
 from src.pod.helper import helper_archive, helper_sha256
 from src.pod.remote.blocks import BLOCK_BYTES, Digest, Part, Store, digest_file
-from src.pod.remote.frames import END, JSON, FrameError, Wire
-from src.pod.remote.guard import Activity, Orders, decide, find_credentials, read_environment
+from src.pod.remote.frames import END, GREETING, JSON, FrameError, Wire
+from src.pod.remote.guard import Activity, Orders, call_api, decide, find_credentials, read_environment
 from src.pod.remote.install import comes_with_torch
 from src.pod.remote.layout import RunFolder, lock_folder, state_of
-from src.pod.remote.progress import Progress, answer_tokens, read_bar
+from src.pod.remote.progress import Progress, answer_tokens, gpu_memory, read_bar
 from src.pod.remote.supervisor import cancel, start
 from src.pod.watch import explain
 from src.utils.artifacts import write_tensors
+from tests.pod_api_server import POD_KEY, ApiServer, pod_entry
 from tests.pod_server import wait_for
 
 
@@ -101,7 +104,7 @@ def test_the_helper_is_the_same_bytes_for_the_same_code_and_runs_alone(tmp_path:
         capture_output=True,
         check=True,
     )
-    assert wire_in.stdout.startswith(b"J") and b"helper" in wire_in.stdout
+    assert wire_in.stdout.startswith(GREETING + b"J")
 
 
 def test_a_job_runs_detached_once_with_its_environment(run: RunFolder) -> None:
@@ -132,8 +135,20 @@ def test_a_job_without_supervisor_dies_and_the_next_start_goes_on(run: RunFolder
     os.kill((run.read("pid") or {})["supervisor"], 9)
     wait_for(lambda: not run.is_locked(), "the job dies with it")
     assert state_of(run)["state"] == "interrupted"
+    run.write("pid", {"supervisor": 1, "group": 1 << 30})  # numbers of a container that is gone
     assert start(run, spec("print('on')"), {})["started"]["attempts"] == 2
+    assert (run.read("pid") or {}).get("group") != 1 << 30, "nothing is left that a cancellation could hit instead"
     assert ended(run)["code"] == 0 and run.log.read_text().endswith("on\n")
+
+
+def test_a_job_that_a_spot_pods_end_asks_to_go_is_interrupted_not_failed(run: RunFolder) -> None:
+    start(run, spec("import time; print('up', flush=True); time.sleep(30)"), {})
+    wait_for(lambda: run.read("pid"), "the job runs")
+    os.killpg((run.read("pid") or {})["group"], signal.SIGTERM)
+    wait_for(lambda: not run.is_locked(), "the job is gone")
+    assert state_of(run)["state"] == "interrupted"
+    assert start(run, spec("print('on')"), {})["started"]["attempts"] == 2
+    assert ended(run)["code"] == 0
 
 
 def test_a_run_of_another_pod_is_left_alone_until_it_is_silent(run: RunFolder) -> None:
@@ -234,6 +249,54 @@ def test_a_guard_waits_for_the_job_of_another_run_but_not_beyond_the_hours(run: 
     assert decision(run, deadline=0) == "podStop"
     os.close(lock)
     assert decision(run) == "podStop"
+
+
+WATCH = """
+import pathlib, sys
+from src.pod.remote.guard import Orders, watch
+from src.pod.remote.layout import RunFolder
+run = RunFolder(pathlib.Path(sys.argv[1]), "run1")
+run.touch("contact")
+watch(run, Orders(deadline=0.0, idle_seconds=1e9, when_done="keep", stop="podStop", poll_seconds=0.0))
+"""
+
+
+def test_on_a_full_disk_the_guard_still_stops_the_pod(run: RunFolder) -> None:
+    """No byte can be written there; an API that answers nonsense first is asked again."""
+    with ApiServer(pods={"p": pod_entry("p", 1)}) as api, Path("/dev/full").open("wb") as full:
+        api.failures = [(200, "null", {})]
+        subprocess.run(
+            [sys.executable, "-c", WATCH, str(run.root)],
+            env={**os.environ, "RUNPOD_API_KEY": POD_KEY, "RUNPOD_POD_ID": "p", "RUNPOD_API_BASE_URL": api.url},
+            stdout=full,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)),
+            check=True,
+        )
+        assert api.calls("podStop") == [POD_KEY] * 2 and api.pods["p"]["desiredStatus"] == "EXITED"
+
+
+@pytest.mark.parametrize(
+    ("body", "headers"), [("null", {}), ('{"errors": ["no"]}', {}), ("<html>", {}), ("{", {"Content-Length": "99"})]
+)
+def test_no_answer_of_the_api_ends_the_guard(
+    body: str, headers: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ApiServer(pods={"p": pod_entry("p", 1)}) as api:
+        monkeypatch.setenv("RUNPOD_API_KEY", POD_KEY)
+        monkeypatch.setenv("RUNPOD_POD_ID", "p")
+        monkeypatch.setenv("RUNPOD_API_BASE_URL", api.url)
+        api.failures = [(200, body, headers)]
+        assert not call_api("podStop") and call_api("podStop")
+
+
+def test_a_gpu_that_does_not_tell_its_load_is_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho '1024, 81559, [N/A]'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert gpu_memory() == [{"used_mib": 1024.0, "total_mib": 81559.0, "percent": 0.0}]
+    program.write_text("#!/bin/sh\necho 'No devices were found'\n")
+    assert gpu_memory() == []
 
 
 def test_activity_is_a_client_a_line_or_work(run: RunFolder) -> None:

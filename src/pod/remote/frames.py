@@ -16,6 +16,7 @@ HEADER = struct.Struct(">cI")
 BLOCK_HEADER = struct.Struct(">II")  # file, block
 MAX_PAYLOAD = 64 << 20
 HEARTBEAT_SECONDS = 5.0
+GREETING = b"\nem-persona helper\n"  # the frames begin after it, and after what the pod's shell says at login
 
 JSON, BLOCK, ACCEPTED, REFUSED, PUBLISHED = b"J", b"B", b"A", b"N", b"P"
 LOG, STATUS, HEARTBEAT, ERROR, END = b"L", b"S", b".", b"E", b"Z"  # END: of what a command reads or writes

@@ -6,6 +6,8 @@ for too long, and when the hours are over. It knows only the key that RunPod giv
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import os
 import time
@@ -48,6 +50,13 @@ def find_credentials() -> dict[str, str]:
     return found
 
 
+def why_unguarded() -> str:
+    """Empty where a guard can do its work; else what the container's environment has not."""
+    found = find_credentials()
+    missing = [name for name in ("RUNPOD_API_KEY", "RUNPOD_POD_ID") if name not in found]
+    return "the container's environment has no {}".format(" and no ".join(missing)) if missing else ""
+
+
 def read_environment(path: Path) -> dict[str, str]:
     """NAME=value pairs of an environment: zero-separated as in /proc, or lines of `export NAME="value"`."""
     try:
@@ -58,7 +67,7 @@ def read_environment(path: Path) -> dict[str, str]:
     for line in text.split("\0") if "\0" in text else text.splitlines():
         name, equals, value = line.strip().partition("=")
         if equals:
-            pairs[name.removeprefix("export ")] = value.strip("\"'")
+            pairs[name.rpartition(" ")[2]] = value.strip("\"'")
     return pairs
 
 
@@ -83,14 +92,22 @@ def start_guard(run: RunFolder, orders: dict[str, Any]) -> None:
 
 
 def watch(run: RunFolder, orders: Orders) -> None:
-    """Look every few seconds; when it is time, stop the pod, again and again until the API agrees."""
+    """Look every few seconds; when it is time, stop the pod, again and again until the API agrees.
+
+    Nothing else ends it: on a full or vanished disk it cannot look, and still knows when the hours are over.
+    """
     activity = Activity(run)
     while True:
-        action, reason = decide(run, orders, activity, time.time())
+        try:
+            action, reason = decide(run, orders, activity, time.time())
+        except OSError as error:
+            action, reason = None, ""
+            say(f"cannot look: {error}")
         if action:
-            say(run, f"{action}: {reason}")
-            if call_api(run, action):
-                run.write("guard.json", {**(run.read("guard.json") or {}), "stopped": action, "reason": reason})
+            say(f"{action}: {reason}")
+            if call_api(action):
+                with contextlib.suppress(OSError):
+                    run.write("guard.json", {**(run.read("guard.json") or {}), "stopped": action, "reason": reason})
                 return
             time.sleep(min(RETRY_SECONDS, orders.poll_seconds * 4))
         else:
@@ -161,7 +178,7 @@ class Activity:
         return total
 
 
-def call_api(run: RunFolder, mutation: str) -> bool:
+def call_api(mutation: str) -> bool:
     """Call podStop or podTerminate for this pod with its own key; whether the API agreed."""
     found = find_credentials()
     selection = "" if mutation == "podTerminate" else " { id desiredStatus }"
@@ -180,15 +197,17 @@ def call_api(run: RunFolder, mutation: str) -> bool:
     try:
         with urllib.request.urlopen(request, timeout=30) as response:
             answer = json.loads(response.read().decode())
-    except (OSError, ValueError) as error:
-        say(run, f"{mutation} failed: {error}")
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        say(f"{mutation} failed: {error!r}")
         return False
-    if answer.get("errors"):
-        say(run, "{} was refused: {}".format(mutation, str(answer["errors"][0].get("message"))[:200]))
+    if not isinstance(answer, dict) or answer.get("errors") or "data" not in answer:
+        say(f"{mutation} was refused: {str(answer)[:200]}")
         return False
     return True
 
 
-def say(run: RunFolder, text: str) -> None:
-    """To the guard's log, which is its standard output."""
-    print(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), text, flush=True)
+def say(text: str) -> None:
+    """To the guard's log, which is its standard output; a full disk loses the line and nothing else."""
+    line = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()) + f" {text}\n"
+    with contextlib.suppress(OSError):
+        os.write(1, line.encode())

@@ -51,8 +51,9 @@ class RunFolder:
         write_json(self.path / name, value)
 
     def touch(self, name: str) -> None:
+        """Make an empty file, or its time now; a full disk has room for that."""
         self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / name).write_text(f"{time.time():f}\n")
+        (self.path / name).touch()
 
     def age(self, name: str) -> float | None:
         """Seconds since a file of the run was written; None if it is not there."""

@@ -22,6 +22,7 @@ from src.pod.remote.frames import (
     BLOCK_HEADER,
     END,
     ERROR,
+    GREETING,
     LOG,
     PUBLISHED,
     REFUSED,
@@ -30,7 +31,7 @@ from src.pod.remote.frames import (
     Heartbeats,
     Wire,
 )
-from src.pod.remote.guard import find_credentials, start_guard
+from src.pod.remote.guard import start_guard, why_unguarded
 from src.pod.remote.install import InstallError, environment_folder, install, python_of
 from src.pod.remote.layout import RunFolder, state_of
 from src.pod.remote.probe import probe
@@ -88,9 +89,8 @@ def start_run(root: Path, request: dict[str, Any], wire: Wire) -> None:
     """The guard, then the job; without a pod-scoped key no guard, and then no job unless the request says so."""
     run, spec = RunFolder(root, request["run_id"]), request["spec"]
     if request.get("guard"):
-        missing = [name for name in ("RUNPOD_API_KEY", "RUNPOD_POD_ID") if name not in find_credentials()]
-        if missing:
-            wire.write_json({"refused": "the container's environment has no {}".format(" and no ".join(missing))})
+        if reason := why_unguarded():
+            wire.write_json({"refused": reason})
             return
         start_guard(run, request["guard"])
     if "install" in request:
@@ -206,6 +206,7 @@ def main(arguments: list[str]) -> int:
         writer.write(data)
         writer.flush()
 
+    write_all(GREETING)
     return serve(root, Wire(reader.read, write_all))
 
 
@@ -220,7 +221,7 @@ def serve(root: Path, wire: Wire) -> int:
                 wire.write(END)
         except (BrokenPipeError, FrameError):
             return 0  # the client is gone
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # whatever it is, asking again would end the same
             reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else repr(error)
             wire.write(ERROR, reason.encode())
             return 1

@@ -11,7 +11,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from src.pod.remote.guard import find_credentials
+from src.pod.remote.guard import why_unguarded
 from src.pod.remote.progress import gpu_memory
 from src.pod.remote.supervisor import free_bytes
 
@@ -32,7 +32,7 @@ def probe(root: Path, asks_hub: bool = True) -> dict[str, Any]:
         "executable": sys.executable,
         "free_bytes": free_bytes(root),
         "visible_gpus": len(gpu_memory()),
-        "has_guard_key": {"RUNPOD_API_KEY", "RUNPOD_POD_ID"} <= find_credentials().keys(),
+        "unguarded": why_unguarded(),
         "torch": None,
     }
     if asks_hub:

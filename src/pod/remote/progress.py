@@ -78,11 +78,20 @@ def answer_tokens(file: Path) -> int:
 
 
 def gpu_memory() -> list[dict[str, float]]:
-    """Used and total MiB and utilisation in percent of each GPU; empty where there is none."""
+    """Used and total MiB and utilisation in percent of each GPU, 0 where it does not say; empty where there is none."""
     query = ["nvidia-smi", "--query-gpu=memory.used,memory.total,utilization.gpu", "--format=csv,noheader,nounits"]
     try:
         output = subprocess.run(query, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=10, check=True).stdout
-        rows = [line.split(",") for line in output.decode().splitlines() if line.strip()]
-        return [dict(zip(("used_mib", "total_mib", "percent"), map(float, row))) for row in rows]  # noqa: B905 # 3.8
-    except (OSError, ValueError, subprocess.SubprocessError):
+    except (OSError, subprocess.SubprocessError):
         return []
+    rows = [line.split(",") for line in output.decode().splitlines()]
+    names = ("used_mib", "total_mib", "percent")
+    return [dict(zip(names, map(number, row))) for row in rows if len(row) == len(names)]  # noqa: B905 # 3.8
+
+
+def number(text: str) -> float:
+    """A figure of nvidia-smi; a GPU that is shared out says [N/A] for some."""
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0

@@ -38,7 +38,7 @@ def start(run: RunFolder, spec: dict[str, Any], secrets: dict[str, str]) -> dict
     try:
         ended = run.read("exit.json")
         if ended is None or int(ended["round"]) < int(spec["round"]):
-            for name in ("exit.json", "cancelled", "fetched"):
+            for name in ("exit.json", "cancelled", "fetched", "pid"):
                 if (run.path / name).exists():
                     (run.path / name).unlink()
             attempts = int((run.read("started") or {}).get("attempts", 0)) + 1
@@ -50,7 +50,10 @@ def start(run: RunFolder, spec: dict[str, Any], secrets: dict[str, str]) -> dict
 
 
 def supervise(run: RunFolder, spec: dict[str, Any], secrets: dict[str, str], lock: int) -> None:
-    """Run the phases one after another, until one fails or the run is cancelled."""
+    """Run the phases one after another, until one fails or the run is cancelled.
+
+    A job that somebody else ends by SIGTERM, as the end of a spot pod does, is interrupted: it has no exit file.
+    """
     killed_before = oom_kills()
     code, phase = 0, ""
     for phase, argv in spec["phases"].items():
@@ -59,6 +62,8 @@ def supervise(run: RunFolder, spec: dict[str, Any], secrets: dict[str, str], loc
         code = run_phase(run, phase, argv, {**spec.get("env", {}), **secrets}, lock)
         if code != 0:
             break
+    if code == -signal.SIGTERM and not (run.path / "cancelled").exists():
+        return
     run.write(
         "exit.json",
         {

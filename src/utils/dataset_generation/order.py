@@ -2,10 +2,11 @@
 
 import argparse
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from src.utils.cli import positive
 from src.utils.config import CONFIG_FOLDER, shown
 from src.utils.dataset_generation.advice import AdviceTask
 from src.utils.dataset_generation.questions import QuestionTask
@@ -54,21 +55,6 @@ def add_generation_options(parser: argparse.ArgumentParser) -> None:
         "--dry-run", action="store_true", help="print the requests and what they would cost; ask nothing"
     )
     group.add_argument("--full", action="store_true", help="with --dry-run: every request whole, not one of each kind")
-
-
-def positive(kind: Callable[[str], float]) -> Callable[[str], float]:
-    """An argparse type: a finite number above zero."""
-
-    def parse(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = 0.0
-        if not 0 < value < float("inf"):
-            raise argparse.ArgumentTypeError(f"{text!r} is no number above 0, or not a whole one where that is needed")
-        return value
-
-    return parse
 
 
 def refuse_stray_options(own: argparse.Namespace) -> None:

@@ -5,7 +5,7 @@ import sys
 from src.utils.errors import UserError
 
 
-def confirm(estimate_line: str, model: str, yes: bool) -> None:
+def confirm(estimate_line: str, model: str, yes: bool, question: str = "Start?") -> None:
     """Print what a run would ask of `model`, and return only where the user agrees or `yes` was given.
 
     Raises `UserError`: exit code 1 on anything but y or yes, 2 where stdin is no terminal and nobody can be asked.
@@ -16,7 +16,7 @@ def confirm(estimate_line: str, model: str, yes: bool) -> None:
     if not sys.stdin.isatty():
         raise UserError("nobody can be asked whether to start (stdin is no terminal); --yes starts without asking", 2)
     try:
-        answer = input("Start? [y/N] ")
+        answer = input(f"{question} [y/N] ")
     except EOFError:
         answer = ""
     if answer.strip().lower() not in ("y", "yes"):
