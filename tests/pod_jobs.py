@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from src.pod.api import RunPodApi
 from src.pod.client import Choices, PodClient
 from src.pod.launch import Command, open_run
@@ -20,6 +22,19 @@ from tests.pod_server import PodServer
 
 HUB_TOKEN = "hf_SECRETTOKEN000111222"  # pragma: allowlist secret
 SLEEPY = "import time\nprint('asleep', flush=True)\ntime.sleep(60)\n"
+
+
+def empty_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+    """A run's folder on a volume in `folder`, which is the place for temporary files, too."""
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    one = RunFolder(folder / "volume", "run1")
+    one.project.mkdir(parents=True)
+    return one
+
+
+def job_spec(source: str, number: int = 1, **fields: Any) -> dict[str, Any]:
+    """What a supervisor is told of a job that runs a few lines."""
+    return {"round": number, "phases": {"run": [sys.executable, "-c", source]}, "env": {"FROM_SPEC": "1"}, **fields}
 
 
 def client_for(pod: PodServer, api: ApiServer, folder: Path, **fields: Any) -> PodClient:

@@ -1,8 +1,7 @@
-"""The pod's side without a pod: blocks and parts, states of a run, the supervisor, progress, the guard's decisions."""
+"""The pod's side without a pod: blocks and parts, states of a run, the supervisor, progress."""
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -15,27 +14,19 @@ import pytest
 from src.pod.helper import helper_archive, helper_sha256
 from src.pod.remote.blocks import BLOCK_BYTES, Digest, Part, Store, digest_file
 from src.pod.remote.frames import END, GREETING, JSON, FrameError, Wire
-from src.pod.remote.guard import Activity, Orders, call_api, decide, find_credentials, read_environment
 from src.pod.remote.install import comes_with_torch
-from src.pod.remote.layout import RunFolder, lock_folder, state_of
-from src.pod.remote.progress import Progress, answer_tokens, gpu_memory, read_bar
+from src.pod.remote.layout import RunFolder, state_of
+from src.pod.remote.progress import Progress, answer_tokens, read_bar
 from src.pod.remote.supervisor import cancel, start
 from src.pod.watch import explain
 from src.utils.artifacts import write_tensors
-from tests.pod_api_server import POD_KEY, ApiServer, pod_entry
+from tests.pod_jobs import empty_run, job_spec
 from tests.pod_server import wait_for
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    one = RunFolder(tmp_path / "volume", "run1")
-    one.project.mkdir(parents=True)
-    return one
-
-
-def spec(source: str, number: int = 1, **fields) -> dict:
-    return {"round": number, "phases": {"run": [sys.executable, "-c", source]}, "env": {"FROM_SPEC": "1"}, **fields}
+    return empty_run(tmp_path, monkeypatch)
 
 
 def ended(run: RunFolder) -> dict:
@@ -109,56 +100,56 @@ def test_the_helper_is_the_same_bytes_for_the_same_code_and_runs_alone(tmp_path:
 
 def test_a_job_runs_detached_once_with_its_environment(run: RunFolder) -> None:
     source = "import os; print(os.environ['FROM_SPEC'], os.environ['SECRET'], os.getcwd(), os.getsid(0) == os.getpid())"
-    state = start(run, spec(source), {"SECRET": "s"})
+    state = start(run, job_spec(source), {"SECRET": "s"})
     assert state["state"] in ("running", "finished")
     assert ended(run)["code"] == 0
     assert run.log.read_text() == f"1 s {run.project} True\n"
-    assert start(run, spec(source), {})["state"] == "finished", "this round of it is over"
+    assert start(run, job_spec(source), {})["state"] == "finished", "this round of it is over"
     assert run.log.read_text().count("\n") == 1
     assert "SECRET" not in "".join(path.read_text() for path in run.path.glob("*.json"))
-    start(run, spec("print('again')", number=2), {})
+    start(run, job_spec("print('again')", number=2), {})
     assert ended(run)["round"] == 2 and run.log.read_text().endswith("again\n")
 
 
 def test_a_job_that_is_running_is_not_started_twice(run: RunFolder) -> None:
-    start(run, spec("import time; print('up', flush=True); time.sleep(30)"), {})
+    start(run, job_spec("import time; print('up', flush=True); time.sleep(30)"), {})
     wait_for(lambda: run.log.exists() and run.log.read_text() == "up\n", "the job runs")
-    assert start(run, spec("print('twice')"), {})["state"] == "running"
+    assert start(run, job_spec("print('twice')"), {})["state"] == "running"
     state = cancel(run)
     assert state["state"] == "cancelled" and state["exit"]["code"] == -15 and run.log.read_text() == "up\n"
 
 
 def test_a_job_without_supervisor_dies_and_the_next_start_goes_on(run: RunFolder) -> None:
     """Kill -9 of the supervisor, as a container's end or the kernel's out-of-memory killer does it."""
-    start(run, spec("import time; print('up', flush=True); time.sleep(30)"), {})
+    start(run, job_spec("import time; print('up', flush=True); time.sleep(30)"), {})
     wait_for(lambda: run.read("pid"), "the job runs")
     os.kill((run.read("pid") or {})["supervisor"], 9)
     wait_for(lambda: not run.is_locked(), "the job dies with it")
     assert state_of(run)["state"] == "interrupted"
     run.write("pid", {"supervisor": 1, "group": 1 << 30})  # numbers of a container that is gone
-    assert start(run, spec("print('on')"), {})["started"]["attempts"] == 2
+    assert start(run, job_spec("print('on')"), {})["started"]["attempts"] == 2
     assert (run.read("pid") or {}).get("group") != 1 << 30, "nothing is left that a cancellation could hit instead"
     assert ended(run)["code"] == 0 and run.log.read_text().endswith("on\n")
 
 
 def test_a_job_that_a_spot_pods_end_asks_to_go_is_interrupted_not_failed(run: RunFolder) -> None:
-    start(run, spec("import time; print('up', flush=True); time.sleep(30)"), {})
+    start(run, job_spec("import time; print('up', flush=True); time.sleep(30)"), {})
     wait_for(lambda: run.read("pid"), "the job runs")
     os.killpg((run.read("pid") or {})["group"], signal.SIGTERM)
     wait_for(lambda: not run.is_locked(), "the job is gone")
     assert state_of(run)["state"] == "interrupted"
-    assert start(run, spec("print('on')"), {})["started"]["attempts"] == 2
+    assert start(run, job_spec("print('on')"), {})["started"]["attempts"] == 2
     assert ended(run)["code"] == 0
 
 
 def test_a_run_of_another_pod_is_left_alone_until_it_is_silent(run: RunFolder) -> None:
     run.write("started", {"pod": "other", "at": time.time(), "attempts": 1, "round": 1})
     run.write("status.json", {})
-    assert start(run, spec("print(1)"), {})["state"] == "elsewhere"
+    assert start(run, job_spec("print(1)"), {})["state"] == "elsewhere"
     assert not run.log.exists()
     hour_ago = time.time() - 3600
     os.utime(run.path / "status.json", (hour_ago, hour_ago))
-    assert start(run, spec("print(1)"), {})["state"] in ("running", "finished")
+    assert start(run, job_spec("print(1)"), {})["state"] in ("running", "finished")
     assert ended(run)["code"] == 0
 
 
@@ -177,7 +168,7 @@ def test_bars_of_tqdm_are_read_as_tqdm_writes_them(run: RunFolder) -> None:
     source = (
         "import time\nfrom tqdm import tqdm\nfor _ in tqdm(range(7), unit='answer', mininterval=0): time.sleep(0.02)"
     )
-    start(run, spec(source), {})
+    start(run, job_spec(source), {})
     ended(run)
     found = Progress(run.log, run.project).sample()
     assert (found["done"], found["total"], found["unit"], found["eta_seconds"]) == (7, 7, "answer", 0)
@@ -202,134 +193,6 @@ def test_tokens_are_counted_from_the_collectors_parts(run: RunFolder) -> None:
     assert found["tokens"] == 42 and found["tokens_per_second"] > 0
     (folder / "em-00001.safetensors").write_bytes(b"half of a fi")
     assert answer_tokens(folder / "em-00001.safetensors") == 0
-
-
-ORDERS = Orders(deadline=1e12, idle_seconds=100.0, when_done="stop", stop="podStop")
-
-
-class Fixed:
-    """An `Activity` of so many idle seconds."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-
-    def idle_seconds(self, now: float) -> float:
-        return self._seconds
-
-
-def decision(run: RunFolder, idle: float = 0.0, **fields) -> str | None:
-    orders = Orders(**{**ORDERS.__dict__, **fields})
-    return decide(run, orders, Fixed(idle), time.time())[0]  # ty: ignore[invalid-argument-type]
-
-
-def test_when_the_guard_stops_the_pod(run: RunFolder) -> None:
-    lock = run.lock()
-    assert lock is not None
-    assert decision(run) is None and decision(run, idle=99) is None
-    assert decision(run, idle=101) == "podStop", "a job that hangs"
-    assert decision(run, deadline=time.time() - 1) == "podStop"
-    assert decision(run, deadline=time.time() - 1, stop="podTerminate") == "podTerminate"
-    os.close(lock)
-    run.write("exit.json", {"code": 0})
-    assert decision(run) is None, "a client has time to fetch"
-    assert decision(run, idle=101, when_done="terminate") == "podStop", "unfetched results are not thrown away"
-    run.touch("fetched")
-    assert decision(run) == "podStop"
-    assert decision(run, when_done="terminate") == "podTerminate"
-    assert decision(run, when_done="keep") is None and decision(run, idle=101, when_done="keep") == "podStop"
-
-
-def test_a_guard_waits_for_the_job_of_another_run_but_not_beyond_the_hours(run: RunFolder) -> None:
-    run.write("exit.json", {"code": 0})
-    run.touch("fetched")
-    other = RunFolder(run.root, "run2")
-    lock = other.lock()
-    assert lock is not None and lock_folder().exists()
-    assert decision(run) is None and decision(run, idle=101) is None
-    assert decision(run, deadline=0) == "podStop"
-    os.close(lock)
-    assert decision(run) == "podStop"
-
-
-WATCH = """
-import pathlib, sys
-from src.pod.remote.guard import Orders, watch
-from src.pod.remote.layout import RunFolder
-run = RunFolder(pathlib.Path(sys.argv[1]), "run1")
-run.touch("contact")
-watch(run, Orders(deadline=0.0, idle_seconds=1e9, when_done="keep", stop="podStop", poll_seconds=0.0))
-"""
-
-
-def test_on_a_full_disk_the_guard_still_stops_the_pod(run: RunFolder) -> None:
-    """No byte can be written there; an API that answers nonsense first is asked again."""
-    with ApiServer(pods={"p": pod_entry("p", 1)}) as api, Path("/dev/full").open("wb") as full:
-        api.failures = [(200, "null", {})]
-        subprocess.run(
-            [sys.executable, "-c", WATCH, str(run.root)],
-            env={**os.environ, "RUNPOD_API_KEY": POD_KEY, "RUNPOD_POD_ID": "p", "RUNPOD_API_BASE_URL": api.url},
-            stdout=full,
-            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)),
-            check=True,
-        )
-        assert api.calls("podStop") == [POD_KEY] * 2 and api.pods["p"]["desiredStatus"] == "EXITED"
-
-
-@pytest.mark.parametrize(
-    ("body", "headers"), [("null", {}), ('{"errors": ["no"]}', {}), ("<html>", {}), ("{", {"Content-Length": "99"})]
-)
-def test_no_answer_of_the_api_ends_the_guard(
-    body: str, headers: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with ApiServer(pods={"p": pod_entry("p", 1)}) as api:
-        monkeypatch.setenv("RUNPOD_API_KEY", POD_KEY)
-        monkeypatch.setenv("RUNPOD_POD_ID", "p")
-        monkeypatch.setenv("RUNPOD_API_BASE_URL", api.url)
-        api.failures = [(200, body, headers)]
-        assert not call_api("podStop") and call_api("podStop")
-
-
-def test_a_gpu_that_does_not_tell_its_load_is_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = tmp_path / "nvidia-smi"
-    program.write_text("#!/bin/sh\necho '1024, 81559, [N/A]'\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    assert gpu_memory() == [{"used_mib": 1024.0, "total_mib": 81559.0, "percent": 0.0}]
-    program.write_text("#!/bin/sh\necho 'No devices were found'\n")
-    assert gpu_memory() == []
-
-
-def test_activity_is_a_client_a_line_or_work(run: RunFolder) -> None:
-    activity = Activity(run)
-    now = time.time()
-    assert activity.idle_seconds(now + 10) == 0, "looks for the first time"
-    assert activity.idle_seconds(now + 20) == 10
-    run.touch("contact")
-    assert activity.idle_seconds(now + 30) == 0
-    run.log.write_text("a line")
-    assert activity.idle_seconds(now + 40) == 0 and activity.idle_seconds(now + 50) == 10
-    start(run, spec("import time\nfor _ in iter(int, 1): pass"), {})  # says nothing, works
-    wait_for(lambda: run.read("pid"), "the job runs")
-    time.sleep(1.0)
-    assert activity.idle_seconds(now + 60) == 0
-    cancel(run)
-
-
-def test_credentials_come_from_the_containers_environment_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    exported = 'export RUNPOD_API_KEY="pod key"\nexport OTHER=x\n'  # pragma: allowlist secret
-    (tmp_path / "rp").write_text(f"{exported}export RUNPOD_POD_ID=abc\n")
-    (tmp_path / "environ").write_bytes(b"RUNPOD_POD_ID=zero\0RUNPOD_API_BASE_URL=http://x\0")
-    assert read_environment(tmp_path / "rp")["RUNPOD_API_KEY"] == "pod key"  # pragma: allowlist secret
-    assert read_environment(tmp_path / "environ")["RUNPOD_POD_ID"] == "zero"
-    assert read_environment(tmp_path / "none") == {}
-    monkeypatch.setattr("src.pod.remote.guard.ENVIRONMENT_FILES", (str(tmp_path / "rp"), str(tmp_path / "environ")))
-    for name in ("RUNPOD_API_KEY", "RUNPOD_POD_ID", "RUNPOD_API_BASE_URL"):
-        monkeypatch.delenv(name, raising=False)
-    assert find_credentials() == {
-        "RUNPOD_API_KEY": "pod key",  # pragma: allowlist secret
-        "RUNPOD_POD_ID": "abc",
-        "RUNPOD_API_BASE_URL": "http://x",
-    }
 
 
 def test_what_comes_with_torch_stays_the_pods() -> None:

@@ -1,0 +1,151 @@
+"""When the guard on a pod stops it, what must never end the guard, and whose key it uses."""
+
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from src.pod.remote.guard import Activity, Orders, call_api, decide, find_credentials, read_environment
+from src.pod.remote.layout import RunFolder, lock_folder
+from src.pod.remote.progress import gpu_memory
+from src.pod.remote.supervisor import cancel, start
+from tests.pod_api_server import POD_KEY, ApiServer, pod_entry
+from tests.pod_jobs import empty_run, job_spec
+from tests.pod_server import wait_for
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+    return empty_run(tmp_path, monkeypatch)
+
+
+ORDERS = Orders(deadline=1e12, idle_seconds=100.0, when_done="stop", stop="podStop")
+
+
+class Fixed:
+    """An `Activity` of so many idle seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def idle_seconds(self, now: float) -> float:
+        return self._seconds
+
+
+def decision(run: RunFolder, idle: float = 0.0, **fields) -> str | None:
+    orders = Orders(**{**ORDERS.__dict__, **fields})
+    return decide(run, orders, Fixed(idle), time.time())[0]  # ty: ignore[invalid-argument-type]
+
+
+def test_when_the_guard_stops_the_pod(run: RunFolder) -> None:
+    lock = run.lock()
+    assert lock is not None
+    assert decision(run) is None and decision(run, idle=99) is None
+    assert decision(run, idle=101) == "podStop", "a job that hangs"
+    assert decision(run, deadline=time.time() - 1) == "podStop"
+    assert decision(run, deadline=time.time() - 1, stop="podTerminate") == "podTerminate"
+    os.close(lock)
+    run.write("exit.json", {"code": 0})
+    assert decision(run) is None, "a client has time to fetch"
+    assert decision(run, idle=101, when_done="terminate") == "podStop", "unfetched results are not thrown away"
+    run.touch("fetched")
+    assert decision(run) == "podStop"
+    assert decision(run, when_done="terminate") == "podTerminate"
+    assert decision(run, when_done="keep") is None and decision(run, idle=101, when_done="keep") == "podStop"
+
+
+def test_a_guard_waits_for_the_job_of_another_run_but_not_beyond_the_hours(run: RunFolder) -> None:
+    run.write("exit.json", {"code": 0})
+    run.touch("fetched")
+    other = RunFolder(run.root, "run2")
+    lock = other.lock()
+    assert lock is not None and lock_folder().exists()
+    assert decision(run) is None and decision(run, idle=101) is None
+    assert decision(run, deadline=0) == "podStop"
+    os.close(lock)
+    assert decision(run) == "podStop"
+
+
+WATCH = """
+import pathlib, sys
+from src.pod.remote.guard import Orders, watch
+from src.pod.remote.layout import RunFolder
+run = RunFolder(pathlib.Path(sys.argv[1]), "run1")
+run.touch("contact")
+watch(run, Orders(deadline=0.0, idle_seconds=1e9, when_done="keep", stop="podStop", poll_seconds=0.0))
+"""
+
+
+def test_on_a_full_disk_the_guard_still_stops_the_pod(run: RunFolder) -> None:
+    """No byte can be written there; an API that answers nonsense first is asked again."""
+    with ApiServer(pods={"p": pod_entry("p", 1)}) as api, Path("/dev/full").open("wb") as full:
+        api.failures = [(200, "null", {})]
+        subprocess.run(
+            [sys.executable, "-c", WATCH, str(run.root)],
+            env={**os.environ, "RUNPOD_API_KEY": POD_KEY, "RUNPOD_POD_ID": "p", "RUNPOD_API_BASE_URL": api.url},
+            stdout=full,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)),
+            check=True,
+        )
+        assert api.calls("podStop") == [POD_KEY] * 2 and api.pods["p"]["desiredStatus"] == "EXITED"
+
+
+@pytest.mark.parametrize(
+    ("body", "headers"), [("null", {}), ('{"errors": ["no"]}', {}), ("<html>", {}), ("{", {"Content-Length": "99"})]
+)
+def test_no_answer_of_the_api_ends_the_guard(
+    body: str, headers: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ApiServer(pods={"p": pod_entry("p", 1)}) as api:
+        monkeypatch.setenv("RUNPOD_API_KEY", POD_KEY)
+        monkeypatch.setenv("RUNPOD_POD_ID", "p")
+        monkeypatch.setenv("RUNPOD_API_BASE_URL", api.url)
+        api.failures = [(200, body, headers)]
+        assert not call_api("podStop") and call_api("podStop")
+
+
+def test_a_gpu_that_does_not_tell_its_load_is_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho '1024, 81559, [N/A]'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert gpu_memory() == [{"used_mib": 1024.0, "total_mib": 81559.0, "percent": 0.0}]
+    program.write_text("#!/bin/sh\necho 'No devices were found'\n")
+    assert gpu_memory() == []
+
+
+def test_activity_is_a_client_a_line_or_work(run: RunFolder) -> None:
+    activity = Activity(run)
+    now = time.time()
+    assert activity.idle_seconds(now + 10) == 0, "looks for the first time"
+    assert activity.idle_seconds(now + 20) == 10
+    run.touch("contact")
+    assert activity.idle_seconds(now + 30) == 0
+    run.log.write_text("a line")
+    assert activity.idle_seconds(now + 40) == 0 and activity.idle_seconds(now + 50) == 10
+    start(run, job_spec("import time\nfor _ in iter(int, 1): pass"), {})  # says nothing, works
+    wait_for(lambda: run.read("pid"), "the job runs")
+    time.sleep(1.0)
+    assert activity.idle_seconds(now + 60) == 0
+    cancel(run)
+
+
+def test_credentials_come_from_the_containers_environment_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exported = 'export RUNPOD_API_KEY="pod key"\nexport OTHER=x\n'  # pragma: allowlist secret
+    (tmp_path / "rp").write_text(f"{exported}export RUNPOD_POD_ID=abc\n")
+    (tmp_path / "environ").write_bytes(b"RUNPOD_POD_ID=zero\0RUNPOD_API_BASE_URL=http://x\0")
+    assert read_environment(tmp_path / "rp")["RUNPOD_API_KEY"] == "pod key"  # pragma: allowlist secret
+    assert read_environment(tmp_path / "environ")["RUNPOD_POD_ID"] == "zero"
+    assert read_environment(tmp_path / "none") == {}
+    monkeypatch.setattr("src.pod.remote.guard.ENVIRONMENT_FILES", (str(tmp_path / "rp"), str(tmp_path / "environ")))
+    for name in ("RUNPOD_API_KEY", "RUNPOD_POD_ID", "RUNPOD_API_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    assert find_credentials() == {
+        "RUNPOD_API_KEY": "pod key",  # pragma: allowlist secret
+        "RUNPOD_POD_ID": "abc",
+        "RUNPOD_API_BASE_URL": "http://x",
+    }
