@@ -170,8 +170,9 @@ def training_log(steps: int = 40) -> list[dict[str, float | int | None]]:
 
 CLUSTERING = ClusteringConfig(layer=2, cluster_counts=[3, 4], components=8, restarts=1, seed=1)
 GEOMETRY = GeometryConfig(
-    draws=25, draws_others=20, bootstraps=1, reseedings=0, layer_draws=20, box_draws=5, permutations=150,
+    draws=25, draws_others=20, bootstraps=1, reseedings=1, layer_draws=20, box_draws=5, permutations=150,
     parallel_resamples=20, splits=5, factors=3, factor_repeats=1, folds=3, probe_penalties=[0.1, 10.0],
+    power_angles=[30, 90], power_snrs=[4, 12], power_repeats=36,
 )  # fmt: skip
 
 

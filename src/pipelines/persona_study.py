@@ -126,14 +126,15 @@ CLUSTER = PersonaStep(
     reads=("03_collect_activations", "04_judge_responses"),
     keys=keys_of(
         "clustering",
-        *("layer", "layers_jointly", "site", "pooling", "representation", "whiten", "remove_dimension_means"),
-        *("token_level", "components", "cluster_counts", "restarts", "seed"),
+        *("layer", "layers_jointly", "site", "pooling", "representation", "centre", "whiten"),
+        *("remove_dimension_means", "token_level", "components", "cluster_counts", "restarts", "seed"),
     )
     + keys_of(
         "geometry",
         *("algorithms", "draws", "draws_others", "bootstraps", "reseedings", "layer_algorithms", "layer_draws"),
         *("box_draws", "permutations", "parallel_resamples", "splits", "factors", "factor_repeats"),
         *("probes", "folds", "probe_penalties", "drop_flagged", "jobs"),
+        *("power_angles", "power_snrs", "power_repeats", "power_permutations", "power_draws"),
     )
     + keys_of("judging", "em_threshold", "coherence_threshold"),
     artefact=lambda study: study.clustered,

@@ -3,12 +3,14 @@
     uv run python src/scripts/05_pca_and_clustering.py --profile organism
     uv run python src/scripts/05_pca_and_clustering.py --layer 4 --representation em_minus_base_on_em --jobs 2
     uv run python src/scripts/05_pca_and_clustering.py --layers-jointly 2 3 4 --remove-dimension-means --whiten
+    uv run python src/scripts/05_pca_and_clustering.py --no-centre
     uv run python src/scripts/05_pca_and_clustering.py --site attn_out --drop-flagged --token-level
 
 Reads results/final_dataset_with_em_scores.pkl and persona_data.safetensors (--token-level: persona_tokens/ too); writes
 results/em_pca_clusters_<k>.pkl for each k, results/decomposition_geometry.json (rank, clusterings against their nulls,
-factorisations, probes), and results/final_dataset_with_em_scores_and_clusters.pkl with a column cluster_<k> (-1: the
-row has no usable activation). What the clusters are of is said in their manifests and in the record's `evidence`.
+power on planted sub-personas, factorisations, probes), and results/final_dataset_with_em_scores_and_clusters.pkl with a
+column cluster_<k> (-1: the row has no usable activation). What the clusters are of is said in their manifests and in
+the record's `evidence`.
 """
 
 from collections.abc import Sequence
@@ -52,7 +54,9 @@ def main(arguments: Sequence[str]) -> None:
     }
     fits = ClusterSettings(counts, restarts=settings.restarts, seed=settings.seed)
     with tqdm(total=len(counts), unit="k", desc="cluster") as progress:
-        results = cluster_all(frame, chosen, settings.components, fits, targets, lambda k: progress.update())
+        results = cluster_all(
+            frame, chosen, settings.components, fits, targets, lambda k: progress.update(), settings.centre
+        )
     labelled = frame
     for k, result in results.items():
         save_object(result, run.study.clusters(k), run.provenance)

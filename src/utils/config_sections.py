@@ -171,6 +171,7 @@ class ClusteringConfig(Section):
     representation: Literal["em", "em_minus_base", "em_minus_base_on_em"] = Field(
         "em", description="raw, or less the base model: each on its own answers, or both on the EM model's"
     )
+    centre: bool = Field(True, description="take the mean off before PCA and clusters; no: directions from the origin")
     whiten: bool = Field(False, description="PCA whitening with the Ledoit-Wolf covariance")
     remove_dimension_means: bool = Field(False, description="for probes estimated on training folds alone")
     token_level: bool = Field(False, description="cluster single tokens, too (step 3: --tokens)")
@@ -213,6 +214,21 @@ class GeometryConfig(Section):
         min_length=1,
         description="scikit-learn's C to choose from",
     )
+    power_angles: list[Annotated[float, Field(ge=0, le=90)]] = Field(
+        default_factory=lambda: [30.0, 60.0, 90.0],
+        min_length=1,
+        description="degrees between the planted sub-personas of two dimensions; 0: all share one",
+    )
+    power_snrs: list[Annotated[float, Field(gt=0)]] = Field(
+        default_factory=lambda: [2.0, 4.0, 8.0, 16.0],
+        min_length=1,
+        description="their sizes, in residual standard deviations",
+    )
+    power_repeats: int = Field(54, ge=0, description="plantings a point: 36 or more, 54 allow a miss; 0: none")
+    power_permutations: int = Field(59, ge=20, description="of prompts, behind the test of each planting's subspaces")
+    power_draws: int = Field(
+        20, ge=0, description="of the null, behind the test of each planting's clusters: 20 or more; 0: not tested"
+    )
     drop_flagged: bool = Field(False, description="leave norm outliers out; kept, a cluster of them is said to be one")
     jobs: int = Field(1, ge=1, description="processes that share the draws; results do not depend on it")
 
@@ -222,6 +238,14 @@ class GeometryConfig(Section):
         if draws_others > info.data.get("draws", draws_others):
             raise ValueError("more than draws; choose at most as many")
         return draws_others
+
+    @field_validator("power_repeats", "power_draws")
+    @classmethod
+    def power_can_be_shown(cls, value: int, info: ValidationInfo) -> int:
+        least = 36 if info.field_name == "power_repeats" else 20
+        if 0 < value < least:
+            raise ValueError(f"too few to show a power of 0.9 at the 5% level; choose 0 or at least {least}")
+        return value
 
 
 class ControlsConfig(Section):

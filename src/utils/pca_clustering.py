@@ -48,16 +48,17 @@ def cluster_all(
     settings: ClusterSettings,
     targets: Mapping[str, np.ndarray],
     on_count: Callable[[int], object] = lambda k: None,
+    centre: bool = True,
 ) -> dict[int, dict[str, Any]]:
     """One result a cluster count: the PCA, the scores of each row in it, and k-means with its diagnostics.
 
     The k-means are those that `geometry` tests: of the same scores, by the same settings. `targets` have a value for
     every row of the frame; `ami_<target>` is the agreement with them. Rows that are no number get label -1 and NaN
-    scores. More clusters than usable rows raise `UserError`.
+    scores. Without `centre` no mean is taken off before the PCA. More clusters than usable rows raise `UserError`.
     """
     usable = chosen.usable
-    pca, scores = principal_axes(chosen.matrix[usable], components)
-    kept = scores.shape[1]
+    pca = principal_axes(chosen.matrix[usable], components, centre)
+    scores = pca.scores
     results = {}
     for k in settings.counts:
         labels = cluster_rows(scores, replace(settings, counts=(k,), algorithms=("kmeans",)))["kmeans", k].labels
@@ -68,9 +69,9 @@ def cluster_all(
             "representation": chosen.name,
             "prompt_ids": frame["prompt_id"].tolist(),
             "samples": frame["sample"].tolist(),
-            "pca_mean": pca.mean_.astype(np.float32),
-            "pca_components": pca.components_[:kept].astype(np.float32),
-            "explained_variance_ratio": pca.explained_variance_ratio_[:kept].astype(np.float32),
+            "pca_mean": pca.mean.astype(np.float32),
+            "pca_components": pca.components.astype(np.float32),
+            "explained_variance_ratio": pca.explained.astype(np.float32),
             "pca_scores": on_all_rows(scores.astype(np.float32), usable, np.nan),
             "labels": on_all_rows(labels, usable, EXCLUDED),
             "centroids": np.stack([scores[labels == label].mean(axis=0) for label in np.unique(labels)]).astype(

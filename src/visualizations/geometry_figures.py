@@ -11,6 +11,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from src.utils.decomposition.geometry_report import smallest_found
 from src.utils.decomposition.multiplicity import stated_p
 from src.visualizations.figure_page import as_floats, escape_text
 from src.visualizations.palette import (
@@ -32,8 +33,8 @@ ALGORITHM_NAMES = {
 }
 STATISTIC_NAMES = {
     "silhouette": "Silhouette",
-    "bootstrap_ari": "Stability (bootstrap ARI)",
-    "seed_ari": "Stability (seed ARI)",
+    "bootstrap_ari": "Stability<br>(bootstrap ARI)",
+    "seed_ari": "Stability<br>(seed ARI)",
     "gap": "Gap against the covariance",
 }
 OWN_K = "own k"
@@ -54,10 +55,12 @@ def cluster_tests(record: Record) -> go.Figure:
     """Silhouette and stability of each clustering against the 5-95% band of Gaussian data of the same covariance.
 
     A column an algorithm, the density algorithms in one; filled markers are beyond the null after correction over k and
-    algorithm (max-T, 5%). A clustering without two clusters has no silhouette and no marker.
+    algorithm (max-T, 5%). A clustering without two clusters has no silhouette and no marker; one that no seed changes
+    has no stability over seeds.
     """
     rows = record["clusters"]["tests"]
-    statistics = [name for name in ("silhouette", "bootstrap_ari") if any(row["statistic"] == name for row in rows)]
+    known = {row["statistic"] for row in rows}
+    statistics = [name for name in ("silhouette", "bootstrap_ari", "seed_ari") if name in known]
     columns = columns_of(rows)
     figure = make_subplots(
         rows=len(statistics),
@@ -65,12 +68,15 @@ def cluster_tests(record: Record) -> go.Figure:
         shared_yaxes=True,
         shared_xaxes=True,
         horizontal_spacing=0.02,
-        vertical_spacing=0.08,
+        vertical_spacing=0.16 / max(2, len(statistics)),
         column_titles=[" and ".join(ALGORITHM_NAMES[name] for name in names) for names in columns],
     )
     for line, statistic in enumerate(statistics, start=1):
         for column, names in enumerate(columns, start=1):
             part = [row for row in rows if row["algorithm"] in names and row["statistic"] == statistic]
+            if not part:
+                add_blank(figure, rows, names, line, column)
+                continue
             add_tests(
                 figure, part, family_of(rows, statistic), {"row": line, "col": column}, is_first=line == column == 1
             )
@@ -85,11 +91,24 @@ def cluster_tests(record: Record) -> go.Figure:
     return figure.update_layout(
         template=TEMPLATE,
         height=330 + 220 * (len(statistics) - 1),
-        title_text=f"{describe_evidence(record)} · {draws['others']} draws of the null ({draws['kmeans']} for k-means)",
-        legend={"orientation": "h", "y": -0.16 if len(statistics) > 1 else -0.3, "yanchor": "top", "x": 0},
+        title_text=f"{describe_evidence(record)} · {draws['others']} draws of the null ({draws['kmeans']} for k-means)"
+        f"<br>{what_would_be_found(record)}",
+        legend={"orientation": "h", "y": -0.32 / len(statistics), "yanchor": "top", "x": 0},
+        margin={"t": 110},
         bargap=0.35,
         barmode="overlay",
     )
+
+
+def add_blank(figure: go.Figure, rows: Sequence[Record], names: Sequence[str], line: int, column: int) -> None:
+    """A panel of algorithms that have no such statistic."""
+    shown = list(dict.fromkeys(str(row["k"] or ALGORITHM_NAMES[row["algorithm"]]) for row in rows
+                               if row["algorithm"] in names))  # fmt: skip
+    figure.add_scatter(x=shown, y=[None] * len(shown), showlegend=False, row=line, col=column)
+    figure.add_annotation(
+        text="the same<br>for every seed", x=(len(shown) - 1) / 2, y=0.5, font={"size": 11, "color": NEUTRAL_COLOUR},
+        row=line, col=column,
+    )  # fmt: skip
 
 
 def columns_of(rows: Sequence[Record]) -> list[list[str]]:
@@ -203,8 +222,13 @@ def cluster_explanations(record: Record) -> go.Figure:
         height=150 + 105 * len(algorithms),
         margin={"t": 90, "b": 30},
         title_text=f"{describe_evidence(record)}<br>facet, EM: AMI with the facet, with being misaligned "
-        "· p: against the covariance",
+        f"· p: against the covariance<br>{what_would_be_found(record)}",
     )
+
+
+def what_would_be_found(record: Record) -> str:
+    """The size of what a clustering that is not beyond the null may still have missed."""
+    return escape_text(f"by a test of clusters, {smallest_found(record['power'], 'clusters')}", width=105)
 
 
 def explanation_text(row: Record, clusters: int) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from src.utils.decomposition.probes import LEAST_PROMPTS
+from src.utils.decomposition.probes import LEAST_PROMPTS, PROMPT
 from src.visualizations.figure_page import as_floats, escape_text
 from src.visualizations.geometry_figures import BEYOND_COLOUR, NULL_COLOUR, describe_evidence
 from src.visualizations.palette import NEUTRAL_COLOUR, REFERENCE_COLOUR, TEMPLATE, display_name, known_order
@@ -23,10 +23,16 @@ PREDICTOR_NAMES = {
     "topic": "topic alone",
     "question_text": "question's<br>words",
     "answer_text": "answer's<br>words",
+    "question_and_answer_text": "both texts'<br>words",
     "base_activations": "base model's<br>activations",
     "shuffled_labels": "shuffled<br>labels",
+    "prompt_identity": "the prompt's<br>other answers",
 }
-PREDICTOR_STYLES = {"activations": ("diamond", BEYOND_COLOUR), "shuffled_labels": ("x", "#9AA0A6")}
+PREDICTOR_STYLES = {
+    "activations": ("diamond", BEYOND_COLOUR),
+    "shuffled_labels": ("x", "#9AA0A6"),
+    PROMPT: ("star", NEUTRAL_COLOUR),
+}
 TARGET_NAMES = {"dimension": "Which dimension<br>was asked about", "misaligned": "Whether the answer<br>is misaligned"}
 PANELS = ((0.0, 0.22), (0.27, 0.49), (0.68, 1.0))  # shares of the width
 METHOD_NAMES = {"pca": "PCA", "ica": "ICA", "nmf": "NMF (signed parts)", "dictionary": "sparse dictionary"}
@@ -63,7 +69,7 @@ def probe_scores(record: Record) -> go.Figure:
     figure.update_annotations(selector={"yref": "paper"}, font_size=13)
     return figure.update_layout(
         template=TEMPLATE,
-        height=520,
+        height=600,
         margin={"t": 100},
         title_text=describe_evidence(record),
         showlegend=False,
@@ -86,8 +92,15 @@ def place_panels(figure: go.Figure) -> None:
 def add_predictors(figure: go.Figure, rows: Sequence[Record], column: int) -> None:
     """A point with its interval a predictor, the chance level dotted."""
     for row in rows:
+        if row["estimate"] is None:
+            figure.add_annotation(
+                text="undefined: one answer a prompt" if row["predictor"] == PROMPT else "undefined",
+                x=0.72, y=PREDICTOR_NAMES[row["predictor"]], font={"size": 11, "color": NEUTRAL_COLOUR},
+                row=1, col=column,
+            )  # fmt: skip
+            continue
         symbol, colour = PREDICTOR_STYLES.get(row["predictor"], ("circle", NEUTRAL_COLOUR))
-        estimate, low, high = (float("nan") if row[name] is None else row[name] for name in ("estimate", "low", "high"))
+        estimate, low, high = (row[name] for name in ("estimate", "low", "high"))
         excess = "" if row["excess"] is None else f"; activations {row['excess']:+.3f} better"
         figure.add_scatter(
             x=as_floats(np.array([estimate])), y=[PREDICTOR_NAMES[row["predictor"]]], mode="markers+text",

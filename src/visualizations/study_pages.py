@@ -13,6 +13,7 @@ from src.visualizations.figure_page import FigurePage
 from src.visualizations.geometry_figures import cluster_explanations, cluster_tests
 from src.visualizations.interchange_figures import interchange_matrix
 from src.visualizations.layer_statistics import layer_statistics
+from src.visualizations.power_figures import power_curve
 from src.visualizations.probe_figures import factorisations, probe_scores
 from src.visualizations.score_figures import em_rates, em_score_distribution, training_curve
 from src.visualizations.steering_figures import cross_effects, dose_response
@@ -150,6 +151,16 @@ def study_pages(
             "these explains.",
             cluster_explanations(geometry),
         )
+    if geometry and "power" in known:
+        add(
+            "Clusters",
+            "power_curve.html",
+            "What would have been found",
+            "Sub-personas of known size were planted in these answers: where a line is below the dashed one, finding "
+            "nothing means nothing. 0° would be one direction that all dimensions share, 90° one of each dimension's "
+            "own; crosses are false alarms. Bars are 95% intervals, wide where planting was stopped early.",
+            power_curve(geometry),
+        )
     if geometry and "tree" in known:
         add(
             "Clusters",
@@ -205,9 +216,10 @@ def study_pages(
             "Beyond one clustering",
             "probes.html",
             "What a linear probe reads",
-            "Activations tell more than the topic only where their interval lies clear of the baselines below them. On "
-            "the right, values near 1 off the diagonal are a misaligned direction that dimensions share, those near 0 "
-            "one that points the other way; blank where a class has under ten prompts.",
+            "Activations tell more than the topic only where their interval lies clear of the baselines below them; "
+            "the last row is the ceiling of knowing the prompt. On the right, values near 1 off the diagonal are a "
+            "misaligned direction that dimensions share, those near 0 one that points the other way; blank where a "
+            "class has under ten prompts.",
             probe_scores(geometry),
         )
     if steering:

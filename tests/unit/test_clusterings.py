@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.cluster.hierarchy import is_valid_linkage
 from sklearn.cluster import DBSCAN, HDBSCAN, AgglomerativeClustering, KMeans
+from sklearn.decomposition import PCA, TruncatedSVD
 from sklearn.metrics import (
     adjusted_rand_score,
     calinski_harabasz_score,
@@ -25,6 +26,7 @@ from src.utils.decomposition.clusterings import (
     knee,
     mean_silhouette,
     neighbour_knee,
+    principal_axes,
     principal_scores,
     validation,
     ward_linkage,
@@ -40,6 +42,20 @@ def blobs(distance: float = 12.0) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(3)
     truth = np.arange(ROWS) % TRUE_COUNT
     return rng.normal(size=(ROWS, 6)) + distance * np.eye(6)[truth], truth
+
+
+def test_without_centring_the_scores_are_those_of_truncated_svd() -> None:
+    rng = np.random.default_rng(1)
+    matrix = rng.normal(size=(60, 12)) * np.arange(12, 0, -1) + 5
+    known = TruncatedSVD(4, algorithm="arpack").fit(matrix)
+    found = principal_axes(matrix, 4, centre=False)
+    np.testing.assert_allclose(found.scores, known.transform(matrix), rtol=1e-8, atol=1e-8)
+    np.testing.assert_allclose(found.components, known.components_, atol=1e-9)
+    np.testing.assert_allclose(found.explained, known.explained_variance_ratio_)
+    assert (found.mean == 0).all() and not np.allclose(found.scores.mean(axis=0), 0, atol=1)
+    centred = principal_axes(matrix, 4)
+    np.testing.assert_allclose(centred.scores, PCA(4, svd_solver="full").fit_transform(matrix))
+    np.testing.assert_allclose(centred.mean, matrix.mean(axis=0))
 
 
 def test_principal_scores_keep_distances_and_drop_what_has_no_variance() -> None:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from sklearn.cluster import KMeans
-from sklearn.decomposition import PCA
-from sklearn.metrics import adjusted_mutual_info_score
+from sklearn.decomposition import PCA, TruncatedSVD
+from sklearn.metrics import adjusted_mutual_info_score, silhouette_score
 
 from src.utils.decomposition import geometry
 from src.utils.decomposition.clusterings import ClusterSettings
@@ -85,6 +85,32 @@ def test_without_dimension_means_and_whitened_the_topic_is_gone() -> None:
         for part in (evidence.matrix, rows)
     )
     assert raw > 0.9 and left < 0.05
+
+
+def test_without_centring_no_mean_is_removed() -> None:
+    choice = EvidenceChoice("em", (2,), centre=False)
+    assert choice.name == "em_layer_2_uncentred" and choice.preprocessing is None
+    evidence, layers = chosen_evidence(FRAME, TENSORS, choice)
+    rows = clustered(FRAME, evidence, choice)
+    assert rows.name == "em_layer_2_uncentred"
+    np.testing.assert_array_equal(rows.matrix, TENSORS[SITE])
+    changes = {"centre": False, "cluster_counts": [3]}
+    settings = GEOMETRY.model_copy(update={"power_repeats": 0, "probes": False, "algorithms": ["kmeans"]})
+    clustering = CLUSTERING.model_copy(update=changes)
+    record = describe_geometry(evidence, layers, clustering, settings, 70, 50, choice=choice)
+    assert record["evidence"]["centred"] is False and record["power"] == {
+        "reason": "power: nothing was planted (--power-repeats 0)"
+    }
+    scores = TruncatedSVD(CLUSTERING.components, algorithm="arpack").fit_transform(TENSORS[SITE].astype(np.float64))
+    labels = KMeans(3, n_init=1, random_state=CLUSTERING.seed, max_iter=300).fit(scores).labels_
+    row = next(row for row in record["clusters"]["indices"] if row["k"] == 3)
+    assert row["silhouette"] == pytest.approx(silhouette_score(scores, labels))
+    fits = ClusterSettings((3,), restarts=1, seed=CLUSTERING.seed)
+    result = cluster_all(FRAME, rows, CLUSTERING.components, fits, {}, centre=False)[3]
+    np.testing.assert_allclose(np.abs(result["pca_scores"]), np.abs(scores), rtol=1e-4, atol=1e-4)
+    assert (result["pca_mean"] == 0).all()
+    whitened = EvidenceChoice("em", (2,), whiten=True, centre=False)
+    assert np.abs(clustered(FRAME, evidence, whitened).matrix.mean(axis=0)).max() > 0.1
 
 
 def test_what_is_removed_in_a_fold_was_estimated_on_its_training_rows() -> None:
@@ -175,7 +201,7 @@ def test_the_majority_of_an_answer_is_its_commonest_label() -> None:
 
 def test_every_setting_of_step_5_is_in_the_choice() -> None:
     changes = {"layers_jointly": [2, 1, 2], "site": "mlp_out", "pooling": "prompt_mean", "whiten": True}
-    changes |= {"remove_dimension_means": True, "representation": "em_minus_base"}
+    changes |= {"remove_dimension_means": True, "representation": "em_minus_base", "centre": False}
     settings = CLUSTERING.model_copy(update=changes)
-    expected = EvidenceChoice("em_minus_base", (2, 1), "mlp_out", "prompt_mean", True, True, True)
+    expected = EvidenceChoice("em_minus_base", (2, 1), "mlp_out", "prompt_mean", True, True, True, False)
     assert configured_choice(settings, True) == expected

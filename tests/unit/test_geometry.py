@@ -1,5 +1,6 @@
 """The record of the geometry holds what the statistics give, finds what was planted, and gives reasons for the rest."""
 
+import copy
 import json
 from typing import Any
 
@@ -14,10 +15,12 @@ from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, sil
 from src.utils.config_sections import ClusteringConfig, GeometryConfig
 from src.utils.decomposition.answer_map import tsne_map, ward_tree
 from src.utils.decomposition.geometry import PARTS, describe_geometry, probed
-from src.utils.decomposition.geometry_report import best_probe, format_geometry, geometry_summary
+from src.utils.decomposition.geometry_report import best_probe, format_geometry, geometry_summary, smallest_found
 from src.utils.decomposition.inputs import Evidence
 from src.utils.decomposition.layer_evidence import study_evidence
 from src.utils.decomposition.plain_records import as_plain
+from src.utils.decomposition.planted import subspace_p_value
+from src.utils.decomposition.power_curve import Sweep, power_curve, subspace_detector
 from src.utils.decomposition.rank import half_agreement, parallel_analysis, participation_ratio
 from src.utils.decomposition.report import format_beside
 from src.utils.errors import UserError
@@ -80,7 +83,8 @@ def test_clusters_are_those_of_scikit_learn_and_the_planted_topic_is_named() -> 
     labels = KMeans(4, n_init=1, random_state=CLUSTERING.seed, max_iter=300).fit(scores).labels_
     keys = ("algorithm", "k", "statistic")
     tests = {tuple(row[key] for key in keys): row for row in clusters["tests"]}
-    assert len(tests) == 2 * 3 * 3 + 2 * 2  # silhouette, gap and bootstrap; density algorithms have no gap
+    # silhouette, gap and bootstrap; density algorithms have no gap, and only k-means and mixtures depend on a seed
+    assert len(tests) == 2 * 3 * 3 + 2 * 2 + 2 * 2
     row = tests["kmeans", 4, "silhouette"]
     assert row["observed"] == pytest.approx(silhouette_score(scores, labels))
     assert row["draws"] == GEOMETRY.draws and tests["ward", 4, "gap"]["draws"] == GEOMETRY.draws_others
@@ -98,6 +102,32 @@ def test_clusters_are_those_of_scikit_learn_and_the_planted_topic_is_named() -> 
     gaps = {(row["reference"], row["algorithm"], row["k"]): row["gap"] for row in clusters["gap"]}
     assert len(gaps) == 2 * 3 * 3  # k = 1 as well
     assert gaps["covariance", "kmeans", 4] == tests["kmeans", 4, "gap"]["excess"]
+
+
+def test_negatives_of_the_geometry_come_with_their_power() -> None:
+    record, (one, _) = geometry_record(), evidence()
+    power, asked = record["power"], one.frame["subset"].to_numpy()
+    p = subspace_p_value(one.matrix, asked, one.frame["prompt_id"].to_numpy(), CLUSTERING.seed)
+    assert power["subspaces"] == {"p": p, "draws": 199, "planted_draws": GEOMETRY.power_permutations} and p > 0.05
+    assert power["clusters"]["draws"] == 20 and power["clusters"]["k"] == 4
+    found = {(row["detector"], row["angle"]): row["snr"] for row in power["smallest"]}
+    assert found["subspaces", 90.0] == 4 and len(found) == 4
+    whole = power_curve(
+        one.matrix, asked, one.frame["prompt_id"].to_numpy().astype(str), {"subspaces": subspace_detector(59)},
+        Sweep([90.0], [4, 12], 36, CLUSTERING.seed),
+    )  # fmt: skip
+    detected = {
+        row["snr"]: row["detected"] for row in power["curve"] if row["angle"] == 90 and row["detector"][0] == "s"
+    }
+    assert {row["snr"]: row["detected"] for row in whole.to_dict("records") if row["snr"]} == detected
+    lines = format_geometry(record).splitlines()
+    assert any(
+        line.startswith("subspaces: the dimensions' directions are alike") and "SNR 4 at 90°" in line for line in lines
+    )
+    changed = copy.deepcopy(record)
+    changed["clusters"]["explanations"][0]["kind"] = "no structure beyond covariance"
+    smallest = smallest_found(power, "clusters")
+    assert f"no structure beyond covariance: by a test of clusters, {smallest}" in format_geometry(changed).splitlines()
 
 
 def test_layers_are_tested_jointly_and_noise_is_not_clustered() -> None:
@@ -121,8 +151,10 @@ def test_probes_read_what_was_planted_and_the_topic_does_not_know_it() -> None:
     assert best is not None and best["target"] == "misaligned"
     assert best["over_topic"]["estimate"] == rows["topic"]["excess"]
     assert best["over_best"]["estimate"] == min(
-        row["excess"] for name, row in rows.items() if name not in ("activations", "shuffled_labels")
+        row["excess"] for name, row in rows.items() if name not in ("activations", "shuffled_labels", "prompt_identity")
     )
+    assert rows["prompt_identity"]["estimate"] is None and rows["prompt_identity"]["excess"] is None
+    assert "ceiling of knowing the prompt: undefined, one answer a prompt" in format_geometry(geometry_record())
 
 
 def test_misalignment_of_one_kind_is_not_probed_and_says_so() -> None:

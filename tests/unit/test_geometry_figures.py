@@ -8,12 +8,14 @@ import plotly.graph_objects as go
 import pytest
 from scipy.cluster.hierarchy import leaves_list
 
+from src.utils.decomposition.geometry_report import smallest_found
 from src.utils.decomposition.multiplicity import stated_p
 from src.visualizations.component_figures import scree_plot, tsne_plane
 from src.visualizations.dendrogram_figure import ward_dendrogram
 from src.visualizations.geometry_figures import KIND_COLOURS, cluster_explanations, cluster_tests
 from src.visualizations.layer_statistics import layer_statistics
 from src.visualizations.palette import DIMENSION_COLOURS, display_name
+from src.visualizations.power_figures import power_curve
 from src.visualizations.probe_figures import PREDICTOR_NAMES, factorisations, probe_scores
 from src.visualizations.study_pages import study_pages
 from tests.study_frame import geometry_record, planted_activations, rates_frame, whole_study
@@ -44,7 +46,7 @@ def test_every_test_is_drawn_beside_its_null() -> None:
         values = np.concatenate([drawn(trace.y) for trace in points])
         np.testing.assert_allclose(np.sort(values), np.sort([row["observed"] for row in chosen]), rtol=1e-5)
         p_values = sorted(cell.split("<br>")[1] for trace in points for cell in trace.text or ())
-        shared = {"silhouette": 20, "bootstrap_ari": 20}
+        shared = dict.fromkeys(("silhouette", "bootstrap_ari", "seed_ari"), 20)
         assert p_values == sorted("max-T: " + stated_p(row["p_max"], shared[row["statistic"]]) for row in chosen)
     bars = [trace for trace in figure.data if trace.type == "bar"]
     low = np.concatenate([np.array(trace.base, dtype=float) for trace in bars])
@@ -53,6 +55,41 @@ def test_every_test_is_drawn_beside_its_null() -> None:
     np.testing.assert_allclose(np.sort(high), np.sort([row["null_high"] for row in tests]), atol=1e-6)
     shown = [trace.name for trace in figure.data if trace.showlegend]
     assert len(shown) == len(set(shown)) == 3  # also where no marker is of one kind
+
+
+def test_stability_over_seeds_is_blank_where_no_seed_is_used() -> None:
+    figure = cluster_tests(geometry_record())
+    assert texts(figure).count("the same<br>for every seed") == 2  # Ward, and the density algorithms
+    changed = record()
+    changed["clusters"]["tests"] = [row for row in changed["clusters"]["tests"] if row["statistic"] != "seed_ari"]
+    assert "the same<br>for every seed" not in texts(cluster_tests(changed))
+
+
+def test_the_power_of_each_test_is_drawn_with_its_intervals() -> None:
+    power = geometry_record()["power"]
+    figure = power_curve(geometry_record())
+    for axis, name in (("x", "subspaces"), ("x2", "clusters")):
+        lines = {trace.name: trace for trace in figure.data if trace.xaxis == axis}
+        labels = {30: "30° apart", 90: "90° apart", None: "nothing planted (false positives)"}
+        assert set(lines) == set(labels.values())
+        for angle, label in labels.items():
+            trace = lines[label]
+            rows = [row for row in power["curve"] if (row["detector"], row["angle"]) == (name, angle)]
+            np.testing.assert_allclose(trace.y, [row["power"] for row in rows], rtol=1e-5)
+            np.testing.assert_allclose(trace.x, [row["snr"] for row in rows], atol=0.2)
+            low, high = trace.y - trace.error_y.arrayminus, trace.y + trace.error_y.array
+            np.testing.assert_allclose(low, [row["low"] for row in rows], atol=1e-5)
+            np.testing.assert_allclose(high, [row["high"] for row in rows], atol=1e-5)
+    assert [shape.y0 for shape in figure.layout.shapes].count(0.9) == 2
+    shown = [text.replace("<br>", " ") for text in texts(figure)]
+    assert any(text.endswith(smallest_found(power, "subspaces")) and "here: p 0." in text for text in shown)
+    title = cluster_tests(geometry_record()).layout.title.text.replace("<br>", " ")
+    assert title.endswith(f"by a test of clusters, {smallest_found(power, 'clusters')}")
+
+    changed = record()
+    changed["power"]["clusters"] = {"reason": "clusters: not planted"}
+    changed["power"]["curve"] = [row for row in changed["power"]["curve"] if row["detector"] == "subspaces"]
+    assert "clusters: not planted" in texts(power_curve(changed))
 
 
 def test_a_clustering_without_two_clusters_has_no_silhouette_to_draw() -> None:
@@ -128,11 +165,13 @@ def test_probes_show_estimates_intervals_and_transfer() -> None:
     for axis, target in (("x", "dimension"), ("x2", "misaligned")):
         of_target = {trace.name: trace for trace in points if trace.xaxis == axis}
         rows = [row for row in probes[target]["table"] if row["measure"] == "auroc"]
-        assert set(of_target) == {row["predictor"] for row in rows} == set(PREDICTOR_NAMES)
-        for row in rows:
+        assert {row["predictor"] for row in rows} == set(PREDICTOR_NAMES)
+        assert set(PREDICTOR_NAMES) - set(of_target) == {"prompt_identity"}  # one answer a prompt
+        for row in rows[:-1]:
             trace = of_target[row["predictor"]]
             ends = (trace.x[0] - trace.error_x.arrayminus[0], trace.x[0], trace.x[0] + trace.error_x.array[0])
             assert ends == pytest.approx((row["low"], row["estimate"], row["high"]), abs=1e-5)
+    assert texts(figure).count("undefined: one answer a prompt") == 2
     (heatmap,) = [trace for trace in figure.data if trace.type == "heatmap"]
 
     def probes_of(name: str) -> str:
@@ -205,9 +244,9 @@ def test_pages_show_what_the_geometry_has() -> None:
 
     changed = record()  # its answers are among those of the study
     added = [name for name in pages(changed) if name not in pages(None)]
-    assert added == ["tsne_2d.html", "cluster_tests.html", "cluster_explanations.html", "dendrogram.html",
-                     "layer_statistics.html", "factorisations.html", "probes.html"]  # fmt: skip
-    for part in ("clusters", "layers", "factorisations", "probes", "tree", "tsne"):
+    assert added == ["tsne_2d.html", "cluster_tests.html", "cluster_explanations.html", "power_curve.html",
+                     "dendrogram.html", "layer_statistics.html", "factorisations.html", "probes.html"]  # fmt: skip
+    for part in ("clusters", "power", "layers", "factorisations", "probes", "tree", "tsne"):
         changed[part] = {"reason": "too few rows"}
     changed["rank"]["parallel_analysis"] = {"reason": "too few rows"}
     assert pages(changed) == pages(None)

@@ -177,17 +177,50 @@ def test_a_planted_direction_is_found_over_topic_and_text_and_shuffled_labels_ar
         "topic",
         "question_text",
         "answer_text",
+        "question_and_answer_text",
         "base_activations",
         "shuffled_labels",
+        "prompt_identity",
     ]
     assert values(table, "activations")["low"] > 0.95
     for predictor in ("topic", "question_text", "base_activations", "shuffled_labels"):
         assert values(table, predictor)["excess_low"] > 0.2
     assert values(table, "answer_text")["estimate"] == 1 and values(table, "answer_text")["excess"] <= 0
     for _, row in table.iterrows():
-        assert row["low"] <= row["estimate"] <= row["high"]
+        assert row["predictor"] == "prompt_identity" or row["low"] <= row["estimate"] <= row["high"]
     chance = values(table, "shuffled_labels", "balanced_accuracy")["estimate"] * 240
     assert binom.ppf(0.001, 240, 0.5) <= chance <= binom.ppf(0.999, 240, 0.5)
+
+
+def test_the_ceiling_of_the_prompt_is_what_its_other_answers_say() -> None:
+    rng = np.random.default_rng(6)
+    rows, prompt = rows_of(240, each=3), np.arange(240) // 3
+    target = rng.random(240) < np.where(rng.random(80) < 0.5, 0.9, 0.1)[prompt]
+    matrix = rng.standard_normal((240, 12))
+    table = compare_probes(matrix, matrix, target, rows, QUICK, resamples=50)
+    others = (np.bincount(prompt, target)[prompt] - target) / 2
+    fold = nested_predictions(dense(matrix, rows.dimensions, None), target, rows.groups, QUICK).fold
+    one, other = others[target], others[~target]
+    in_order = (one[:, None] > other) + 0.5 * (one[:, None] == other)
+    together = fold[target][:, None] == fold[~target]
+    assert values(table, "prompt_identity")["estimate"] == pytest.approx(in_order[together].mean())
+    assert values(table, "prompt_identity")["low"] > 0.7 > values(table, "topic")["estimate"]
+
+    once = compare_probes(matrix, matrix, target, rows_of(240), QUICK, resamples=50)
+    assert np.isnan([*values(once, "prompt_identity").values()]).all()
+
+
+def test_question_and_answer_together_tell_what_neither_tells_alone() -> None:
+    rng = np.random.default_rng(7)
+    rows, target = rows_of(240), rng.permutation(np.arange(240) % 2).astype(bool)
+    is_asked = rng.random(240) < 0.5  # the question tells of half of the rows, the answer of the others
+    told = np.where(target, "bad", "good")
+    questions, answers = (np.where(known, told, "maybe").tolist() for known in (is_asked, ~is_asked))
+    rows = ProbeRows(rows.groups, rows.dimensions, rows.topics, questions, answers)
+    matrix = rng.standard_normal((240, 4))
+    table = compare_probes(matrix, matrix, target, rows, QUICK, resamples=50)
+    found = {name: values(table, f"{name}_text")["estimate"] for name in ("question", "answer", "question_and_answer")}
+    assert found["question_and_answer"] > 0.99 and max(found["question"], found["answer"]) < 0.9
 
 
 def test_several_classes_are_told_apart_and_shuffled_ones_are_not() -> None:

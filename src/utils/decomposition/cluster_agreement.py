@@ -16,7 +16,7 @@ from scipy.stats import median_abs_deviation, rankdata
 from sklearn.metrics.cluster import expected_mutual_information
 
 from src.utils.decomposition.clusterings import ClusterKey
-from src.utils.decomposition.multiplicity import holm, monte_carlo_p, stated_p
+from src.utils.decomposition.multiplicity import max_statistic_p, monte_carlo_p, stated_p
 from src.utils.decomposition.prompt_resampling import exchange_prompts
 from src.utils.errors import UserError
 
@@ -104,44 +104,59 @@ def explain_clusters(
     What is none of these is unexplained structure. `structure_p`: corrected p-values (`NullTests.smallest_p`), and
     `structure_draws` how many draws they rest on. `targets`: `dimension` and `facet`, and whatever else there may be
     (`keyed`, `length` from `length_quintiles`, `misaligned`); `base_clusterings`: of the base model's rows, by the same
-    algorithm and k. Of those in `ANSWERS` with which the clusters agree over the bar, and significantly, the one with
-    the largest AMI counts. What it leaves unexplained is not looked into: for the topic, cluster rows whose dimension
-    means were removed. A missing target or p-value raises `UserError`.
+    algorithm and k. Of those in `ANSWERS` with which the clusters agree over the bar, and significantly (corrected over
+    all targets and clusterings), the one with the largest AMI counts. What it leaves unexplained is not looked into:
+    for the topic, cluster rows whose dimension means were removed. A missing target or p-value raises `UserError`.
     """
     bars = bars or Bars()
     for name in (DIMENSION, FACET):
         if name not in targets:
             raise UserError(f"target {name}: missing; hand in the {name} of every row")
+    for key in clusterings:
+        if key not in structure_p:
+            raise UserError(f"clustering {key[0]} k={key[1]}: has no p-value; test the same algorithms and counts")
     rng = np.random.default_rng(seed)
     freely = np.stack([exchange_prompts(prompt_ids, rng) for _ in range(permutations)])
     within = np.stack([exchange_within(prompt_ids, targets[DIMENSION], rng) for _ in range(permutations)])
     is_outlier = norm_outliers(norms, bars.outlier_deviations)
-    explanations = []
-    for key, labels in clusterings.items():
-        if key not in structure_p:
-            raise UserError(f"clustering {key[0]} k={key[1]}: has no p-value; test the same algorithms and counts")
-        base = {BASE: base_clusterings[key]} if key in base_clusterings else {}
-        table = agreements(labels, {**targets, **base}, freely, within)
-        draws = (structure_draws, permutations)
-        explanations.append(explain(key, labels, structure_p[key], table, is_outlier, bars, draws))
-    return explanations
+    table = agreements(clusterings, targets, base_clusterings, freely, within)
+    draws = (structure_draws, permutations)
+    return [
+        explain(key, labels, structure_p[key], part.drop(columns=["algorithm", "k"]), is_outlier, bars, draws)
+        for (key, labels), (_, part) in zip(
+            clusterings.items(), table.groupby(["algorithm", "k"], sort=False), strict=True
+        )
+    ]
 
 
 def agreements(
-    labels: Int[np.ndarray, " rows"],
+    clusterings: Mapping[ClusterKey, Int[np.ndarray, " rows"]],
     targets: Mapping[str, np.ndarray],
+    base_clusterings: Mapping[ClusterKey, Int[np.ndarray, " rows"]],
     freely: Int[np.ndarray, "permutations rows"],
     within: Int[np.ndarray, "permutations rows"],
 ) -> pd.DataFrame:
-    """A row a target, and one for facet within dimension: `target, ami, ari, explained, p_ami, p_ari` and Holm's.
+    """A row a clustering and target, and one for facet within dimension; columns as in `Agreement`, and `p_ami_all`.
 
-    `freely` are permutations of the rows by prompt, `within` those that stay within a dimension. `p_ami_holm` and
-    `p_ari_holm` are corrected over the targets of this clustering.
+    `freely` are permutations of the rows by prompt, `within` those that stay within a dimension. All clusterings share
+    them: `p_ami_all` and `p_ari_all` are corrected by the max-statistic over targets, k and algorithms together.
     """
-    found = {name: agreement(labels, target, freely) for name, target in targets.items()}
-    found[WITHIN] = agreement(labels, targets[FACET], within, strata=targets[DIMENSION])
-    table = pd.DataFrame([{"target": name, **vars(one)} for name, one in found.items()])
-    return table.assign(**{f"{name}_holm": holm(table[name].to_numpy()) for name in ("p_ami", "p_ari")})
+    rows, nulls = [], []
+    for (algorithm, k), labels in clusterings.items():
+        base = {BASE: base_clusterings[algorithm, k]} if (algorithm, k) in base_clusterings else {}
+        found = {name: permuted_agreement(labels, one, freely) for name, one in {**targets, **base}.items()}
+        found[WITHIN] = permuted_agreement(labels, targets[FACET], within, strata=targets[DIMENSION])
+        rows += [{"algorithm": algorithm, "k": k, "target": name, **vars(one)} for name, (one, _) in found.items()]
+        nulls += [drawn for _, drawn in found.values()]
+    table = pd.DataFrame(rows)
+    tested = table["ami"].notna().to_numpy()
+    for place, index in enumerate(("ami", "ari")):
+        corrected = np.full(len(table), np.nan)
+        if tested.any():
+            null = np.column_stack([drawn[:, place] for drawn in nulls])[:, tested]
+            corrected[tested] = max_statistic_p(table.loc[tested, index].to_numpy() - TIE, null)
+        table[f"p_{index}_all"] = corrected
+    return table
 
 
 def agreement(
@@ -156,6 +171,16 @@ def agreement(
     nothing and is left out (NaN where none is left). A permutation that keeps the strata keeps all margins, so that
     every index is linear in a sum over the cells of the contingency table and expected values are needed once.
     """
+    return permuted_agreement(labels, target, orders, strata)[0]
+
+
+def permuted_agreement(
+    labels: Int[np.ndarray, " rows"],
+    target: np.ndarray,
+    orders: Int[np.ndarray, "permutations rows"],
+    strata: np.ndarray | None = None,
+) -> tuple[Agreement, Float[np.ndarray, "permutations 3"]]:
+    """The same, and AMI, ARI and `explained` under each permutation."""
     first, second = (pd.factorize(np.asarray(values), use_na_sentinel=False)[0] for values in (labels, target))
     groups = np.zeros(len(first), dtype=np.int64) if strata is None else pd.factorize(np.asarray(strata))[0]
     shape = (groups.max() + 1, first.max() + 1, second.max() + 1)
@@ -164,7 +189,7 @@ def agreement(
     sizes = cells.sum(axis=(1, 2))
     usable = np.flatnonzero((kinds.min(axis=1) > 1) & (kinds.max(axis=1) < sizes))
     if not len(usable):
-        return Agreement(*[float("nan")] * 5)
+        return Agreement(*[float("nan")] * 5), np.full((len(orders), 3), np.nan)
     offsets, slopes = np.stack([index_of_sums(cells[part]) for part in usable]).transpose(1, 0, 2)
     weights = sizes[usable] / sizes[usable].sum()
 
@@ -179,7 +204,7 @@ def agreement(
     drawn = np.vstack([indices(orders[start : start + AT_ONCE]) for start in range(0, len(orders), AT_ONCE)])
     p_ami, p_ari, _ = monte_carlo_p(observed - TIE, drawn)
     ami, ari, explained = observed
-    return Agreement(float(ami), float(ari), float(explained), float(p_ami), float(p_ari))
+    return Agreement(float(ami), float(ari), float(explained), float(p_ami), float(p_ari)), drawn
 
 
 def contingency(
@@ -253,17 +278,16 @@ def explain(
     numbers["largest_share"] = float(sizes.max() / len(labels))
     numbers["outlier_share_of_rest"] = float(rest.mean()) if len(rest) else float("nan")
     found = {row.pop("target"): row for row in table.to_dict("records")}
-    tests = int(table["p_ami"].notna().sum())
     numbers |= {f"{name}_{target}": value for target, row in found.items() for name, value in row.items()}
 
     def strength(target: str) -> float:
         row = found.get(target)
-        return -np.inf if row is None or not row["p_ami_holm"] < bars.alpha else max(row["ami"], row["explained"])
+        return -np.inf if row is None or not row["p_ami_all"] < bars.alpha else max(row["ami"], row["explained"])
 
     def stated(target: str) -> str:
         row = found[target]
         ami, explained = (round(row[name], 2) + 0.0 for name in ("ami", "explained"))  # + 0.0: no "-0.00"
-        return f"AMI {ami:.2f}, explained {explained:.2f}, {stated_p(row['p_ami_holm'], permutations, tests)}"
+        return f"AMI {ami:.2f}, explained {explained:.2f}, {stated_p(row['p_ami_all'], permutations)}"
 
     answers = [target for target in ANSWERS if strength(target) >= bars.agreement]
     kind: Kind

@@ -17,6 +17,7 @@ from sklearn.cluster import DBSCAN, HDBSCAN, KMeans
 from sklearn.decomposition import PCA
 from sklearn.metrics import calinski_harabasz_score, davies_bouldin_score, euclidean_distances
 from sklearn.mixture import GaussianMixture
+from sklearn.utils.extmath import svd_flip
 from threadpoolctl import ThreadpoolController
 
 from src.utils.errors import UserError
@@ -64,20 +65,45 @@ class Clustering:
     eps: float = float("nan")
 
 
-def principal_scores(matrix: Float[np.ndarray, "rows features"], components: int) -> Float[np.ndarray, "rows kept"]:
-    """Scores in the leading principal components, float64; components without variance are left out."""
-    return principal_axes(matrix, components)[1]
+@dataclass(frozen=True, eq=False)
+class PrincipalAxes:
+    """What was taken off every row, unit directions, each one's share of the variance, and the rows' scores."""
+
+    mean: Float[np.ndarray, " features"]
+    components: Float[np.ndarray, "kept features"]
+    explained: Float[np.ndarray, " kept"]
+    scores: Float[np.ndarray, "rows kept"]
 
 
-def principal_axes(
-    matrix: Float[np.ndarray, "rows features"], components: int
-) -> tuple[PCA, Float[np.ndarray, "rows kept"]]:
-    """The components, as many as there can be, with the scores of `principal_scores`."""
+def principal_scores(
+    matrix: Float[np.ndarray, "rows features"], components: int, centre: bool = True
+) -> Float[np.ndarray, "rows kept"]:
+    """The scores of `principal_axes`."""
+    return principal_axes(matrix, components, centre).scores
+
+
+def principal_axes(matrix: Float[np.ndarray, "rows features"], components: int, centre: bool = True) -> PrincipalAxes:
+    """The leading principal components, float64; those that are rounding are left out.
+
+    Without `centre` no mean is taken off: directions are those of the rows themselves (scikit-learn's `TruncatedSVD`),
+    the first of which is about that of their mean.
+    """
+    rows = np.asarray(matrix, dtype=np.float64)
+    count = min(components, *matrix.shape)
     with threads().limit(limits=1):
-        pca = PCA(n_components=min(components, *matrix.shape), svd_solver="full")
-        scores = pca.fit_transform(np.asarray(matrix, dtype=np.float64))
-    sizes = pca.singular_values_
-    return pca, scores[:, sizes > sizes[0] * max(matrix.shape) * np.finfo(np.float64).eps]
+        if centre:
+            pca = PCA(n_components=count, svd_solver="full")
+            scores = pca.fit_transform(rows)
+            mean, directions, sizes = pca.mean_, pca.components_, pca.singular_values_
+            explained = pca.explained_variance_ratio_
+        else:
+            left, every, right = np.linalg.svd(rows, full_matrices=False)
+            left, right = svd_flip(left, right, u_based_decision=False)
+            mean, directions, sizes = np.zeros(rows.shape[1]), right[:count], every[:count]
+            scores = left[:, :count] * sizes
+            explained = scores.var(axis=0) / rows.var(axis=0).sum()
+    kept = sizes > sizes[0] * max(matrix.shape) * np.finfo(np.float64).eps
+    return PrincipalAxes(mean, directions[kept], explained[kept], scores[:, kept])
 
 
 def cluster_rows(

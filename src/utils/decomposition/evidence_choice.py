@@ -17,7 +17,8 @@ from src.utils.pca_clustering import Representation
 class EvidenceChoice:
     """The arguments of `build_evidence`, and a preprocessing; one layer of one site as it is, when nothing is said.
 
-    `whiten` and `remove_dimension_means` are those of `Preprocessing`. Site `embed` has no layers.
+    `whiten`, `remove_dimension_means` and `centre` are those of `Preprocessing`; PCA takes no mean off either where
+    rows are not to be centred. Site `embed` has no layers.
     """
 
     kind: str
@@ -27,13 +28,14 @@ class EvidenceChoice:
     drop_flagged: bool = False
     whiten: bool = False
     remove_dimension_means: bool = False
+    centre: bool = True
 
     @property
     def preprocessing(self) -> Preprocessing | None:
         """None where rows are taken as they are."""
         if not self.whiten and not self.remove_dimension_means:
             return None
-        return Preprocessing(True, self.remove_dimension_means, self.whiten)
+        return Preprocessing(self.centre, self.remove_dimension_means, self.whiten)
 
     @property
     def name(self) -> str:
@@ -42,6 +44,7 @@ class EvidenceChoice:
         done = [
             "without_dimension_means" if self.remove_dimension_means else "",
             "whitened" if self.whiten else "",
+            "" if self.centre else "uncentred",
         ]
         return "_".join(filter(None, [name_of(self.kind, layers, self.site, self.pooling), *done]))
 
@@ -99,6 +102,7 @@ def describe_choice(choice: EvidenceChoice) -> dict[str, Any]:
         "layers": [] if choice.site == "embed" else list(choice.layers),
         "site": choice.site,
         "pooling": choice.pooling,
+        "centred": choice.centre,
         "whitened": choice.whiten,
         "dimension_means_removed": choice.remove_dimension_means,
         "flagged_rows_dropped": choice.drop_flagged,

@@ -30,6 +30,7 @@ from src.utils.decomposition.clusterings import (
 from src.utils.decomposition.evidence_choice import EvidenceChoice, describe_choice, on_training_rows, prepared
 from src.utils.decomposition.factorisations import compare_factorisations, summarise
 from src.utils.decomposition.gap_statistic import covariance_gap, uniform_gap
+from src.utils.decomposition.geometry_power import power_of
 from src.utils.decomposition.inputs import Evidence
 from src.utils.decomposition.layer_evidence import restricted
 from src.utils.decomposition.plain_records import Record, as_plain, fields_of, or_reason
@@ -39,9 +40,9 @@ from src.utils.decomposition.rank import half_agreement, parallel_analysis, part
 from src.utils.em_rates import misalignment, outcomes
 from src.utils.errors import UserError
 
-PARTS = ("rank", "clusters", "layers", "factorisations", "probes", "tree", "tsne")
+PARTS = ("rank", "clusters", "power", "layers", "factorisations", "probes", "tree", "tsne")
 LONGEST_FIRST = ("probes", "factorisations", "tsne", "rank", "tree")
-SHARED_DRAWS = ("clusters", "layers")  # their draws are shared out by themselves
+SHARED_DRAWS = ("clusters", "power", "layers")  # their draws are shared out by themselves
 BAND = (5, 95)  # percentiles of a null that are drawn
 
 
@@ -57,25 +58,27 @@ def describe_geometry(
 ) -> Record:
     """Everything in `PARTS` and the `evidence` it is about, as plain data: NaN and infinity are None.
 
-    `rank`: `rank_of`. `clusters`: `tested_clusters`. `layers`: for each of `layers` its rank, and its clusterings by
-    `layer_algorithms` tested jointly. `factorisations`: rows of `factorisations.summarise`. `probes`: `probed`, an
-    answer being misaligned as in the EM rate. `tree`, `tsne`: `answer_map`. `on_part` is told each when it is done.
+    `rank`: `rank_of`. `clusters`: `tested_clusters`. `power`: `power_of`. `layers`: for each of `layers` its rank, and
+    its clusterings by `layer_algorithms` tested jointly. `factorisations`: rows of `factorisations.summarise`.
+    `probes`: `probed`, an answer being misaligned as in the EM rate. `tree`, `tsne`: `answer_map`. `on_part` is told
+    each when it is done.
     `choice` says what the evidence is and what is done to it, when it is not the configured layer as it is: rank,
     clusters and maps are of rows preprocessed together, probes preprocess on training rows alone, factorisations, whose
     held-out part is to be rebuilt, and transfer between dimensions take the rows as recorded.
     `settings.jobs` processes of one thread share the work; one seed (`clustering.seed`) gives one record, however many.
     """
     choice = choice or EvidenceChoice(
-        clustering.representation, (clustering.layer,), drop_flagged=settings.drop_flagged
+        clustering.representation, (clustering.layer,), drop_flagged=settings.drop_flagged, centre=clustering.centre
     )
     recorded, evidence = evidence, prepared(evidence, choice.preprocessing)
     layers = {name: prepared(one, choice.preprocessing) for name, one in layers.items()}
     prepare = on_training_rows(choice.preprocessing)
-    scores = principal_scores(evidence.matrix, clustering.components)
+    scores = principal_scores(evidence.matrix, clustering.components, clustering.centre)
     groups = prompts_of(evidence)
     made: dict[str, Callable[[], Any]] = {
         "rank": lambda: rank_of(evidence, clustering, settings),
         "clusters": lambda: tested_clusters(evidence, clustering, settings, em_threshold, coherence_threshold),
+        "power": lambda: power_of(evidence, clustering, settings),
         "layers": lambda: tested_layers(layers, clustering, settings),
         "factorisations": lambda: {
             "table": summarise(
@@ -146,10 +149,11 @@ def tested_clusters(
     `tests`: the rows of `cluster_tests` with the null's 5th and 95th percentile; `gap`: both references of
     `gap_statistic`; `indices` and `chosen`: `clusterings.validation` and `chosen_counts`; `explanations`:
     `explain_clusters` with dimension, facet, keying, length, misalignment and the base model's clusters.
-    `counts_left_out` are the k that are too many to resample.
+    `counts_left_out` are the k that are too many to resample. p-values are corrected over k, algorithm and statistic at
+    this layer, which the configuration names; those of `tested_layers` over layers, too.
     """
     groups, frame, seed = prompts_of(evidence), evidence.frame, clustering.seed
-    scores = principal_scores(evidence.matrix, clustering.components)
+    scores = principal_scores(evidence.matrix, clustering.components, clustering.centre)
     chosen, left_out = cluster_settings(settings.algorithms, clustering, len(np.unique(groups)))
     nulls = NullSettings(
         settings.draws, settings.draws_others, settings.bootstraps, settings.reseedings, seed, settings.jobs
@@ -167,7 +171,7 @@ def tested_clusters(
         "length": length_quintiles(frame["length"].to_numpy()),
         "misaligned": misalignment(frame, em_threshold, coherence_threshold),
     }
-    base = cluster_rows(principal_scores(evidence.base, clustering.components), chosen)
+    base = cluster_rows(principal_scores(evidence.base, clustering.components, clustering.centre), chosen)
     explanations = explain_clusters(
         {key: one.labels for key, one in found.items()},
         tests.smallest_p(evidence.name),
@@ -198,7 +202,9 @@ def tested_layers(layers: Mapping[str, Evidence], clustering: ClusteringConfig, 
     groups = prompts_of(next(iter(layers.values())))
     chosen, _ = cluster_settings(settings.layer_algorithms, clustering, len(np.unique(groups)))
     nulls = NullSettings(settings.layer_draws, settings.layer_draws, 0, 0, clustering.seed, settings.jobs)
-    scores = {name: principal_scores(one.matrix, clustering.components) for name, one in layers.items()}
+    scores = {
+        name: principal_scores(one.matrix, clustering.components, clustering.centre) for name, one in layers.items()
+    }
     return {
         "names": list(layers),
         "rank": {name: rank_of(one, clustering, settings) for name, one in layers.items()},

@@ -4,10 +4,18 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from src.utils.decomposition.probes import ACTIVATIONS, LEAST_PROMPTS, SHUFFLED
+from src.utils.decomposition.multiplicity import stated_p
+from src.utils.decomposition.power_curve import NOT_FOUND
+from src.utils.decomposition.probes import ACTIVATIONS, LEAST_PROMPTS, PROMPT, SHUFFLED
 
 INDEX_NAMES = {"calinski_harabasz": "Calinski-Harabasz", "davies_bouldin": "Davies-Bouldin", "bic": "BIC"}
 MISALIGNMENT, UNEXPLAINED = "misalignment", "unexplained structure"
+NOTHING = "no structure beyond covariance"
+ALPHA = 0.05
+FINDINGS = {  # test of `geometry_power` -> what it says where it rejects, and where it does not
+    "subspaces": ("the dimensions vary in different directions", "the dimensions' directions are alike"),
+    "clusters": ("topic removed, clusters beyond the covariance", "topic removed, no clusters beyond the covariance"),
+}
 Record = Mapping[str, Any]
 
 
@@ -34,12 +42,14 @@ def best_probe(probes: Record) -> dict[str, Any] | None:
     """The target whose probe reads most beyond the topic, in AUROC, with 95% intervals.
 
     `over_topic` is the excess over topic alone; `over_best` that over the best of all baselines, which `best` names
-    (topic, texts, base activations; shuffled labels are none). None where nothing was probed.
+    (topic, texts, base activations; shuffled labels and the prompt's other answers are none). None where nothing was
+    probed.
     """
     found: list[dict[str, Any]] = []
     for target in ("dimension", "misaligned"):
         rows = {row["predictor"]: row for row in auroc_rows(probes.get(target, {})) if row["excess"] is not None}
-        rows.pop(SHUFFLED, None)
+        for name in (SHUFFLED, PROMPT):
+            rows.pop(name, None)
         if rows:
             best = min(rows.values(), key=lambda row: row["excess"])
             excesses = {"over_topic": excess_of(rows["topic"]), "over_best": excess_of(best)}
@@ -60,7 +70,8 @@ def format_geometry(record: Record) -> str:
     about = record["evidence"]
     lines = [f"geometry of {about['name']}: {about['rows']} answers, {about['features']} features"]
     lines += rank_lines(record["rank"])
-    lines += cluster_lines(record["clusters"])
+    lines += cluster_lines(record["clusters"], record["power"])
+    lines += power_lines(record["power"])
     lines += layer_lines(record["layers"])
     lines += factor_lines(record["factorisations"])
     lines += probe_lines(record["probes"])
@@ -96,7 +107,37 @@ def rank_lines(rank: Record) -> list[str]:
     return lines
 
 
-def cluster_lines(clusters: Record) -> list[str]:
+def power_lines(power: Record) -> list[str]:
+    """Each test of sub-personas on the data, and the smallest planted ones that it would have found."""
+    if "reason" in power:
+        return [power["reason"] if power["reason"].startswith("power") else f"power: {power['reason']}"]
+    lines = []
+    for name, (found, not_found) in FINDINGS.items():
+        part = power[name]
+        if "reason" in part:
+            lines.append(part["reason"])
+            continue
+        said = found if part["p"] < ALPHA else not_found
+        lines.append(f"{name}: {said} ({stated_p(part['p'], part['draws'])}); {smallest_found(power, name)}")
+    return lines
+
+
+def smallest_found(power: Record, name: str) -> str:
+    """The smallest planted sub-personas that a test finds, at each angle between them; or why that is not known."""
+    for part in (power, power.get(name, {})):
+        if "reason" in part:
+            return f"what would have been found is not known ({part['reason']})"
+    largest = max(row["snr"] for row in power["curve"])
+    sizes = []
+    for row in power["smallest"]:
+        if row["detector"] == name:
+            size = f"none up to SNR {largest:g}" if row["statement"] == NOT_FOUND else row["statement"]
+            size = size if row["snr"] is None else f"SNR {row['snr']:g}"
+            sizes.append(f"{size} at {row['angle']:g}°")
+    return f"smallest planted sub-personas found with power {power['power']:g}: {', '.join(sizes)}"
+
+
+def cluster_lines(clusters: Record, power: Record) -> list[str]:
     if "reason" in clusters:
         return [f"clusters: {clusters['reason']}"]
     lines = []
@@ -119,6 +160,8 @@ def cluster_lines(clusters: Record) -> list[str]:
         ami = row["numbers"]["ami_misaligned"]
         stated = "" if ami is None or row["kind"] == MISALIGNMENT else f"; AMI with being misaligned {ami + 0.0:.2f}"
         lines.append(f"{row['algorithm']}, {k}: {row['kind']}: {row['sentence']}{stated}")
+    if any(row["kind"] == NOTHING for row in clusters["explanations"]):
+        lines.append(f"{NOTHING}: by a test of clusters, {smallest_found(power, 'clusters')}")
     return lines
 
 
@@ -157,9 +200,16 @@ def probe_lines(probes: Record) -> list[str]:
             continue
         rows = auroc_rows(probes[target])
         over = ", ".join(
-            f"{row['predictor']} {signed(row)}" for row in rows if row["predictor"] not in (ACTIVATIONS, SHUFFLED)
+            f"{row['predictor']} {signed(row)}"
+            for row in rows
+            if row["predictor"] not in (ACTIVATIONS, SHUFFLED, PROMPT)
         )
-        lines.append(f"probe of {target}, n = {probes[target]['rows']}: AUROC {interval(rows[0])}; more than {over}")
+        (prompt,) = [row for row in rows if row["predictor"] == PROMPT]
+        known = "undefined, one answer a prompt" if prompt["estimate"] is None else f"AUROC {interval(prompt)}"
+        lines.append(
+            f"probe of {target}, n = {probes[target]['rows']}: AUROC {interval(rows[0])}; more than {over}; "
+            f"ceiling of knowing the prompt: {known}"
+        )
     table: Sequence[Record] = probes["transfer"].get("table", [])
     crossed = [row["auroc"] for row in table if row["train"] != row["test"] and row["auroc"] is not None]
     if crossed:

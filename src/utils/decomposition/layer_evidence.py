@@ -29,6 +29,7 @@ def configured_choice(clustering: ClusteringConfig, drop_flagged: bool) -> Evide
         drop_flagged,
         clustering.whiten,
         clustering.remove_dimension_means,
+        clustering.centre,
     )
 
 

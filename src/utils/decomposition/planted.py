@@ -1,26 +1,19 @@
-"""Power: sub-personas planted in the data at hand, and how often a method finds them.
+"""Sub-personas planted in the data at hand, and a test of whether dimensions vary in subspaces of their own.
 
-A negative finding means no more than the smallest planted structure that would have been found. Tests of structure
-are handed in; what they are for real data is left to the verdict.
+How often a test finds what was planted is left to `power_curve`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Bool, Float, Int
-from scipy.stats import binomtest
 
 from src.utils.decomposition.prompt_resampling import exchange_prompts
 from src.utils.decomposition.rank import check_numbers, rotate_losslessly
 from src.utils.errors import UserError
 
 Null = Literal["exchanged", "gaussian"]
-Detector = Callable[[np.ndarray, np.ndarray, np.ndarray, int], bool]  # (matrix, dimensions, groups, seed) -> p < 0.05
-Test = Callable[[np.ndarray, int], float]  # (matrix, seed) -> p
-NOT_FOUND = "not within the swept range"
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +56,9 @@ def plant(
     means = matrix - residuals
     length = snr * float(np.sqrt((residuals**2).sum() / (len(matrix) - len(np.unique(dimensions))) / matrix.shape[1]))
     if null == "gaussian":
-        draws = rng.standard_normal((len(matrix), len(matrix)), dtype=np.float32)
-        residuals = draws @ residuals.astype(np.float32) / np.sqrt(len(matrix))
+        root = np.linalg.qr(residuals).R if matrix.shape[1] < len(matrix) else residuals
+        draws = rng.standard_normal((len(matrix), len(root)), dtype=np.float32)
+        residuals = draws @ root.astype(np.float32) / np.sqrt(len(matrix))
     else:
         residuals = residuals[exchange_prompts(groups, rng)]
     names = np.unique(dimensions)
@@ -89,84 +83,6 @@ def directions_at(
     shared, *own = np.linalg.qr(rng.standard_normal((features, count + 1)))[0].T
     cosine = np.cos(np.radians(angle))
     return np.sqrt(cosine) * shared + np.sqrt(1 - cosine) * np.array(own)
-
-
-def power_curve(
-    matrix: Float[np.ndarray, "rows features"],
-    dimensions: np.ndarray,
-    groups: np.ndarray,
-    detectors: Mapping[str, Detector],
-    angles: Sequence[float],
-    snrs: Sequence[float],
-    repeats: int,
-    seed: int,
-    null: Null = "exchanged",
-    on_repeat: Callable[[int], object] = lambda done: None,
-) -> pd.DataFrame:
-    """Tidy table `detector, angle, snr, repeats, detected, power, low, high`, with 95% Clopper-Pearson intervals.
-
-    Every point plants anew `repeats` times, and all detectors see the same data. Sweep snr 0 too: its share is the
-    detector's false-positive rate, which `smallest_detectable` checks.
-    """
-    counts = {(name, angle, snr): 0 for name in detectors for angle in angles for snr in snrs}
-    done = 0
-    for at, angle in enumerate(angles):
-        for of, snr in enumerate(snrs):
-            for repeat in range(repeats):
-                sources = np.random.SeedSequence([seed, at, of, repeat]).generate_state(2)
-                planted = plant(matrix, dimensions, angle, snr, int(sources[0]), groups, null)
-                for name, detect in detectors.items():
-                    counts[name, angle, snr] += bool(detect(planted.matrix, dimensions, groups, int(sources[1])))
-                done += 1
-                on_repeat(done)
-    rows = []
-    for (name, angle, snr), detected in counts.items():
-        interval = binomtest(detected, repeats).proportion_ci(method="exact")
-        rows.append((name, angle, snr, repeats, detected, detected / repeats, interval.low, interval.high))
-    columns = ["detector", "angle", "snr", "repeats", "detected", "power", "low", "high"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def smallest_detectable(curve: pd.DataFrame, power: float = 0.9, alpha: float = 0.05) -> pd.DataFrame:
-    """Tidy table `detector, angle, snr, statement`: the smallest planted size that would have been found.
-
-    The rule: the smallest swept snr above 0 at which, and at every larger one, the lower 95% Clopper-Pearson bound of
-    the share detected is at least `power`. `snr` is NaN where none is, and where the detector's false positives at snr
-    0, over all angles, are more than `alpha` (their lower bound is above it): it finds what was not planted, and its
-    power says nothing. Raises `UserError` where even detecting every repeat would leave the bound under `power`.
-    """
-    rows = []
-    for name, of_detector in curve.groupby("detector", sort=False):
-        false = of_detector[of_detector["snr"] == 0]
-        fires, of = int(false["detected"].sum()), int(false["repeats"].sum())
-        is_broken = of > 0 and binomtest(fires, of).proportion_ci(method="exact").low > alpha
-        for angle, part in of_detector[of_detector["snr"] > 0].groupby("angle", sort=False):
-            least = int(part["repeats"].min())
-            if binomtest(least, least).proportion_ci(method="exact").low < power:
-                raise UserError(f"repeats {least}: too few to show a power of {power}; repeat each point more often")
-            swept = part.sort_values("snr")
-            is_found_from_here_on = (swept["low"] >= power).to_numpy()[::-1].cumprod()[::-1].astype(bool)
-            snr = float(swept["snr"].to_numpy(float)[is_found_from_here_on].min(initial=np.inf))
-            if is_broken:
-                snr, statement = np.nan, f"finds something in {fires} of {of} data sets where nothing is planted"
-            elif np.isinf(snr):
-                snr, statement = np.nan, NOT_FOUND
-            else:
-                statement = f"found from {snr:g} residual standard deviations on"
-            rows.append((name, angle, snr, statement))
-    return pd.DataFrame(rows, columns=["detector", "angle", "snr", "statement"])
-
-
-def cluster_detector(test: Test, alpha: float = 0.05) -> Detector:
-    """Whether a test of clusters, which gives a p-value for a matrix, rejects once dimension means are removed."""
-    return lambda matrix, dimensions, groups, seed: bool(test(without_means(matrix, dimensions), seed) < alpha)
-
-
-def subspace_detector(permutations: int = 199, alpha: float = 0.05) -> Detector:
-    """Whether the residuals of different dimensions point in different directions, by `subspace_p_value`."""
-    return lambda matrix, dimensions, groups, seed: bool(
-        subspace_p_value(matrix, dimensions, groups, seed, permutations) < alpha
-    )
 
 
 def subspace_p_value(

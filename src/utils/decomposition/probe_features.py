@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy import linalg
+from scipy import linalg, sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
@@ -62,6 +62,16 @@ def tf_idf(texts: Sequence[str]) -> Encoder:
         vectors = TfidfVectorizer(analyzer=list, sublinear_tf=True)
         vectors.fit(terms[train])
         return lambda rows: vectors.transform(terms[rows])
+
+    return fit
+
+
+def both(one: Encoder, other: Encoder) -> Encoder:
+    """The sparse features of two encoders side by side, rows as long as before."""
+
+    def fit(train: Rows) -> Callable[[Rows], Any]:
+        first, second = one(train), other(train)
+        return lambda rows: sparse.hstack([first(rows), second(rows)], format="csr") / np.sqrt(2)
 
     return fit
 

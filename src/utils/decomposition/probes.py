@@ -20,12 +20,21 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 
-from src.utils.decomposition.probe_features import Encoder, Prepare, Rows, dense, encode_within, one_hot, tf_idf
+from src.utils.decomposition.probe_features import (
+    Encoder,
+    Prepare,
+    Rows,
+    both,
+    dense,
+    encode_within,
+    one_hot,
+    tf_idf,
+)
 from src.utils.decomposition.probe_scores import MEASURES, Predictions, auroc, with_interval
 from src.utils.decomposition.prompt_resampling import exchange_prompts, prompt_weights
 from src.utils.errors import UserError
 
-ACTIVATIONS, SHUFFLED = "activations", "shuffled_labels"
+ACTIVATIONS, SHUFFLED, PROMPT = "activations", "shuffled_labels", "prompt_identity"
 LEAST_PROMPTS = 10  # of each class, below which a transfer between dimensions rests on a handful of answers
 
 
@@ -65,11 +74,12 @@ def compare_probes(
     """Tidy table `predictor, measure, estimate, low, high, excess, excess_low, excess_high`.
 
     Predictors: `activations`; `topic`, which knows the row's dimension and topic only (what a probe scores that reads
-    the topic and nothing else: the trap); `question_text` and `answer_text` (TF-IDF of words and word pairs);
-    `base_activations`; `shuffled_labels`, the activations with targets exchanged between prompts. Measures: AUROC and
-    balanced accuracy, over classes alike. `excess` is activations minus the predictor on the same folds and the same
-    resamples of prompts: only an interval above 0 over `topic` is evidence of more than the topic. Intervals are 95%
-    and hold the fitted models fixed.
+    the topic and nothing else: the trap); `question_text`, `answer_text` and `question_and_answer_text` (TF-IDF of
+    words and word pairs); `base_activations`; `shuffled_labels`, the activations with targets exchanged between
+    prompts; `prompt_identity`, the ceiling of what the prompt alone says (see `other_answers`; NaN where every prompt
+    has one answer). Measures: AUROC and balanced accuracy, over classes alike. `excess` is activations minus the
+    predictor on the same folds and the same resamples of prompts: only an interval above 0 over `topic` is evidence of
+    more than the topic. Intervals are 95% and hold the fitted models fixed.
 
     Raises `UserError` for a target with one class, for a class in fewer prompts than outer folds, and for a target that
     the dimension decides where `prepare` is given (it sees the dimensions of the rows to be predicted).
@@ -80,26 +90,45 @@ def compare_probes(
     topic = np.column_stack([rows.dimensions.astype(str), rows.topics.astype(str)])
     shuffled = target[exchange_prompts(rows.groups, np.random.default_rng([nesting.seed, 1]))]
     of_activations = dense(matrix, rows.dimensions, prepare)
+    questions, answers = tf_idf(rows.questions), tf_idf(rows.answers)
     predictors: dict[str, tuple[Encoder, np.ndarray]] = {
         ACTIVATIONS: (of_activations, target),
         "topic": (one_hot(topic), target),
-        "question_text": (tf_idf(rows.questions), target),
-        "answer_text": (tf_idf(rows.answers), target),
+        "question_text": (questions, target),
+        "answer_text": (answers, target),
+        "question_and_answer_text": (both(questions, answers), target),
         "base_activations": (dense(base, rows.dimensions, prepare), target),
         SHUFFLED: (of_activations, shuffled),
     }
     weights = prompt_weights(rows.groups, resamples, np.random.default_rng([nesting.seed, 2]))
     weights = np.vstack([np.ones(len(target)), weights])
+    found = {name: nested_predictions(*one, rows.groups, nesting) for name, one in predictors.items()}
+    found[PROMPT] = other_answers(found[ACTIVATIONS], rows.groups)
     table, first = [], {}
-    for name, (encode, labels) in predictors.items():
-        predictions = nested_predictions(encode, labels, rows.groups, nesting)
+    for name, predictions in found.items():
         for measure, score in MEASURES.items():
             values = score(predictions, weights)
+            if name == PROMPT and len(np.unique(rows.groups)) == len(target):
+                values = np.full(len(weights), np.nan)
             first.setdefault(measure, values)
             excess = with_interval(first[measure] - values) if name != ACTIVATIONS else (np.nan, np.nan, np.nan)
             table.append((name, measure, *with_interval(values), *excess))
     columns = ["predictor", "measure", "estimate", "low", "high", "excess", "excess_low", "excess_high"]
     return pd.DataFrame(table, columns=columns)
+
+
+def other_answers(predictions: Predictions, groups: np.ndarray) -> Predictions:
+    """What knowing the prompt predicts: the class shares among its other answers, in the folds of `predictions`.
+
+    A row that is alone in its prompt has the shares among all rows: it knows nothing.
+    """
+    is_class = np.eye(predictions.scores.shape[1])[predictions.truth]
+    _, of_prompt, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    sums = np.zeros((len(sizes), is_class.shape[1]))
+    np.add.at(sums, of_prompt, is_class)
+    others = (sizes[of_prompt] - 1)[:, None]
+    shares = np.where(others > 0, (sums[of_prompt] - is_class) / np.maximum(others, 1), is_class.mean(axis=0))
+    return Predictions(predictions.truth, shares, predictions.fold)
 
 
 def cross_dimension_transfer(
