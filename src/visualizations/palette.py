@@ -59,7 +59,7 @@ TEMPLATE = go.layout.Template(
     layout={
         "font": {"family": FONT, "size": 13, "color": TEXT_COLOUR},
         "title": {"font": {"size": 14, "color": "#57606A"}, "x": 0.012, "xref": "container", "yref": "container",
-                  "y": 0.985, "yanchor": "top"},
+                  "y": 1, "yanchor": "top", "pad": {"t": 18}},
         "paper_bgcolor": "white",
         "plot_bgcolor": "white",
         "colorway": list(CLUSTER_COLOURS),

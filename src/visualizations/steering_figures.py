@@ -48,7 +48,7 @@ def dose_response(summary: Mapping[str, Any]) -> go.Figure:
 
     Whiskers are 95% intervals over prompts, the vectors a little apart so that they can be told from each other. The
     grey band runs from the lowest to the highest of the random directions, all of them as long as the longest vector.
-    All lines meet in the unsteered answers.
+    All lines meet in the unsteered answers. Vectors without their shared mean are drawn when their name is clicked.
     """
     effects, measure = effects_from_json(summary), shown_measure(summary)
     subsets = known_order([subset for subset in effects["subset"].unique() if subset != OVERALL])
@@ -64,7 +64,9 @@ def dose_response(summary: Mapping[str, Any]) -> go.Figure:
         subplot_titles=[f"Asked about<br>{escape_text(display_name(subset))}" for subset in subsets],
     )
     vectors, doses = shown_vectors(summary), sorted(effects["coefficient"].unique())
-    offsets = spread_out(len(vectors), doses)
+    vectors = sorted(vectors, key=lambda vector: vector.is_own_part)
+    offsets = spread_out(sum(not vector.is_own_part for vector in vectors), doses)
+    offsets += [0.0] * (len(vectors) - len(offsets))
     for row, name in enumerate(rows, start=1):
         for column, subset in enumerate(subsets, start=1):
             panel = effects[(effects["measure"] == name) & (effects["subset"] == subset)]
@@ -94,7 +96,7 @@ def dose_response(summary: Mapping[str, Any]) -> go.Figure:
             "yanchor": "top",
             "x": 0,
             "itemwidth": 52,
-            "title": {"text": "steered along", "side": "top"},
+            "title": {"text": legend_title(vectors), "side": "top"},
         },
     )
 
@@ -209,6 +211,7 @@ class ShownVector:
     colour: str
     symbol: str
     dash: str
+    is_own_part: bool
 
 
 def shown_vectors(summary: Mapping[str, Any]) -> list[ShownVector]:
@@ -225,8 +228,13 @@ def shown_vectors(summary: Mapping[str, Any]) -> list[ShownVector]:
             colour, symbol = cluster_style(number)
         dash = DASHES.get(kinds[name], "solid")
         title = display_name(dimension_of(name)) + KIND_NOTES.get(kinds[name], "")
-        shown.append(ShownVector(name, escape_text(title), colour, symbol, dash))
+        shown.append(ShownVector(name, escape_text(title), colour, symbol, dash, kinds[name].endswith(OWN)))
     return shown
+
+
+def legend_title(vectors: Sequence[ShownVector]) -> str:
+    hidden = any(vector.is_own_part for vector in vectors)
+    return "steered along (own part: less what all share; click to show)" if hidden else "steered along"
 
 
 def dimension_of(name: str) -> str:
@@ -251,6 +259,7 @@ def add_line(
     figure.add_scatter(
         x=as_floats(own["coefficient"] + offset * is_steered), y=share, mode="lines+markers", name=vector.title,
         legendgroup=vector.title, showlegend=is_first, cliponaxis=False,
+        visible="legendonly" if vector.is_own_part else True,
         line={"color": vector.colour, "width": 2, "dash": vector.dash},
         marker={"symbol": vector.symbol, "size": 7 * is_steered, "color": vector.colour, "opacity": 1,
                 "line": {"width": 0}},
