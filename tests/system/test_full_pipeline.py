@@ -133,7 +133,7 @@ def test_every_artefact_is_there_and_whole(made: Made) -> None:
         f"{ADAPTER}/{name}" for name in ("adapter_config.json", "adapter_model.safetensors", "training_log.jsonl")
     }
     pages = {name for name in names if re.fullmatch(r"cluster_plots/\w+\.html", name)}
-    assert len(pages) == 24
+    assert len(pages) == 25
     rest = names - inside - pages - {f"{name}.manifest.json" for name in artefacts} - set(artefacts)
     assert rest == {"persona_data.safetensors", "cluster_plots/plotly.min.js"}  # nothing unfinished is left
 
@@ -164,7 +164,7 @@ def test_frames_have_the_columns_of_the_contract(made: Made) -> None:
         np.testing.assert_array_equal(tensors[f"em.blocks.{layer}.hook_resid_pre"], recorded)
     steering = load_frame(made.results / "steering_effects.pkl")
     assert list(steering.columns) == [*STEERING_COLUMNS, "judge", *SCORES]
-    assert len(steering) == 6 * (1 + 2 * (1 + 4 + 4 + 5)) and steering["prompt_id"].nunique() == 6
+    assert len(steering) == 6 * (1 + 2 * (1 + 4 + 4 + 4 + 5)) and steering["prompt_id"].nunique() == 6
     assert set(steering["coefficient"]) == {-1.0, 0.0, 2.0} and steering["em_score"].notna().all()
     geometry = json.loads((made.results / "decomposition_geometry.json").read_text())
     assert geometry["evidence"]["rows"] == LIMIT and geometry["clusters"]["counts"] == [3, 4]
@@ -308,7 +308,7 @@ def test_an_answer_that_attacks_is_text_in_every_page(made: Made, copy: Path) ->
     expected = dict.fromkeys(STEPS, "keep") | dict.fromkeys([STEPS[5], *STEPS[7:]], "run")
     assert decisions(done.stdout) == expected
     pages = sorted((copy / "cluster_plots").glob("*.html"))
-    assert len(pages) == 23
+    assert len(pages) == 24
     shows = 0
     for page in pages:
         text = page.read_text(encoding="utf-8")
