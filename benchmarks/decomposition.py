@@ -129,7 +129,7 @@ def main() -> None:
         print(f"{one.algorithm:<17} {one.k:>3}  {one.kind}")
     report = {
         "scikit_learn": sklearn.__version__,
-        "options": {**vars(options), "output": str(options.output)},
+        "options": {name: value for name, value in vars(options).items() if name != "output"},
         "settings": asdict(joint),
         "measured": measured,
         "seconds_in_full": total,

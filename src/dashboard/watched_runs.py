@@ -32,7 +32,7 @@ PAGE = re.compile(
     r"\.html"
 )
 RECORD = re.compile(r"(epoch|step)_(\d{1,9})_metrics\.json")
-VALUES = re.compile(r"(epoch|step)_\d{1,9}_values\.safetensors")
+VALUES = re.compile(r"(epoch|step)_\d{1,9}_(values\.safetensors|projections\.json)")
 OTHER_PAGES = re.compile(r"(epoch|step)_\d{1,9}_.+\.html")
 PROGRESS = "training_progress.html"
 KNOWN = {PROGRESS, INDEX, PLOTLY_JS, EXPORTED, f"{PROGRESS}.manifest.json"}

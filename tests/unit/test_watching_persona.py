@@ -9,6 +9,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 
+from src.dashboard.watched_runs import read_run
 from src.utils.chat import ChatRow
 from src.utils.errors import UserError
 from src.utils.finetuning import finetune
@@ -83,6 +84,7 @@ def test_the_records_and_the_page_are_in_the_folder(watched: Any) -> None:
         assert -1 <= chosen.records[number].metrics["adapter/local_cosine"] <= 1
     page = (folder / "training_progress.html").read_text(encoding="utf-8")
     assert "when it turns" in page and "local cosine" in page
+    assert read_run(folder).foreign == []
 
 
 def test_shares_are_what_the_judge_says_of_each_answer(tmp_path: Path) -> None:
