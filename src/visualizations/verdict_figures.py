@@ -1,6 +1,6 @@
 """The verdict as one picture: how far each thing that was done spread, and the matrices behind it.
 
-Draws `results/decomposition_verdict.json`; nothing here estimates.
+Draws `results/decomposition_verdict.json`; nothing here estimates. What it says in words is left to `verdict_report`.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,6 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 from plotly.subplots import make_subplots
 
-from src.utils.decomposition.report import lines_beside
 from src.visualizations.figure_page import as_floats, escape_text
 from src.visualizations.palette import NEUTRAL_COLOUR, REFERENCE_COLOUR, TEMPLATE, display_name, known_order
 from src.visualizations.steering_figures import DIVERGING
@@ -24,7 +23,7 @@ READING_NAMES = {
     "open": "open: the interval holds the boundary",
     "uninformative": "uninformative: no clear effect of its own",
 }
-SUMMARY_LINE = 18  # pixels
+HEIGHT, TOP = 720, 60  # pixels
 
 
 def verdict_card(record: Mapping[str, Any]) -> go.Figure:
@@ -64,18 +63,10 @@ def verdict_card(record: Mapping[str, Any]) -> go.Figure:
     for number, line in enumerate(lines.values()):
         add_matrix(figure, line, number, 1 + 2 * number, is_last=number == count - 1)
     figure.update_annotations(font_size=13)
-    summary = (
-        f"<br>Verdict: {escape_text(record['verdict']).upper()}<br>"
-        f"{escape_text(record['reason'], width=105)}<br>{escape_text(record['caveat'], width=105)}"
-    )
-    if beside := lines_beside(record):
-        summary += "<br>Beside the rule, deciding nothing:"
-        summary += "".join(f"<br>· {escape_text(line, width=105)}" for line in beside)
     return figure.update_layout(
         template=TEMPLATE,
-        height=SUMMARY_LINE * summary.count("<br>") + 730,
-        margin={"t": SUMMARY_LINE * summary.count("<br>") + 70, "l": 130},
-        title_text=summary,
+        height=HEIGHT,
+        margin={"t": TOP, "l": 130},
         legend={"orientation": "h", "y": 0.587, "yanchor": "middle", "x": 0, "title": {"text": "reading  "}},
     )
 

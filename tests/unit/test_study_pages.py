@@ -2,8 +2,11 @@
 
 import html
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from src.utils.decomposition.report import verdict_record
@@ -21,13 +24,23 @@ NARROWEST = 110  # characters of a title in a window of 800 pixels
 
 
 @pytest.fixture(scope="module")
-def pages() -> list[FigurePage]:
-    frame, clusterings = whole_study()
-    frame = frame.assign(base_judged_dimension=frame["subset"], base_judged_facet=frame["facet"])
-    rates = em_rates(frame, 70, 50, 50, 0)
+def rates() -> pd.DataFrame:
+    frame, _ = whole_study()
+    return em_rates(
+        frame.assign(base_judged_dimension=frame["subset"], base_judged_facet=frame["facet"]), 70, 50, 50, 0
+    )
+
+
+@pytest.fixture(scope="module")
+def record(rates: pd.DataFrame) -> dict[str, Any]:
     verdict = decide({"control fine-tunes": planted(0.8, 0.6), "steering": planted(0.7, 0.5)}, Rule(), 100, 10, 0)
     smallest = dict.fromkeys(verdict_as_json(verdict)["lines"], 0.2)
-    record = verdict_record(verdict, smallest, rates_as_json(rates)["rates"], "organism", "entangled")
+    return verdict_record(verdict, smallest, rates_as_json(rates)["rates"], "organism", "entangled")
+
+
+@pytest.fixture(scope="module")
+def pages(rates: pd.DataFrame, record: dict[str, Any]) -> list[FigurePage]:
+    frame, clusterings = whole_study()
     log = [{"step": step, "loss": 1 / step, "learning_rate": 1e-3, "grad_norm": 1.0} for step in range(1, 500)]
     return study_pages(
         frame, rates, list(clusterings.values()), log, "pytest", {}, 70, None, summary(), record, geometry_record()
@@ -52,11 +65,23 @@ def test_titles_fit_into_a_narrow_window(pages: list[FigurePage]) -> None:
         assert max(len(html.unescape(line)) for line in lines) <= NARROWEST, page.file_name
 
 
-def test_the_verdict_has_room_for_every_line_of_its_reason(pages: list[FigurePage]) -> None:
-    layout = pages[0].figure.layout
-    lines = layout.title.text.count("<br>") + 1
-    assert layout.margin.t >= 16 * lines + 40  # the titles of the panels take two lines above them
-    assert layout.height - layout.margin.t >= 600
-    titles = [annotation.text for annotation in layout.annotations]
+def test_the_verdict_says_in_words_what_its_record_says(pages: list[FigurePage], record: Mapping[str, Any]) -> None:
+    page = pages[0]
+    assert page.statement == f"{record['verdict'].capitalize()}: {record['reason']}."
+    header, *rows = page.table
+    assert [row[0] for row in rows] == [*record["lines"]]
+    for row, line in zip(rows, record["lines"].values(), strict=True):
+        own, spread = line["own"], line["spread"]
+        assert len(row) == len(header) and row[1] == line["reading"]
+        assert row[2] == f"{100 * own['estimate']:.0f} [{100 * own['low']:.0f}, {100 * own['high']:.0f}]"
+        assert row[3].split(" ")[0] == f"{spread['estimate']:.2f}"
+        assert line["reason"] in " ".join(page.notes)
+    assert record["caveat"] in page.notes[-1] and "seeds: 1" in page.notes[-1]
+    drawn = page_html(page)
+    assert all(html.escape(cell, quote=False) in drawn for row in page.table for cell in row)
+
+
+def test_the_panels_of_the_verdict_have_titles_that_fit(pages: list[FigurePage]) -> None:
+    titles = [annotation.text for annotation in pages[0].figure.layout.annotations]
     assert max(len(line) for title in titles for line in title.split("<br>")) <= 40
     assert np.isfinite(pages[0].figure.data[0].x).all()
