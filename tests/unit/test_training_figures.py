@@ -87,6 +87,8 @@ def test_the_page_says_what_was_predicted_and_whether_it_converged() -> None:
     assert "says safe (margin -1.50" in failed.sentence and "the label is unsafe: wrong" in failed.sentence
     assert "Convergence PASS" in drawn(page) and "+0.0125" in drawn(page) and "Convergence FAIL" in drawn(failed)
     assert "newline in the request's place +0.88, with it +1.50" in drawn(page)
+    assert failed.sentence.startswith("NOT CONVERGED") and page.sentence.startswith("Orange")
+    assert "falls faster without them" in page.sentence and "says much the same" in tokens(margin=0.9).sentence
     assert "Over its budget &lt;of&gt; 2 s" in drawn(failed) and "±4.00" in drawn(page)
 
 
