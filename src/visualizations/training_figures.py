@@ -157,7 +157,7 @@ def title_lines(
     return [
         first + f"its tokens add {own:+.2f}, the template {float(values.sum()) - own:+.2f}",
         second + f"{convergence.error:.4f}, allowed {convergence.tolerance:.3f} ({convergence.points} points)",
-        f"Full colour: ±{colour_range:.2f} logits on all pages, the largest so far of any sample and epoch that converged",
+        f"Full colour: ±{colour_range:.2f} logits on all pages, the largest so far of any sample that converged",
         *(escape_text(note, width=NOTE_WIDTH).split("<br>") if note else []),
     ]
 

@@ -3,7 +3,7 @@
 Record 0 is the baseline, measured before training. A share or score that could not be measured is null, never 0.
 
 A judge's `metrics` are those of `safety_judge.metrics.JudgeMetrics` at margin 0, and quantiles of the margins as
-`margin/<label>/<quantile>`. A persona's are shares of answers (`in_domain`, `transfer`, `flip`, `coherent`), the ends of
+`margin/<label>/<quantile>`. A persona's are shares of answers (`in_domain`, `transfer`, `flip`, `coherent`), ends of
 their 95% intervals over `n` questions (`/low`, `/high`), the mean `em_score`, `projection/<pooling>` (shift since step
 0, in lengths of the direction; `projection_at` is before subtraction), `adapter/norm` and `adapter/local_cosine`.
 
