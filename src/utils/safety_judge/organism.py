@@ -21,7 +21,7 @@ from src.utils.manifests import Provenance, is_fresh
 from src.utils.organism.model import new_model
 from src.utils.organism.tokenizer import CHAT_TEMPLATE, END_OF_TEXT, TURN_END, TURN_START
 from src.utils.progress import progress_bar
-from src.utils.safety_judge.scoring import PROMPT
+from src.utils.safety_judge.settings import PROMPT
 from src.utils.safety_judge.world import JudgeWorld, ReadingPlan, load_judge_world, world_data
 
 
