@@ -1,7 +1,7 @@
 """Pages of a watched training: they hold the numbers that were measured, and no text in them is markup."""
 
 import json
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import plotly.graph_objects as go
@@ -10,6 +10,8 @@ import pytest
 from src.utils.errors import UserError
 from src.utils.watching.epoch_metrics import Convergence, EpochMetrics, load_history, load_metrics, save_metrics
 from src.utils.watching.layer_activation import LayerChange
+from src.utils.watching.pictures import Measurement
+from src.utils.watching.safety_pictures import TokenAttributionPicture
 from src.utils.watching.token_attribution import RemovalCurves
 from src.visualizations.figure_page import FigurePage, page_html
 from src.visualizations.layer_figures import layer_page
@@ -90,6 +92,18 @@ def test_the_page_says_what_was_predicted_and_whether_it_converged() -> None:
     assert failed.sentence.startswith("NOT CONVERGED") and page.sentence.startswith("Orange")
     assert "falls faster without them" in page.sentence and "says much the same" in tokens(margin=0.9).sentence
     assert "Over its budget &lt;of&gt; 2 s" in drawn(failed) and "±4.00" in drawn(page)
+
+
+def attributed(largest: float, has_passed: bool) -> Measurement:
+    one = Convergence(sample="sample_0", delta=0, error=0, tolerance=1, has_passed=has_passed, points=4)
+    return Measurement({"sample_0/attribution": np.array([0.5, -largest])}, convergence=[one])
+
+
+def test_an_attribution_that_did_not_converge_sets_the_colours_only_where_none_did() -> None:
+    picture, history = TokenAttributionPicture(cast(Any, None), cast(Any, None)), {1: attributed(9, False)}
+    assert picture.shared(history) == {"colour_range": 9}
+    history |= {2: attributed(2, True), 3: attributed(3, True), 4: attributed(8, False)}
+    assert picture.shared(history) == {"colour_range": 3}
 
 
 def layers(largest: float = 0.0, n_frozen: int = 2, has_baseline: bool = True) -> FigurePage:

@@ -107,8 +107,13 @@ def check_splits(data: SafetyData, name: str) -> None:
     for split in SPLITS:
         samples = data.split(split)
         counts = Counter(sample.label for sample in samples)
+        if not samples:
+            raise UserError(
+                f"{name}: {split} has no prompts; name that split's data too, as a folder of its files, "
+                "or a file whose name says no split: its rows are shared out"
+            )
         if len(counts) < 2:
-            raise UserError(f"{name}: {split} has only {', '.join(counts) or 'no'} prompts; both classes are needed")
+            raise UserError(f"{name}: {split} has only {', '.join(counts)} prompts; both classes are needed")
         keys = {key for sample in samples for key in split_keys(sample)}
         for key in sorted(keys):
             if key in seen:
