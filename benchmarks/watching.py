@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from benchmarks.reports import REPORTS, circumstances, device_kind, write_report
@@ -55,6 +56,8 @@ def main() -> None:
     frozen = config.training.freeze_layers
     if options.architecture == "qwen3_4b":
         model, frozen = Qwen3ForCausalLM(Qwen3Config(**QWEN3_4B)), 24
+    else:
+        torch.set_num_threads(1)  # as the training does for a model this small
     model.to(pick_device())
     freeze(model, frozen)
     data, length = world_data(world), config.training.max_length
