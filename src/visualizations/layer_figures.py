@@ -80,8 +80,8 @@ def layer_page(
     return FigurePage(
         file_name=file_name,
         title=f"{moment}, sample {view.number} ({view.label}): what the training moves, layer by layer",
-        sentence=f"{wrong}{frozen if has_boundary else ''}The colour shows at which layers and tokens the fine-tune has "
-        f"changed what is computed (middle). {view.verdict}",
+        sentence=f"{wrong}{frozen if has_boundary else ''}The colour (middle) shows at which layers and tokens the "
+        f"fine-tune has changed what is computed. {view.verdict}",
         figure=assembled(data, layout, lines, REFERENCE_COLOUR if faults else "#57606A"),
         command="",
     )
