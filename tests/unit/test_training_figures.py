@@ -181,7 +181,7 @@ def test_the_judges_progress_has_every_epoch_and_every_loss() -> None:
 def test_the_personas_progress_says_at_which_step_it_turns() -> None:
     shares = [0.0, 0.1, 0.6, 0.9]
     records = [
-        record(n, "step", in_domain=share, transfer=0.0, **{"adapter/local_cosine": 0.5})
+        record(n, "step", in_domain=share, transfer=0.0, em_score=7.0 * n, **{"adapter/local_cosine": 0.5})
         for n, share in enumerate(shares)
     ]
     page = persona_progress_page(records, [(1, 0.5)])
@@ -191,6 +191,8 @@ def test_the_personas_progress_says_at_which_step_it_turns() -> None:
     assert marked == [20]
     (own,) = traces(page.figure, "misaligned in")
     np.testing.assert_allclose(own.y, [0, 10, 60, 90], atol=1e-4)
+    (score,) = traces(page.figure, "mean EM score")
+    assert (list(score.x), score.y.tolist()) == ([0, 10, 20, 30], [0, 7, 14, 21])
 
 
 def test_a_placeholder_gives_the_reason_as_text() -> None:
