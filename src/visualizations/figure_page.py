@@ -235,6 +235,7 @@ a { color: #0b5cad; }
 .summary { overflow-x: auto; background: #fff; border: 1px solid #dde1e6; border-radius: 8px; margin: 14px 0; }
 table { border-collapse: collapse; width: 100%; font-size: .86rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 7px 9px; text-align: right; white-space: nowrap; border-bottom: 1px solid #eceef1; }
+th { white-space: normal; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; }
 tbody tr:last-child td { border-bottom: 0; }
 .page th { white-space: normal; }

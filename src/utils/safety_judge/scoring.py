@@ -17,8 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from src.utils.chat import Message, prompt_text
 from src.utils.chat import encode as encode_text
 from src.utils.errors import UserError
-
-PROMPT = "{prompt}"
+from src.utils.safety_judge.settings import PROMPT
 
 
 @dataclass(frozen=True)
