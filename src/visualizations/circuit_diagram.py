@@ -132,7 +132,7 @@ def circuit_page(
         sentence=f"Orange edges push the margin towards “{words.high}” when they alone carry the {words.high} "
         f"{words.item}'s activation, blue ones towards “{words.low}”; the width is that effect, measured edge by edge, "
         "grey is under 1% of the gap. The circuit is chosen on one half of the pairs; how much of the gap it keeps "
-        "when all other edges are exchanged is measured on the other half.",
+        f"when all other edges are exchanged is measured on the other half. The margin is {words.margin}.",
         figure=assembled(data, layout, lines),
         command="",
     )

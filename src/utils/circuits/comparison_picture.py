@@ -65,15 +65,18 @@ class CircuitComparisonPicture:
         found = history[number]
         probes = {name: found.values[f"probe/{name}"] for name in PROBES if f"probe/{name}" in found.values}
         n_frozen: Any = found.facts["n_frozen"]
+        patching, start = patching_of(found.values), history.get(0)
+        before = None if patching is None or start is None else mean_margins(start.values, len(patching.safe))
         return [
             comparison_page(
                 self.file_names(number)[0],
                 f"{self.unit.capitalize()} {number}",
                 LayerProbes(**probes) if probes else None,
-                patching_of(found.values),
+                patching,
                 n_frozen,
                 found.sub_sampled,
                 self.contrast.words,
+                before,
             )
         ]
 
@@ -111,6 +114,13 @@ def patching_of(values: Mapping[str, np.ndarray]) -> LayerPatching | None:
         return None
     directions = ({kind: values[f"patch/{way}/{kind}"] for kind in KINDS} for way in ("denoised", "noised"))
     return LayerPatching(values["patch/safe"], values["patch/unsafe"], *directions)
+
+
+def mean_margins(values: Mapping[str, np.ndarray], pairs: int) -> tuple[float, float] | None:
+    """Of the safe and the unsafe of the first so many pairs; None where fewer were measured."""
+    if len(values.get("patch/safe", ())) < pairs:
+        return None
+    return float(values["patch/safe"][:pairs].mean()), float(values["patch/unsafe"][:pairs].mean())
 
 
 def comparison_picture(probes: ProbeSet, template: JudgeTemplate) -> CircuitComparisonPicture:
