@@ -41,7 +41,7 @@ class CircuitDiagramPicture:
     unit: Unit = "epoch"
     name: str = "circuits"
     is_advanced: bool = True
-    relative_budget: float = 3.5
+    relative_budget: float = 3.0
 
     def file_names(self, number: int) -> list[str]:
         return [f"{self.unit}_{number}_circuits.html"]
@@ -174,7 +174,7 @@ def verify_within(
         f"random circuits of {done + 1} of {len(others) + 1} sizes" if done < len(others) else "",
     ]
     told = ", ".join(filter(None, cuts))
-    return faithful, exact, f"Over its budget of {budget.seconds:g} s, sub-sampled ({told})" if told else None
+    return faithful, exact, f"Over its budget of {budget.seconds:.3g} s, sub-sampled ({told})" if told else None
 
 
 def pairs_at_once(model: AnyModel, graph: Graph, pairs: ContrastPairs, most: int) -> int:

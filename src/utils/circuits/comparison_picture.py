@@ -31,7 +31,7 @@ class CircuitComparisonPicture:
     unit: Unit = "epoch"
     name: str = "circuit_comparison"
     is_advanced: bool = False
-    relative_budget: float = 1.5
+    relative_budget: float = 2.5
 
     def file_names(self, number: int) -> list[str]:
         return [f"{self.unit}_{number}_circuit_comparison.html"]
@@ -90,7 +90,7 @@ def patch_within(model: AnyModel, contrast: ContrastSet, budget: Budget) -> tupl
         done = batch.stop
     if not parts:
         return None, None
-    note = f"Over its budget of {budget.seconds:g} s, sub-sampled ({done} of {total} pairs)" if done < total else None
+    note = f"Over its budget of {budget.seconds:.3g} s, sub-sampled ({done} of {total} pairs)" if done < total else None
     return joined(parts), note
 
 
