@@ -15,13 +15,13 @@ from src.utils.circuits.contrast import SAFETY, ContrastWords
 from src.utils.circuits.faithfulness import CircuitChange, CircuitFaithfulness
 from src.utils.circuits.graph import Graph
 from src.utils.decomposition.multiplicity import stated_p
-from src.visualizations.circuit_figures import LEVEL, finite_range, none_found
-from src.visualizations.figure_page import FigurePage, as_floats, escape_text
+from src.visualizations.circuit_figures import LEVEL, finite_range, lines_above, none_found
+from src.visualizations.figure_page import FigurePage, as_floats
 from src.visualizations.palette import LABEL_COLOURS, MISSING_COLOUR, NEUTRAL_COLOUR, REFERENCE_COLOUR, TEXT_COLOUR
 from src.visualizations.panels import Spec, assembled, axes, axis_names, line, panel_title, titled
-from src.visualizations.training_figures import NOTE_WIDTH
 
 DIAGRAM, SIDE = (0.0, 0.62), (0.71, 1.0)
+CROWDED = 96  # edges: a size whose number would run into the next one on the axis
 ENOUGH = 0.8  # of the margin's gap: the smallest circuit that keeps it is drawn
 ALPHA = 0.05
 LAYER_HEIGHT = 74  # pixels
@@ -82,18 +82,15 @@ def circuit_page(
     `since` names an earlier moment and how far the effects have moved from it.
     """
     size = None if view is None else view.drawn_size
-    lines = [
-        circuit_line(view, size, n_pairs),
-        *([change_line(*since)] if since is not None else []),
-        *(escape_text(note, width=NOTE_WIDTH).split("<br>") if note else []),
-    ]
+    lines = lines_above(circuit_line(view, size, n_pairs), None if since is None else change_line(*since), note)
     top, height = 44 + 17 * len(lines), max(430, LAYER_HEIGHT * (graph.n_layers + 1))
     places = node_places(graph)
     silence = "none found" if view is None or view.is_decided else "not decided"
     hidden = {"visible": False}
     kept: Spec = {"title": titled("edges kept"), "type": "log"}
     if view is not None:
-        kept |= {"tickvals": list(view.faithful.sizes), "ticktext": [str(one) for one in view.faithful.sizes]}
+        sizes = [str(one) if one != CROWDED else "" for one in view.faithful.sizes]
+        kept |= {"tickvals": list(view.faithful.sizes), "ticktext": sizes, "tickangle": 0}
     layout = {
         **axes(
             1, DIAGRAM, (0, 1), hidden | {"range": [-0.13, 1.13]}, hidden | {"range": [-1.6, 2 * graph.n_layers + 0.6]}
@@ -132,7 +129,8 @@ def circuit_page(
         sentence=f"Orange edges push the margin towards “{words.high}” when they alone carry the {words.high} "
         f"{words.item}'s activation, blue ones towards “{words.low}”; the width is that effect, measured edge by edge, "
         "grey is under 1% of the gap. The circuit is chosen on one half of the pairs; how much of the gap it keeps "
-        f"when all other edges are exchanged is measured on the other half. The margin is {words.margin}.",
+        f"when all other edges are exchanged is measured on the other half. The margin is {words.margin}. "
+        "L2H1 is head 1 of block 2, L2KV0 the keys and values that its first heads share, MLP2 its MLP.",
         figure=assembled(data, layout, lines),
         command="",
     )
@@ -156,9 +154,8 @@ def circuit_line(view: CircuitView | None, size: int | None, n_pairs: int) -> st
 
 def change_line(moment: str, change: CircuitChange) -> str:
     return (
-        f"All edge effects moved by {change.total:.0%} of their length since {moment}; "
-        f"{change.beyond_noise:.0%} of that (squared) exceeds the noise of repeated extraction "
-        f"({change.noise:.0%} of the length)"
+        f"Since {moment} the effects of all edges moved by {change.total:.0%} of their length as a vector; of that, "
+        f"squared, {change.beyond_noise:.0%} is more than repeated extraction gives ({change.noise:.0%} of the length)"
     )
 
 

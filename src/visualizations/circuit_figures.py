@@ -45,12 +45,12 @@ def comparison_page(
     """
     divergence = None if patching is None else divergence_layer(patching)
     is_readable = patching is not None and patching.is_readable
-    lines = [
+    lines = lines_above(
         probe_line(probes),
         *patching_lines_above(patching, words, before),
-        *(["Left of the dashed line nothing learns, and nothing can have changed"] if n_frozen else []),
-        *(escape_text(note, width=NOTE_WIDTH).split("<br>") if note else []),
-    ]
+        "Left of the dashed line nothing learns, and nothing can have changed" if n_frozen else None,
+        note,
+    )
     top = 44 + 17 * len(lines)
     share = {"title": titled("% of the margin's gap"), "range": [-25, 125]}
     titles = (
@@ -177,6 +177,11 @@ def divergence_marks(divergence: Divergence) -> list[Spec]:
         "x0": divergence.low - 0.2, "x1": divergence.high + 0.2, "fillcolor": REFERENCE_COLOUR, "opacity": 0.12,
     }  # fmt: skip
     return [band, line(2, FOUND, x=(divergence.layer, divergence.layer))]
+
+
+def lines_above(*texts: str | None) -> list[str]:
+    """What stands above the panels, wrapped so that it fits a page of 800 pixels; None is left out."""
+    return [line for text in texts if text for line in escape_text(text, width=NOTE_WIDTH).split("<br>")]
 
 
 def none_found(panel: int, text: str = "none found") -> Spec:
