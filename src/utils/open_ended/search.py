@@ -1,9 +1,10 @@
 """The search: batches of prompts, each scored by the judge at once, and what of them enters the archive.
 
-`evolve` moves a random elite into a random niche and changes a part of it; `random_search` draws every prompt from
-nothing, for the same number of judged prompts. Every iteration has a generator of its own, seeded by name, and is one
-record of an append-only file: a search that was killed goes on after its last whole iteration and ends in the same
-archive, to the byte.
+Evolution draws a niche and changes a part of an elite: half of the time one of the niche itself, a small step where it
+already has something, else any, moved into the niche, so that what works in one is tried in all. Random search draws
+every prompt from nothing, for the same number of judged prompts. Every iteration has a generator of its own, seeded by
+name, and is one record of an append-only file: a search that was killed goes on after its last whole iteration and ends
+in the same archive, to the byte.
 """
 
 import random
@@ -25,6 +26,7 @@ Score = Callable[[Sequence[AttackPrompt]], Float[np.ndarray, " prompts"]]  # mar
 Rewrite = Callable[[Sequence[tuple[Elite, Niche]]], Sequence[Attack | None]]
 
 TRIES = 8  # at a prompt that the batch or the archive does not hold yet
+OWN_SHARE = 0.5  # of the parents are elites of the niche that is aimed at, where it has any
 REWRITTEN_SHARE = 0.5  # of a batch, where there is a language model
 
 
@@ -103,7 +105,8 @@ def propose(
         for _ in range(TRIES):
             niche = rng.choice(language.niches)
             if arm == "evolution":
-                made = language.prompt(language.mutate(rng.choice(elites).prompt.attack, rng, niche))
+                own = archive.of_niche(niche) if rng.random() < OWN_SHARE else []
+                made = language.prompt(language.mutate(rng.choice(own or elites).prompt.attack, rng, niche))
             else:
                 made = language.prompt(language.draw(rng, niche))
             if made.text not in known:
