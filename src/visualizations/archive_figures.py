@@ -68,9 +68,17 @@ def sentence(archive: Archive, histories: Mapping[str, Sequence[Progress]], rate
     text += f". Quality-diversity score {last.qd_score:.1f}"
     text += f" against {other[-1].qd_score:.1f}. " if other else ". "
     if rates and "after" in rates[0]:
-        changes = [f"{row['set']}: {row['before']['accuracy']:.1%} to {row['after']['accuracy']:.1%}" for row in rates]
-        text += f"Accuracy before and after a round of training on the training half: {'; '.join(changes)}."
+        changes = [f"{row['set']} {share_change(row, 'recall')} ({share_change(row, 'accuracy')})" for row in rates]
+        text += (
+            "Recall of unsafe prompts (and accuracy on all) before and after a round of training on the archive's "
+            f"training half: {'; '.join(changes)}."
+        )
     return text
+
+
+def share_change(row: Mapping[str, Any], measure: str) -> str:
+    """A measure before and after training, a dash where it is not defined."""
+    return " to ".join("-" if row[at][measure] is None else f"{row[at][measure]:.1%}" for at in ("before", "after"))
 
 
 def archive_figure(

@@ -34,7 +34,8 @@ DASHES = {"q": "dash", "k": "dot", "v": "solid", "mlp": "solid", "logits": "soli
 class CircuitView:
     """Edges as (reader, writer), strongest first, the first ones with exact and estimated effects in logits.
 
-    `gap` is the margin of the unsafe minus that of the safe prompt, of which effects are parts.
+    `gap` is the margin of the unsafe minus that of the safe prompt, of which effects are parts. `nodes` are the exact
+    effects of whole writers, in the graph's order, NaN where not measured.
     """
 
     ranked: Sequence[tuple[int, int]]
@@ -42,6 +43,7 @@ class CircuitView:
     estimated: Float[np.ndarray, " verified"]
     faithful: CircuitFaithfulness
     gap: float
+    nodes: Float[np.ndarray, " writers"]
 
     @property
     def drawn_size(self) -> int | None:
@@ -120,17 +122,18 @@ def circuit_page(
     data = [
         *edge_lines(graph, drawn, places, 0.0 if view is None else view.gap),
         *(line_names(words) if drawn else []),
-        node_points(graph, {node for edge, _ in drawn for node in ends(graph, *edge)}, places),
+        node_points(graph, {node for edge, _ in drawn for node in ends(graph, *edge)}, places, view),
         *(side_points(view) if view is not None else []),
     ]
     return FigurePage(
         file_name=file_name,
         title=f"{moment}: the circuit behind the margin",
-        sentence=f"Orange edges push the margin towards “{words.high}” when they alone carry the {words.high} "
-        f"{words.item}'s activation, blue ones towards “{words.low}”; the width is that effect, measured edge by edge, "
-        "grey is under 1% of the gap. The circuit is chosen on one half of the pairs; how much of the gap it keeps "
-        f"when all other edges are exchanged is measured on the other half. The margin is {words.margin}. "
-        "L2H1 is head 1 of block 2, L2KV0 the keys and values that its first heads share, MLP2 its MLP.",
+        sentence=f"Orange edges and nodes push the margin towards “{words.high}” when they alone carry the "
+        f"{words.high} {words.item}'s activation, blue ones towards “{words.low}”; width and size are that effect, "
+        "measured one by one, grey is under 1% of the gap. The circuit is chosen on one half of the pairs; how much of "
+        f"the gap it keeps when all other edges are exchanged is measured on the other half. The "
+        f"margin is {words.margin}. L2H1 is head 1 of block 2, L2KV0 the "
+        "keys and values that its first heads share, MLP2 its MLP.",
         figure=assembled(data, layout, lines),
         command="",
     )
@@ -209,8 +212,7 @@ def edge_lines(
     found: list[Spec] = []
     middles: list[tuple[float, float, str]] = []
     for (reader, writer), effect in sorted(drawn, key=lambda one: abs(one[1])):
-        is_slight = abs(effect) < 0.01 * abs(gap)
-        colour = SLIGHT if is_slight else LABEL_COLOURS["unsafe" if effect > 0 else "safe"]
+        colour = effect_colour(effect, gap)
         start, end = (np.array(places[name]) for name in ends(graph, reader, writer))
         kind = graph.readers[reader].kind
         bend = np.array([0.06 if end[1] - start[1] > 2 else 0.0, 0.0]) * (1 if start[0] < 0.9 else -1)
@@ -234,18 +236,36 @@ def edge_lines(
     return found
 
 
-def node_points(graph: Graph, used: set[str], places: dict[str, tuple[float, float]]) -> Spec:
-    """All nodes, those of the circuit with their names; of the others only a trace, so that places can be compared."""
+def node_points(graph: Graph, used: set[str], places: dict[str, tuple[float, float]], view: CircuitView | None) -> Spec:
+    """All nodes, those of the circuit with their names and effects; of the others a trace, so that places compare."""
+    effects = {} if view is None else dict(zip((one.name for one in graph.writers), view.nodes.tolist(), strict=True))
+    effects = {name: effect for name, effect in effects.items() if name in used and np.isfinite(effect)}
+    widest = finite_range(np.array([*effects.values()]))
     names = [name for name in places if "KV" not in name or name in used]
+
+    def colour(name: str) -> str:
+        if name not in used:
+            return "#D5D9DF"
+        if name not in effects or view is None:
+            return TEXT_COLOUR
+        return effect_colour(effects[name], view.gap)
+
     return {
         "type": "scatter", "x": [places[name][0] for name in names], "y": [places[name][1] for name in names],
-        "mode": "markers+text", "text": [name if name in used else "" for name in names], "hovertext": names,
+        "mode": "markers+text", "text": [name if name in used else "" for name in names],
+        "hovertext": [f"{name}: {effects[name]:+.3f} logits" if name in effects else name for name in names],
         "textposition": "top center", "textfont": {"size": 11, "color": TEXT_COLOUR}, "showlegend": False,
-        "marker": {"size": [11 if name in used else 5 for name in names],
+        "marker": {"size": [9 + 9 * abs(effects.get(name, 0.0)) / widest if name in used else 5 for name in names],
                    "symbol": ["square" if "KV" in name or name.startswith("MLP") else "circle" for name in names],
-                   "color": [TEXT_COLOUR if name in used else "#D5D9DF" for name in names]},
+                   "color": [colour(name) for name in names], "opacity": 1,
+                   "line": {"color": TEXT_COLOUR, "width": [1.2 if name in used else 0 for name in names]}},
         "hovertemplate": "%{hovertext}<extra></extra>", **axis_names(1),
     }  # fmt: skip
+
+
+def effect_colour(effect: float, gap: float) -> str:
+    """That of the class which an effect pushes towards; grey under 1% of the gap."""
+    return SLIGHT if abs(effect) < 0.01 * abs(gap) else LABEL_COLOURS["unsafe" if effect > 0 else "safe"]
 
 
 def side_points(view: CircuitView) -> list[Spec]:

@@ -81,6 +81,9 @@ def test_the_planted_circuit_is_what_the_pages_say() -> None:
     names = [f"{graph.writers[writer].name}>{graph.readers[reader].name}" for reader, writer in found.values["ranked"]]
     assert set(names[:3]) == {f"embeddings>L{COPY}KV1.v", f"L{COPY}H{HEAD}>MLP{READ}", f"MLP{READ}>logits"}
     np.testing.assert_allclose(found.values["exact"][:3], float(str(found.facts["measured_gap"])), rtol=1e-4)
+    named = dict(zip((one.name for one in graph.writers), found.values["nodes"].tolist(), strict=True))
+    for name in ("embeddings", f"L{COPY}H{HEAD}", f"MLP{READ}"):
+        assert named[name] == pytest.approx(float(str(found.facts["measured_gap"])), rel=1e-4)
     assert "keep 100% of the gap" in page.figure.layout.title.text
 
 

@@ -13,7 +13,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from src.utils.circuits.attribution import ALONG_THE_WAY, edge_attributions, exact_edge_effects, strongest_edges
+from src.utils.circuits.attribution import (
+    ALONG_THE_WAY,
+    edge_attributions,
+    exact_edge_effects,
+    exact_node_effects,
+    strongest_edges,
+)
 from src.utils.circuits.contrast import ContrastPairs, MarginOf, has_gap, margins
 from src.utils.circuits.contrast_set import ContrastSet
 from src.utils.circuits.faithfulness import CircuitFaithfulness, circuit_change, circuit_faithfulness
@@ -65,13 +71,13 @@ class CircuitDiagramPicture:
             return Measurement(values, facts, sub_sampled=note)
         ranked = strongest_edges(values["halves"][0], graph, max(SIZES))
         rows = np.arange(1, len(effects), 2)[: pairs_at_once(model, graph, pairs, MEASURED_PAIRS)]
-        faithful, exact, cut = verify_within(model, margin_of, graph, pairs_of(pairs, rows), ranked, budget)
+        faithful, exact, nodes, cut = verify_within(model, margin_of, graph, pairs_of(pairs, rows), ranked, budget)
         edges = np.array(ranked, dtype=np.int32).reshape(-1, 2)
         view = CircuitView(
             ranked, exact, effects[rows].mean(axis=0)[tuple(edges[: len(exact)].T)], faithful,
-            float(np.mean((margin[1] - margin[0])[rows])),
+            float(np.mean((margin[1] - margin[0])[rows])), nodes,
         )  # fmt: skip
-        values |= {"ranked": edges, "exact": view.exact, "estimated": view.estimated}
+        values |= {"ranked": edges, "exact": view.exact, "estimated": view.estimated, "nodes": nodes}
         values |= {"faithful": faithful.found, "random": faithful.random}
         notes = "; ".join(filter(None, (note, cut))) or None
         return Measurement(values, facts | headline(view) | {"measured_gap": view.gap}, sub_sampled=notes)
@@ -91,7 +97,9 @@ class CircuitDiagramPicture:
             values = found.values
             ranked = [(int(reader), int(writer)) for reader, writer in values["ranked"]]
             faithful = CircuitFaithfulness(tuple(facts["circuit_sizes"]), values["faithful"], values["random"])
-            view = CircuitView(ranked, values["exact"], values["estimated"], faithful, facts["measured_gap"])
+            view = CircuitView(
+                ranked, values["exact"], values["estimated"], faithful, facts["measured_gap"], values["nodes"]
+            )
         moment = f"{self.unit.capitalize()} {number}"
         since = None if change is None else (f"{self.unit} {earlier}", change)
         return [
@@ -144,11 +152,12 @@ def verify_within(
     pairs: ContrastPairs,
     ranked: Sequence[tuple[int, int]],
     budget: Budget,
-) -> tuple[CircuitFaithfulness, Float[np.ndarray, " verified"], str | None]:
-    """Faithfulness of all sizes, random circuits, and exact effects of the edges that may be drawn.
+) -> tuple[CircuitFaithfulness, Float[np.ndarray, " verified"], Float[np.ndarray, " writers"], str | None]:
+    """Faithfulness of all sizes, random circuits, and exact effects of the edges and nodes that may be drawn.
 
     The size that may be drawn (the smallest that keeps `ENOUGH`, else the largest up to `MOST_DRAWN`) gets its random
-    circuits first, then its edges are measured, then other sizes get theirs, as far as the budget goes.
+    circuits first, then its edges are measured, then the nodes at their lower ends (NaN for others), then other sizes
+    get their random circuits, as far as the budget goes.
     """
     began = time.perf_counter()
     faithful = circuit_faithfulness(model, margin_of, graph, pairs, ranked, sizes_for(ranked), draws=0)
@@ -163,6 +172,10 @@ def verify_within(
     faithful = faithful.with_random(with_draws(chosen, draws))
     count = int(np.clip(2 * budget.left / each, SIZES[0], chosen))  # of one edge little more than half a pass is used
     exact = exact_edge_effects(model, margin_of, graph, pairs, ranked[:count]).mean(axis=1)
+    nodes = np.full(len(graph.writers), np.nan)
+    used = sorted({writer for _, writer in ranked[:count]})
+    used = used[: int(np.clip(2 * budget.left / each, 1, len(used)))]
+    nodes[used] = exact_node_effects(model, margin_of, graph, pairs, used).mean(axis=1)
     others = [size for size in faithful.sizes if size != chosen]
     done = 0
     for size in others:
@@ -176,7 +189,7 @@ def verify_within(
         f"random circuits of {done + 1} of {len(others) + 1} sizes" if done < len(others) else "",
     ]
     told = ", ".join(filter(None, cuts))
-    return faithful, exact, f"Over its budget of {budget.seconds:.3g} s, sub-sampled ({told})" if told else None
+    return faithful, exact, nodes, f"Over its budget of {budget.seconds:.3g} s, sub-sampled ({told})" if told else None
 
 
 def pairs_at_once(model: AnyModel, graph: Graph, pairs: ContrastPairs, most: int) -> int:
