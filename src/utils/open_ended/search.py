@@ -1,12 +1,13 @@
 """The search: batches of prompts, each scored by the judge at once, and what of them enters the archive.
 
-Evolution draws a niche and changes a part of an elite: half of the time one of the niche itself, a small step where it
-already has something, else any, moved into the niche, so that what works in one is tried in all. Random search draws
-every prompt from nothing, for the same number of judged prompts. Every iteration has a generator of its own, seeded by
-name, and is one record of an append-only file: a search that was killed goes on after its last whole iteration and ends
-in the same archive, to the byte.
+Evolution aims at niches that are empty or where the judge does best so far, moves a random elite there and changes a
+part of it: what works in one niche is tried in all (Rainbow Teaming draws its niches so, too). Random search draws every
+prompt from nothing, for the same number of judged prompts. Every iteration has a generator of its own, seeded by name,
+and is one record of an append-only file: a search that was killed goes on after its last whole iteration and ends in
+the same archive, to the byte.
 """
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -26,7 +27,7 @@ Score = Callable[[Sequence[AttackPrompt]], Float[np.ndarray, " prompts"]]  # mar
 Rewrite = Callable[[Sequence[tuple[Elite, Niche]]], Sequence[Attack | None]]
 
 TRIES = 8  # at a prompt that the batch or the archive does not hold yet
-OWN_SHARE = 0.5  # of the parents are elites of the niche that is aimed at, where it has any
+CONTENDERS = 4  # niches drawn, of which evolution aims at the one where the judge does best so far
 REWRITTEN_SHARE = 0.5  # of a batch, where there is a language model
 
 
@@ -90,6 +91,7 @@ def propose(
     """A batch of prompts, none twice and none that the archive holds unless nothing else is found in `TRIES` tries."""
     known = {elite.prompt.text for elite in archive}
     elites = list(archive)
+    worst = {niche: best.fitness for niche in language.niches if (best := archive.best(niche)) is not None}
     batch: list[AttackPrompt] = []
     if arm == "evolution" and rewrite is not None:
         parents = rng.choices(elites, k=int(count * REWRITTEN_SHARE))
@@ -103,12 +105,11 @@ def propose(
                 batch.append(made)
     while len(batch) < count:
         for _ in range(TRIES):
-            niche = rng.choice(language.niches)
             if arm == "evolution":
-                own = archive.of_niche(niche) if rng.random() < OWN_SHARE else []
-                made = language.prompt(language.mutate(rng.choice(own or elites).prompt.attack, rng, niche))
+                niche = min(rng.choices(language.niches, k=CONTENDERS), key=lambda one: worst.get(one, -math.inf))
+                made = language.prompt(language.mutate(rng.choice(elites).prompt.attack, rng, niche))
             else:
-                made = language.prompt(language.draw(rng, niche))
+                made = language.prompt(language.draw(rng, rng.choice(language.niches)))
             if made.text not in known:
                 break
         known.add(made.text)
