@@ -1,7 +1,7 @@
 """The search: batches of prompts, each scored by the judge at once, and what of them enters the archive.
 
 Evolution aims at niches that are empty or where the judge does best so far, moves a random elite there and changes a
-part of it: what works in one niche is tried in all (Rainbow Teaming draws its niches so, too). Random search draws every
+part of it: what works in one niche is tried in all (Rainbow Teaming chooses niches so, too). Random search draws each
 prompt from nothing, for the same number of judged prompts. Every iteration has a generator of its own, seeded by name,
 and is one record of an append-only file: a search that was killed goes on after its last whole iteration and ends in
 the same archive, to the byte.
