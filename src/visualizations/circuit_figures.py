@@ -41,7 +41,7 @@ def comparison_page(
 
     Without enough groups there are no probes, without contrast pairs no patching: the page says so. `n_frozen` layers,
     from the embeddings on, cannot have changed; `note` says what the budget cut. `before` are the mean margins of the
-    two classes before training, on the same pairs.
+    two classes before training, on the same pairs or as many of them as were measured then.
     """
     divergence = None if patching is None else divergence_layer(patching)
     is_readable = patching is not None and patching.is_readable

@@ -56,7 +56,7 @@ def neuron_page(
         **axes(2, RIGHT, UPPER, layer_axis, {"title": titled("% of the block's neurons"), "rangemode": "tozero"}),
         **axes(
             3,
-            RIGHT,
+            (RIGHT[0] + 0.05, RIGHT[1]),  # room for the names of both kinds
             LOWER,
             {"title": titled("% of the classes' separation lost"), "range": lost_range(ablations)},
             {"type": "category"},

@@ -117,8 +117,8 @@ def patching_of(values: Mapping[str, np.ndarray]) -> LayerPatching | None:
 
 
 def mean_margins(values: Mapping[str, np.ndarray], pairs: int) -> tuple[float, float] | None:
-    """Of the safe and the unsafe of the first so many pairs; None where fewer were measured."""
-    if len(values.get("patch/safe", ())) < pairs:
+    """Of the safe and the unsafe of the first so many pairs, or of as many as were measured; None where none was."""
+    if not len(values.get("patch/safe", ())):
         return None
     return float(values["patch/safe"][:pairs].mean()), float(values["patch/unsafe"][:pairs].mean())
 
