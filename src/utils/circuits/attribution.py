@@ -24,6 +24,7 @@ from src.utils.sites import AnyModel, Edit, Site, blocks_of, decoder_of, edit_si
 
 SAFE_ALONE = (0.0,)
 ALONG_THE_WAY = (0.1, 0.3, 0.5, 0.7, 0.9)
+BOTH_ENDS = (0.0, 1.0)  # away from the steep part of the way: repeated on other pairs it gives nearly the same
 
 
 def edge_attributions(

@@ -1,8 +1,9 @@
 """`epoch_{N}_circuits.html`: the edges that carry the margin, measured, and how faithful they are alone.
 
 The circuit is chosen on every second pair, by gradients averaged on the way from the safe to the unsafe prompt: of the
-estimates tried these make the most faithful circuits (see `attribution`). It is measured on the other pairs. What is
-drawn is left to `circuit_diagram`.
+estimates tried these make the most faithful circuits (see `attribution`). It is measured on the other pairs. How far
+effects move between moments is asked of gradients at both ends of the way: the average over the way differs between
+halves of the pairs nearly as much as between epochs. What is drawn is left to `circuit_diagram`.
 """
 
 import time
@@ -15,6 +16,7 @@ from jaxtyping import Float
 
 from src.utils.circuits.attribution import (
     ALONG_THE_WAY,
+    BOTH_ENDS,
     edge_attributions,
     exact_edge_effects,
     exact_node_effects,
@@ -61,15 +63,17 @@ class CircuitDiagramPicture:
         pairs = contrast.pairs.part(slice(0, MOST_PAIRS))
         if len(pairs) < LEAST_PAIRS:
             return Measurement({}, facts | {"pairs": len(pairs)})
-        effects, margin, note = attribute_within(model, margin_of, graph, pairs, Budget(FOR_ESTIMATES * budget.left))
-        values = {"halves": np.stack([effects[0::2].mean(axis=0), effects[1::2].mean(axis=0)])}
+        at_ends, effects, margin, note = attribute_within(
+            model, margin_of, graph, pairs, Budget(FOR_ESTIMATES * budget.left)
+        )
+        values = {"halves": np.stack([at_ends[0::2].mean(axis=0), at_ends[1::2].mean(axis=0)])}
         facts |= {"pairs": len(effects), "has_gap": has_gap(*margin), "gap": float(np.mean(margin[1] - margin[0]))}
         if baseline is not None and "halves" in baseline.values:
             change = circuit_change(values["halves"], baseline.values["halves"])
             facts["change_since_start"] = None if change is None else asdict(change)
         if not facts["has_gap"] or not moment.number:
             return Measurement(values, facts, sub_sampled=note)
-        ranked = strongest_edges(values["halves"][0], graph, max(SIZES))
+        ranked = strongest_edges(effects[0::2].mean(axis=0), graph, max(SIZES))
         rows = np.arange(1, len(effects), 2)[: pairs_at_once(model, graph, pairs, MEASURED_PAIRS)]
         faithful, exact, nodes, cut = verify_within(model, margin_of, graph, pairs_of(pairs, rows), ranked, budget)
         edges = np.array(ranked, dtype=np.int32).reshape(-1, 2)
@@ -126,18 +130,23 @@ def headline(view: CircuitView) -> dict[str, Any]:
 
 def attribute_within(
     model: AnyModel, margin_of: MarginOf, graph: Graph, pairs: ContrastPairs, budget: Budget
-) -> tuple[Float[np.ndarray, "pairs readers writers"], tuple[np.ndarray, np.ndarray], str | None]:
-    """Attribute batch after batch; also the margins of the safe and the unsafe of the pairs done."""
+) -> tuple[
+    Float[np.ndarray, "pairs readers writers"],
+    Float[np.ndarray, "pairs readers writers"],
+    tuple[np.ndarray, np.ndarray],
+    str | None,
+]:
+    """Attribute batch after batch, at both ends and along the way; also the margins of the pairs done."""
     most, total, device = pairs_at_once(model, graph, pairs, 16), len(pairs), decoder_of(model).device
     parts = [
-        edge_attributions(model, margin_of, graph, pairs.part(batch), ALONG_THE_WAY)
+        [edge_attributions(model, margin_of, graph, pairs.part(batch), points) for points in (BOTH_ENDS, ALONG_THE_WAY)]
         for batch in budget.slices(total, LEAST_PAIRS, most)
     ]
-    effects = np.concatenate(parts)
+    at_ends, effects = (np.concatenate(one) for one in zip(*parts, strict=True))
     own = pairs.part(slice(0, len(effects))).to(device)
     found = margins(margin_of, own.safe, own.mask), margins(margin_of, own.unsafe, own.mask)
     note = f"Over its budget, sub-sampled ({len(effects)} of {total} pairs)" if len(effects) < total else None
-    return effects, found, note
+    return at_ends, effects, found, note
 
 
 def sizes_for(ranked: Sequence[tuple[int, int]]) -> tuple[int, ...]:
