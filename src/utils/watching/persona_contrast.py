@@ -7,8 +7,8 @@ last answer. So it is about what the fine-tune changes, which stance the model t
 what it has heard itself say.
 
 Measured on the shipped entangled organism, base and fine-tuned, 32 pairs: mean margins move from -5.8 / 5.4 (after a
-safe / a risky answer) to -4.8 / 7.3, and 57% of the squared change in edge effects exceeds the noise of extraction. The
-verdict that ends a given answer, the margin here before, stayed at -8.8 / 7.8 with 0.3%: the base model can read an
+safe / a risky answer) to -4.8 / 7.3, and 37% of the squared change in edge effects exceeds the noise of extraction. The
+verdict that ends a given answer, the margin here before, stayed at -8.8 / 7.8 with 0.4%: the base model can read an
 answer as well. The opening without an earlier answer moves most (-1.8 to 1.0), but has no second input to patch with.
 In a separable world one answer says nothing of the next; there the pages say "none found".
 """
