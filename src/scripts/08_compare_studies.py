@@ -17,11 +17,12 @@ from src.pipelines.persona_study import CLUSTER, JUDGE, STEER, VERDICT
 from src.utils.artifacts import load_frame, load_json, load_object, load_tensors, save_artifact, save_json
 from src.utils.cli import OneLineParser, run_script
 from src.utils.config import PROJECT_ROOT, shown
-from src.utils.decomposition.study_comparison import StudyResults, compare_studies, format_comparison
+from src.utils.decomposition.study_comparison import StudyResults, compare_studies, format_comparison, subspace_lines
 from src.utils.errors import UserError
 from src.utils.manifests import Provenance, hash_inputs
 from src.visualizations.comparison_figures import clusters_beside, rates_beside
 from src.visualizations.figure_page import FigurePage, page_files
+from src.visualizations.palette import display_name
 
 SCORED, VECTORS, DECIDED = (
     "final_dataset_with_em_scores.pkl",
@@ -72,12 +73,16 @@ def main(arguments: Sequence[str]) -> None:
             FigurePage("clusters_beside.html", "Two studies: clusters", sentence, figure, command, provenance.inputs)
         )
     table = [["dimension", "A", "B", "B - A"], *(
-        [row["subset"], f"{row['first']:.1%}", f"{row['second']:.1%}", f"{row['difference']['estimate']:+.1%}"]
+        [display_name(row["subset"]), f"{row['first']:.1%}", f"{row['second']:.1%}",
+         f"{row['difference']['estimate']:+.1%}"]
         for row in record["rates"] if row["measure"] == "em_on_topic" and row["first"] is not None
     )]  # fmt: skip
     index = options.output / "index.html"
     calls = [f"{label}: {one.get('verdict', 'none')}" for label, one in zip("AB", record["verdicts"], strict=True)]
-    sentence = f"A is {studies[0].name}, B is {studies[1].name}. Verdicts: {', '.join(calls)}."
+    alike = "; ".join(subspace_lines(record["subspaces"]))
+    sentence = (
+        f"A is {studies[0].name}, B is {studies[1].name}. Verdicts: {', '.join(calls)}. {alike[:1].upper()}{alike[1:]}."
+    )
     files_of_pages = page_files(pages, options.output, table, sentence)
     save_artifact(index, files_of_pages, provenance, {"pages": [page.file_name for page in pages]})
     print(options.output / "comparison.json", index, sep="\n")

@@ -23,6 +23,7 @@ from src.visualizations.palette import (
     NEUTRAL_COLOUR,
     TEMPLATE,
     cluster_style,
+    colour_bar,
     dimension_colour,
     dimension_symbol,
     display_name,
@@ -137,8 +138,7 @@ def cross_effects(summary: Mapping[str, Any]) -> go.Figure:
             for row in zip(change["change"], change["change_low"], change["change_high"], strict=True)
         ],
         texttemplate="%{text}", hovertemplate="along %{y}<br>asked about %{x}: %{text}<extra></extra>",
-        colorbar={"len": 0.9, "thickness": 14,
-                  "title": {"text": "change in points", "side": "right", "font": {"size": 12}}},
+        colorbar=colour_bar("change in points", len=0.9),
         row=1, col=1,
     )  # fmt: skip
     figure.add_heatmap(
