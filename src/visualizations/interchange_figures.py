@@ -52,8 +52,8 @@ def interchange_matrix(record: Record) -> go.Figure:
         template=TEMPLATE,
         height=240 + 34 * len(subspaces),
         margin={"t": 110, "l": 210},
-        title_text=f"Beside the rule, {escape_text(record['site'])}: change in logits of the first misaligned token less "
-        f"the first aligned one<br>* above {record['draws']} random subspaces of the rank and {record['draws']} placebos",
+        title_text=f"Beside the rule, {escape_text(record['site'])}: logits of the first misaligned token less "
+        f"the first aligned one<br>* above {record['draws']} random subspaces of that rank and as many placebos",
     )
 
 
