@@ -140,7 +140,7 @@ def tsne_plane(frame: pd.DataFrame, geometry: Mapping[str, Any]) -> go.Figure:
     figure = answer_plane(points, "x", "y")
     figure.update_xaxes(showticklabels=False, title_text="t-SNE (distances far apart mean nothing)")
     figure.update_yaxes(showticklabels=False)
-    return figure.update_layout(title_text=f"{describe_evidence(geometry)} · perplexity {tsne['perplexity']:g}")
+    return figure.update_layout(title_text=f"{describe_evidence(geometry)} · perplexity {tsne['perplexity']:.3g}")
 
 
 def answer_plane(points: pd.DataFrame, x: str, y: str) -> go.Figure:
