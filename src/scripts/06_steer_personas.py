@@ -2,6 +2,7 @@
 
     uv run python src/scripts/06_steer_personas.py --profile organism
     uv run python src/scripts/06_steer_personas.py --vectors cluster principal_component --coefficients -8 4 8 12
+    uv run python src/scripts/06_steer_personas.py --steered-model em --coefficients -4 -2 -1
     uv run python src/scripts/06_steer_personas.py --steered-model em --mode ablate --everywhere
     uv run python src/scripts/06_steer_personas.py --profile qwen3_4b --steering-layer 25 --positions response
 

@@ -19,6 +19,7 @@ from src.visualizations.palette import (
     NEUTRAL_COLOUR,
     REFERENCE_COLOUR,
     TEMPLATE,
+    colour_bar,
     display_name,
 )
 
@@ -122,8 +123,7 @@ def add_heat_map(figure: go.Figure, archive: Archive, styles: Sequence[str], uns
         z=as_floats(values), x=[display_name(name) for name in categories],
         y=[display_name(style) for style in styles], text=texts, hovertemplate="%{text}<br>%{z:.2f}<extra></extra>",
         zmin=0, zmax=1, colorscale=WRONG_SCALE, xgap=2, ygap=2, showscale=column == 2,
-        colorbar={"title": {"text": "P(wrong)", "side": "right"}, "thickness": 12, "len": 0.22, "y": 1,
-                  "yanchor": "top"},
+        colorbar=colour_bar("P(wrong)", len=0.22, y=1, yanchor="top"),
         row=1, col=column,
     )  # fmt: skip
     figure.update_yaxes(autorange="reversed", showgrid=False, showticklabels=column == 1, row=1, col=column)

@@ -118,14 +118,14 @@ def study_pages(
         "The same answers with one more direction; turn it with the mouse.",
         pca_space(frame, first),
     )
-    if "tsne" in known:
+    if geometry and "tsne" in known:
         add(
             components,
             "tsne_2d.html",
             "Answers on a t-SNE map",
             "Which answers are neighbours in all components at once: islands of one colour on the left are topics. "
             "t-SNE draws islands in noise too; whether there are clusters is for the tests below.",
-            tsne_plane(frame, known["tsne"]),
+            tsne_plane(frame, geometry),
         )
     add(
         "Clusters",

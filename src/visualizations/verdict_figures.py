@@ -12,7 +12,7 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 
 from src.visualizations.figure_page import as_floats, escape_text
-from src.visualizations.palette import NEUTRAL_COLOUR, REFERENCE_COLOUR, TEMPLATE, display_name, known_order
+from src.visualizations.palette import NEUTRAL_COLOUR, REFERENCE_COLOUR, TEMPLATE, colour_bar, display_name, known_order
 from src.visualizations.steering_figures import DIVERGING
 
 READING_COLOURS = {"stays": "#0F8B8D", "spreads": "#B2182B", "open": "#8A6D00", "uninformative": "#9AA0A6"}
@@ -117,8 +117,7 @@ def add_matrix(figure: go.Figure, line: Mapping[str, Any], number: int, column: 
         text=[[cell_text(*cell) for cell in zip(*row, strict=True)] for row in zip(change, low, high, strict=True)],
         texttemplate="%{text}", textfont={"size": 10},
         hovertemplate="done for %{y}<br>asked about %{x}: %{text}<extra></extra>",
-        colorbar={"x": 1.01, "y": 0.234, "len": 0.467, "thickness": 12,
-                  "title": {"text": "change in points", "side": "right", "font": {"size": 12}}},
+        colorbar=colour_bar("change in points", x=1.01, y=0.234, len=0.467),
         row=2, col=column,
     )  # fmt: skip
     figure.update_xaxes(
