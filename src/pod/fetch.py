@@ -1,7 +1,9 @@
 """The results of a run, from the pod into the results folder: downloaded by content, verified, published."""
 
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -15,23 +17,38 @@ from src.pod.transfer import download
 from src.utils.errors import UserError
 
 
-def fetch(client: PodClient, record: RunRecord, link: PodLink, results_dir: Path) -> RunRecord:
+def offered_files(listed: Mapping[str, Any], outputs: Sequence[str]) -> dict[str, Digest]:
+    """The files that a pod offers, by name; `UserError` for one that was not asked for, or that cannot be."""
+    for name in listed:
+        if not any(name == output or name.startswith(f"{output.rstrip('/')}/") for output in outputs):
+            raise UserError(f"pod: offers a file named {name!r}, which was not asked for; nothing was fetched")
+    try:
+        return {name: Digest.from_json(value) for name, value in listed.items()}
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"pod: offers files that cannot be ({error}); nothing was fetched") from error
+
+
+def fetch(
+    client: PodClient, record: RunRecord, link: PodLink, results_dir: Path, force: bool = False
+) -> tuple[RunRecord, list[str]]:
     """Download, verify, publish, and tell the pod (its guard may stop it then).
 
+    Returns the record and which other runs are running on the pod.
+
     Outputs under `results/` go to `results_dir`; others stay in the run's own folder beside its record. Nothing is
-    published unless all of it holds.
+    published unless all of it holds; `force` lets it take the place of another profile's or world's.
     """
     listed = link.ask("list", {"run_id": record.run_id, "outputs": record.outputs})["files"]
     if not listed:
         raise UserError(f"run {record.run_id}: left none of its outputs ({', '.join(record.outputs)}); see its log")
-    files = {name: Digest.from_json(value) for name, value in listed.items()}
+    files = offered_files(listed, record.outputs)
     staged = client.records.staging_path(record.run_id)
     total = sum(digest.size for digest in files.values())
     with tqdm(total=total, unit="B", unit_scale=True, desc="download", disable=None, leave=False) as progress:
         traffic = download(link, record.run_id, files, staged, progress.update)
     found = verify_results(staged, record.outputs)
     ours = [path for path in found if path.is_relative_to(staged / REMOTE_RESULTS)]
-    published = publish_results(ours, staged, results_dir)
+    published = publish_results(ours, staged, results_dir, force)
     client.say(f"fetched {len(files)} files, {traffic.bytes_moved / 1e6:.1f} MB")
     for path in published:
         if not path.name.endswith(".manifest.json"):
@@ -39,9 +56,9 @@ def fetch(client: PodClient, record: RunRecord, link: PodLink, results_dir: Path
     if len(ours) < len(found):
         client.say(f"  {staged}")
     record = client.records.save(record.updated(state="fetched", last_seen=now()))
-    link.ask("fetched", {"run_id": record.run_id})
+    others = link.ask("fetched", {"run_id": record.run_id})["others"]
     shutil.rmtree(staged / REMOTE_RESULTS, ignore_errors=True)
     shutil.rmtree(staged / ".parts", ignore_errors=True)
     if staged.is_dir() and not any(staged.iterdir()):
         staged.rmdir()
-    return record
+    return record, others
