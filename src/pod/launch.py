@@ -142,6 +142,10 @@ def check_pod(client: PodClient, record: RunRecord, link: PodLink) -> None:
             f"pod {record.pod_id}: {link.python} is Python {found}, and the project needs {needed}; name another with "
             "--remote-python, or create a pod from a newer image"
         )
+    if not facts["is_on_volume"]:
+        client.say(
+            f"pod {record.pod_id}: {link.root} is on no volume: results are lost if it stops before they are fetched"
+        )
     if client.choices.is_guarded and facts["unguarded"]:
         raise no_guard(record, facts["unguarded"])
     pod = client.api.pod(record.pod_id)

@@ -81,6 +81,8 @@ def test_the_connection_table(api: ApiServer, pod: PodServer, tmp_path: Path) ->
         assert marks[name] == "pass", table.stdout
     assert pod.fingerprint() in table.stdout and "GiB free at" in table.stdout
     assert {"disk", "hub"} <= marks.keys()
+    is_apart = pod.root.stat().st_dev != Path("/").stat().st_dev
+    assert marks["volume"] == ("pass" if is_apart else "warn")
     is_fit = "FAIL" not in table.stdout
     assert table.returncode == (0 if is_fit else 1) and ACCOUNT_KEY not in table.stdout + table.stderr
 

@@ -209,10 +209,18 @@ def test_the_collection_needs_prompts_model_and_adapter(tmp_path: Path) -> None:
 
 
 def test_a_pod_without_torch_shows_its_gpu_all_the_same() -> None:
-    facts = {"python": [3, 11, 9], "torch": None, "free_bytes": 30 * 2**30, "hub": "", "unguarded": ""}
+    facts = {
+        "python": [3, 11, 9],
+        "torch": None,
+        "free_bytes": 30 * 2**30,
+        "hub": "",
+        "unguarded": "",
+        "is_on_volume": False,
+    }
     pod = Pod.model_validate(pod_entry("p", 1, gpuCount=1))
     found = {check.name: check for check in check_facts({**facts, "visible_gpus": 1}, pod, "/w")}
     assert found["CUDA"].passed and not found["torch"].passed and all_passed(list(found.values()))
+    assert "loses it: name a folder on the volume with --remote-root" in found["volume"].line()
     found = {check.name: check for check in check_facts({**facts, "visible_gpus": 0}, pod, "/w")}
     assert not found["CUDA"].passed and "create another" in found["CUDA"].remedy
 
