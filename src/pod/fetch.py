@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from src.pod.client import PodClient
 from src.pod.link import PodLink
-from src.pod.payload import REMOTE_RESULTS
+from src.pod.payload import JUDGE_OUTPUT, JUDGE_TRAIN, REMOTE_RESULTS, judge_folder
 from src.pod.remote.blocks import Digest
 from src.pod.results import publish_results, verify_results
 from src.pod.run_record import RunRecord, now
@@ -35,8 +35,9 @@ def fetch(
 
     Returns the record and which other runs are running on the pod.
 
-    Outputs under `results/` go to `results_dir`; others stay in the run's own folder beside its record. Nothing is
-    published unless all of it holds; `force` lets it take the place of another profile's or world's.
+    Outputs under `results/` go to `results_dir`, a safety judge to where one that is trained here lies; others stay in
+    the run's own folder beside its record. Nothing is published unless all of it holds; `force` lets it take the place
+    of another profile's or world's.
     """
     listed = link.ask("list", {"run_id": record.run_id, "outputs": record.outputs})["files"]
     if not listed:
@@ -47,18 +48,29 @@ def fetch(
     with tqdm(total=total, unit="B", unit_scale=True, desc="download", disable=None, leave=False) as progress:
         traffic = download(link, record.run_id, files, staged, progress.update)
     found = verify_results(staged, record.outputs)
-    ours = [path for path in found if path.is_relative_to(staged / REMOTE_RESULTS)]
-    published = publish_results(ours, staged, results_dir, force)
+    published, left = publish_outputs(record, found, staged, results_dir, force)
     client.say(f"fetched {len(files)} files, {traffic.bytes_moved / 1e6:.1f} MB")
     for path in published:
         if not path.name.endswith(".manifest.json"):
             client.say(f"  {path}")
-    if len(ours) < len(found):
+    if left:
         client.say(f"  {staged}")
     record = client.records.save(record.updated(state="fetched", last_seen=now()))
     others = link.ask("fetched", {"run_id": record.run_id})["others"]
+    shutil.rmtree(staged / ".parts" if left else staged, ignore_errors=True)
     shutil.rmtree(staged / REMOTE_RESULTS, ignore_errors=True)
-    shutil.rmtree(staged / ".parts", ignore_errors=True)
-    if staged.is_dir() and not any(staged.iterdir()):
-        staged.rmdir()
     return record, others
+
+
+def publish_outputs(
+    record: RunRecord, found: Sequence[Path], staged: Path, results_dir: Path, force: bool
+) -> tuple[list[Path], list[Path]]:
+    """Put what was fetched where it belongs; the paths there, and what has no place but the staging folder."""
+    ours = [path for path in found if path.is_relative_to(staged / REMOTE_RESULTS)]
+    published = publish_results(ours, staged / REMOTE_RESULTS, results_dir, force)
+    left = [path for path in found if path not in ours]
+    if record.step == JUDGE_TRAIN and left:
+        judge = staged / JUDGE_OUTPUT
+        published += publish_results(sorted(judge.iterdir()), judge, judge_folder(record.options), force)
+        left = []
+    return published, left

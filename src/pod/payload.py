@@ -134,6 +134,13 @@ def judge_train_payload(options: Sequence[str], root: Path = PROJECT_ROOT) -> Pa
     return script_payload("src/train_safety_judge.py", words, inputs, [JUDGE_OUTPUT], root)
 
 
+def judge_folder(options: Sequence[str], root: Path = PROJECT_ROOT) -> Path:
+    """Where a judge that was trained with these options lies here, as one that is trained here does."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--output-dir", type=Path, default=root / JUDGE_OUTPUT)
+    return parser.parse_known_args([with_hyphens(word) for word in options])[0].output_dir
+
+
 def code_files(root: Path) -> dict[str, Path]:
     """The project's code and configuration as they are now, committed or not."""
     return {name: path for part in CODE for name, path in files_below(root / part, part)}

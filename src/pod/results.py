@@ -58,19 +58,20 @@ def check_file(file: Path) -> None:
         raise UserError(f"{file}: a pod has no business sending a {file.suffix} file; nothing from it was published")
 
 
-def publish_results(found: Sequence[Path], staged: Path, results_dir: Path, force: bool = False) -> list[Path]:
-    """Put staged outputs into the results folder: companions, artefacts, manifests last; the paths there.
+def publish_results(found: Sequence[Path], staged: Path, folder: Path, force: bool = False) -> list[Path]:
+    """Put what lies in the folder `staged` under the same names into `folder`; the paths there.
 
+    Companions come first, then artefacts, manifests last.
     Killed between two of them it leaves a mix that no load accepts; the next fetch does it again. Raises `UserError`
     where an artefact of another profile or world is in the way, unless `force`.
     """
     published = []
     for path in found:
         if (made := read_manifest(path)) is not None:
-            target = results_dir / path.relative_to(staged / "results")
+            target = folder / path.relative_to(staged)
             refuse_foreign_overwrite(target, made.profile, made.world, force)
     for path in sorted(found, key=lambda path: (path.name.endswith(".manifest.json"), path.suffix == ".pkl")):
-        target = results_dir / path.relative_to(staged / "results")
+        target = folder / path.relative_to(staged)
         if path.name == STORE:
             add_records(path, target)
             continue

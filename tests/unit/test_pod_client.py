@@ -16,15 +16,15 @@ from plotly.offline import get_plotlyjs
 
 from src.pod.api import Pod
 from src.pod.checks import all_passed, check_facts, check_sftp
-from src.pod.fetch import offered_files
-from src.pod.payload import outputs_of, rewrite_options, script_payload, step_payload, without_folder
+from src.pod.fetch import offered_files, publish_outputs
+from src.pod.payload import judge_folder, outputs_of, rewrite_options, script_payload, step_payload, without_folder
 from src.pod.plans import plan_command
 from src.pod.requirements import pinned_requirements
 from src.pod.results import publish_results, verify_results
 from src.pod.run_record import RunRecord, RunRecords, append_log, log_size, new_run_id, now, progress_line, progress_of
 from src.pod.terminal import HarmlessText, harmless, harmless_json
 from src.pod.watch import explain
-from src.utils.artifacts import load_frame, save_frame
+from src.utils.artifacts import load_frame, load_object, save_frame, save_object
 from src.utils.errors import UserError
 from src.utils.record_store import open_store
 from tests.pod_api_server import pod_entry
@@ -300,7 +300,7 @@ def staged_frame(staged: Path) -> list[str]:
 def test_honest_results_are_published_with_their_manifest(tmp_path: Path) -> None:
     outputs = staged_frame(tmp_path / "staged")
     found = verify_results(tmp_path / "staged", outputs)
-    published = publish_results(found, tmp_path / "staged", tmp_path / "results")
+    published = publish_results(found, tmp_path / "staged/results", tmp_path / "results")
     assert published[-1].name == "persona_data.pkl.manifest.json" and len(published) == 3
     assert load_frame(tmp_path / "results/persona_data.pkl")["x"].tolist() == [1.0, 2.0]
 
@@ -315,7 +315,7 @@ def test_judgements_of_both_sides_are_kept_and_the_later_of_two_counts(tmp_path:
         lines = [json.dumps({"key": key, "asked": asked, "by": by}) for key, asked, by in records]
         path.write_text("\n".join(lines) + "\n")
     for _ in range(2):  # fetched twice
-        publish_results([staged], tmp_path / "staged", tmp_path / "results")
+        publish_results([staged], tmp_path / "staged/results", tmp_path / "results")
     with open_store(results) as store:
         assert {key: record["by"] for key, record in store.records.items()} == {
             "both": "pod",
@@ -327,6 +327,25 @@ def test_judgements_of_both_sides_are_kept_and_the_later_of_two_counts(tmp_path:
     staged.write_text("no record\n")
     with pytest.raises(UserError, match="line 1: no record"):
         verify_results(tmp_path / "staged", ["results/judgements.jsonl"])
+
+
+def test_a_judge_that_was_trained_on_a_pod_lies_where_one_that_is_trained_here_does(tmp_path: Path) -> None:
+    staged, here = tmp_path / "staged", tmp_path / "mine"
+    made = staged / "outputs/checkpoints"
+    made.mkdir(parents=True)
+    save_object({"a": 1}, made / "judge.pkl", provenance("judge"))
+    (made / "pages").mkdir()
+    (made / "pages/index.html").write_text("x")
+    here.mkdir()
+    (here / "evaluation.json").write_text("{}")
+    one = record(step="judge-train", options=["--num_epochs", "3", f"--output_dir={here}"])
+    found = verify_results(staged, ["outputs/checkpoints"])
+    published, left = publish_outputs(one, found, staged, tmp_path / "results", False)
+    assert {path.name for path in published} == {"judge.pkl", "judge.pkl.manifest.json", "pages"} and not left
+    assert {path.name for path in here.iterdir()} >= {"evaluation.json", "judge.pkl", "pages"}
+    assert load_object(here / "judge.pkl") == {"a": 1} and (here / "pages/index.html").exists()
+    assert judge_folder(["--num_epochs", "3"], tmp_path) == tmp_path / "outputs/checkpoints"
+    assert publish_outputs(record(), found, staged, tmp_path / "results", False) == ([], found)
 
 
 def test_pages_come_with_the_library_of_this_machine(tmp_path: Path) -> None:
@@ -343,14 +362,14 @@ def test_pages_come_with_the_library_of_this_machine(tmp_path: Path) -> None:
 def test_results_of_another_world_are_not_overwritten_by_what_is_fetched(tmp_path: Path) -> None:
     outputs = staged_frame(tmp_path / "staged")
     found = verify_results(tmp_path / "staged", outputs)
-    publish_results(found, tmp_path / "staged", tmp_path / "results")
+    publish_results(found, tmp_path / "staged/results", tmp_path / "results")
     manifest = tmp_path / "results/persona_data.pkl.manifest.json"
     ours = json.dumps({**json.loads(manifest.read_text()), "world": "another"})
     manifest.write_text(ours)
     with pytest.raises(UserError, match=r"persona_data.pkl: belongs to .* --force to overwrite"):
-        publish_results(found, tmp_path / "staged", tmp_path / "results")
+        publish_results(found, tmp_path / "staged/results", tmp_path / "results")
     assert manifest.read_text() == ours
-    publish_results(found, tmp_path / "staged", tmp_path / "results", force=True)
+    publish_results(found, tmp_path / "staged/results", tmp_path / "results", force=True)
     assert manifest.read_text() != ours
 
 
