@@ -8,8 +8,9 @@
     uv run python src/pod/persona_data_runner.py --step script --script my.py --input data/x --output results/y
 
 Options that are not listed below are those of the step's own script. The job survives this program: given again, the
-same command attaches to the same run. On the pod a guard stops what nobody needs any more. Writes the step's artefacts
-to results/, and results/runs/<run>.json with the log beside it.
+same command attaches to the same run. On the pod a guard stops what nobody needs any more. A collection whose fine-tune
+is not here makes it there first. Writes the step's artefacts to results/ (a safety judge to --output-dir), and
+results/runs/<run>.json with the log beside it.
 """
 
 import argparse
@@ -52,7 +53,7 @@ def read_options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str
     for name, text in {
         "attach": "go on with this run (default: the last one)",
         "status": "state, progress and money of this run",
-        "cancel": "end the job of this run",
+        "cancel": "end the job of this run, and its pod as --when-done says",
         "fetch": "fetch the results of this run again",
     }.items():
         action.add_argument(f"--{name}", nargs="?", const=LAST, metavar="RUN", help=text)

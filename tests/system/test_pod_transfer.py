@@ -5,6 +5,7 @@ import getpass
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,7 +77,16 @@ def test_files_of_all_sizes_arrive_and_a_second_time_cost_nothing(
     named = {str(number): digest for number, (_, digest) in enumerate(pairs)}
     asked = {"run_id": "any", "files": {name: digest.as_json() for name, digest in named.items()}}
     assert link.ask("room", asked)["bytes"] == 2 * sum(sizes), "in the store, and in the run's folder"
-    traffic = upload(link, "any", [*pairs, pairs[-1]])
+    contact, forgotten = pod.folder / f"tmp/em-persona-{os.getuid()}/any.contact", []
+
+    def forget_contact(count: int) -> None:
+        if not forgotten:
+            contact.unlink()
+            time.sleep(1.1)
+        forgotten.append(count)
+
+    traffic = upload(link, "any", [*pairs, pairs[-1]], forget_contact)
+    assert contact.exists(), "every second of a transfer is a sign of life"
     assert (traffic.files_published, traffic.bytes_moved) == (len(sizes), sum(sizes))
     for path, digest in pairs:
         assert stored(pod, digest).read_bytes() == path.read_bytes()
