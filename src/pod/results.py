@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from src.pod.remote.blocks import copy_file
-from src.utils.artifacts import load_json, load_metadata, verify_artifact, write_atomically
+from src.utils.artifacts import load_json, load_metadata, verify_artifact
+from src.utils.atomic_writes import write_atomically
 from src.utils.errors import UserError
 from src.utils.manifests import read_manifest
 from src.utils.safe_pickle import load_pickle
