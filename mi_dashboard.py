@@ -60,7 +60,7 @@ def load_plotly_early() -> None:
     """Have the browser load plotly.js (5 MB) while this process loads its libraries: for a figure that nobody sees."""
     if "plotly" not in st.session_state:
         st.session_state["plotly"] = True
-        st.html("<style>.st-key-plotly { display: none; }</style>")
+        st.html("<style>:has(> .st-key-plotly) { display: none; }</style>")
         st.container(key="plotly").plotly_chart({"data": [{"type": "pie"}]})
 
 

@@ -11,7 +11,10 @@ from src.visualizations.palette import PLOTLY_CONFIG
 
 # pixels of a page and of one of two columns on it, in windows that are wide enough; see PAGE_STYLE
 PAGE_WIDTH, COLUMN_WIDTH = 1120, 552
-PAGE_STYLE = f".stMainBlockContainer {{ padding-top: 4.5rem; max-width: calc({PAGE_WIDTH}px + 10rem); }}"
+PAGE_STYLE = (  # less room above and in figures than streamlit's own: pictures come first
+    f".stMainBlockContainer {{ padding-top: 4rem; max-width: calc({PAGE_WIDTH}px + 10rem); }}"
+    " [data-testid=stMetricValue] { font-size: 1.5rem; }"
+)
 
 
 def show_figure(spec: Spec, alt: str, key: str, width: int = PAGE_WIDTH) -> None:

@@ -17,6 +17,7 @@ from src.dashboard.paired_scales import numbers
 
 Spec = dict[str, Any]
 AXIS = re.compile(r"([xy]axis)\d*")
+ORIENTED = frozenset(("bar", "box", "histogram", "violin"))
 DEFAULT_HEIGHT = 450  # plotly's own
 
 
@@ -34,7 +35,8 @@ def drawn_once(figure: Spec, width: int) -> go.Figure:
 def without_template(figure: Spec) -> Spec:
     """The figure with what the template says of its layout in the layout itself.
 
-    A template's colours for traces that name none are left out: all figures here name theirs.
+    A template's colours for traces that name none are left out: all figures here name theirs. A grid colour in a
+    layout asks for a grid, one in a template does not: along bars, where plotly draws none, none is asked for.
     """
     layout = dict(figure["layout"])
     defaults = dict(layout.pop("template", {}).get("layout", {}))
@@ -42,12 +44,20 @@ def without_template(figure: Spec) -> Spec:
     axes = {kind: defaults.pop(kind, {}) for kind in ("xaxis", "yaxis")}
     note = defaults.pop("annotationdefaults", {})
     written = filled(layout, defaults)
+    along_bars = {position_axis(trace) for trace in figure["data"] if trace.get("type") in ORIENTED}
     for name in {*axes, *written}:
         if axis := AXIS.fullmatch(name):
-            written[name] = filled(written.get(name, {}), axes[axis[1]])
+            bare = {"showgrid": False, "zeroline": False} if name in along_bars else {}
+            written[name] = filled(written.get(name, {}), {**bare, **axes[axis[1]]})
     if "annotations" in written:
         written["annotations"] = [filled(one, note) for one in written["annotations"]]
     return {**figure, "layout": written}
+
+
+def position_axis(trace: Spec) -> str:
+    """The axis, by its name in a layout, along which bars stand beside each other."""
+    letter = "y" if trace.get("orientation") == "h" else "x"
+    return f"{letter}axis{trace.get(f'{letter}axis', letter)[1:]}"
 
 
 def filled(own: Any, defaults: Any) -> Any:

@@ -35,11 +35,12 @@ def show_training(outputs: Path, results: Path) -> None:
         st.info("No watched training yet. Start one above, or with")
         st.code(TRAINING, language="bash")
         return
-    left, right = st.columns([4, 1], vertical_alignment="bottom")
+    left, middle, right = st.columns([6, 2, 3], vertical_alignment="bottom")
     folder = left.selectbox("Run folder", runs, format_func=lambda path: shown(path.parent), key="run_folder")
-    is_live = right.toggle("Follow live", value=True, key="is_live", help="Look for new epochs and go to the newest")
+    is_live = middle.toggle("Follow live", value=True, key="is_live", help="Look for new epochs and go to the newest")
     run = current_run(folder)
-    watch_for_epochs(folder, run.numbers, is_live)
+    with right:
+        watch_for_epochs(folder, run.numbers, is_live)
     notes = st.container()
     number, other = ask_numbers(run, is_live)
     summary = st.container()

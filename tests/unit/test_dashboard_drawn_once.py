@@ -30,6 +30,14 @@ def test_what_the_template_says_is_written_out_and_gives_way_to_the_figure(figur
     assert layout["annotations"][0]["font"]["size"] == 20 and layout["annotations"][0]["showarrow"] is False
 
 
+def test_no_grid_appears_along_bars() -> None:
+    bars = go.Figure([go.Bar(x=[1], y=[2]), go.Bar(y=[1], x=[2], orientation="h", xaxis="x2", yaxis="y2")])
+    bars.update_layout(template=TEMPLATE, xaxis2={}, yaxis2={})
+    layout = drawn_once(figure_json(bars), 552).to_dict()["layout"]
+    assert (layout["xaxis"]["showgrid"], layout["yaxis2"]["showgrid"]) == (False, False)
+    assert "showgrid" not in layout["yaxis"] and "showgrid" not in layout["xaxis2"]
+
+
 def test_arrays_are_lists_of_the_same_values_and_sizes_whole_pixels(figure: dict[str, Any]) -> None:
     assert "bdata" in figure["data"][0]["x"]
     drawn = drawn_once(figure, 552).to_dict()
