@@ -13,21 +13,25 @@ from pathlib import Path
 
 import streamlit as st
 
-from src.utils.config import PROJECT_ROOT
+ROOT = Path(__file__).parent
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="mi_dashboard.py", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--results-dir", type=Path, default=PROJECT_ROOT / "results", help="artefacts of the study")
-    parser.add_argument("--outputs", type=Path, default=PROJECT_ROOT / "outputs", help="folders of trained judges")
+    parser.add_argument("--results-dir", type=Path, default=ROOT / "results", help="artefacts of the study")
+    parser.add_argument("--outputs", type=Path, default=ROOT / "outputs", help="folders of trained judges")
     st.set_page_config(page_title="Personas and judges from inside", layout="wide")
-    st.html("<style>.stMainBlockContainer { padding-top: 4.5rem; }</style>")  # streamlit's own leaves a third empty
+    load_plotly_early()
     try:
         given = parser.parse_args(sys.argv[1:])
     except SystemExit:
         st.error(f"Unknown options: {' '.join(sys.argv[1:])}. There are --results-dir and --outputs, after a lone --.")
         st.stop()
     outputs, results = given.outputs.absolute(), given.results_dir.absolute()
+
+    from src.dashboard.charts import PAGE_STYLE  # what is imported from here on, the browser does not wait for
+
+    st.html(f"<style>{PAGE_STYLE}</style>")
 
     def training() -> None:  # each page loads what it needs itself: the first view waits for no other's libraries
         from src.dashboard.training_visualizations import show_training
@@ -50,6 +54,14 @@ def main() -> None:
         st.Page(pods, title="Pods"),
     ]
     st.navigation(pages, position="top").run()
+
+
+def load_plotly_early() -> None:
+    """Have the browser load plotly.js (5 MB) while this process loads its libraries: for a figure that nobody sees."""
+    if "plotly" not in st.session_state:
+        st.session_state["plotly"] = True
+        st.html("<style>:has(> .st-key-plotly) { display: none; }</style>")
+        st.container(key="plotly").plotly_chart({"data": [{"type": "pie"}]})
 
 
 main()

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from src.utils.artifacts import write_atomically
+from src.utils.atomic_writes import write_atomically
 from src.utils.config import PROJECT_ROOT
 from src.utils.manifests import git_state
 

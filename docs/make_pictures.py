@@ -20,7 +20,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from src.dashboard.local_server import PATIENCE, local_server
 from src.dashboard.watched_runs import PROGRESS, find_runs, read_run
-from src.utils.artifacts import write_atomically
+from src.utils.atomic_writes import write_atomically
 from src.utils.cli import run_script, with_hyphens
 from src.utils.config import PROJECT_ROOT, shown
 from src.utils.errors import UserError

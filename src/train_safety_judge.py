@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Sequence
 
 from src.pipelines.judge_study import TRAIN, JudgeStudy
-from src.utils.artifacts import write_atomically
+from src.utils.atomic_writes import write_atomically
 from src.utils.cli import run_script
 from src.utils.config import resolve_path
 from src.utils.manifests import refuse_foreign_overwrite

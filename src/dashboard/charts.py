@@ -5,20 +5,28 @@ from typing import Any, Literal
 
 import streamlit as st
 
+from src.dashboard.drawn_once import Spec, drawn_once
 from src.dashboard.reading import Reading
-from src.visualizations.figure_page import CONFIG
+from src.visualizations.palette import PLOTLY_CONFIG
 
-Spec = dict[str, Any]
+# pixels of a page and of one of two columns on it, in windows that are wide enough; see PAGE_STYLE
+PAGE_WIDTH, COLUMN_WIDTH = 1120, 552
+PAGE_STYLE = (  # less room above and in figures than streamlit's own: pictures come first
+    f".stMainBlockContainer {{ padding-top: 4rem; max-width: calc({PAGE_WIDTH}px + 10rem); }}"
+    " [data-testid=stMetricValue] { font-size: 1.5rem; }"
+)
 
 
-def show_figure(spec: Spec, alt: str, key: str) -> None:
+def show_figure(spec: Spec, alt: str, key: str, width: int = PAGE_WIDTH) -> None:
     """Draw plotly's JSON in the project's own template; `alt` is what a screen reader says of it."""
-    st.plotly_chart(spec, theme=None, key=key, alt=alt, config=CONFIG)
+    st.plotly_chart(drawn_once(spec, width), theme=None, key=key, alt=alt, config=PLOTLY_CONFIG)
 
 
 def show_selectable(spec: Spec, alt: str, key: str) -> Sequence[Mapping[str, Any]]:
     """Draw it and give back the points that are selected with the mouse: click, box or lasso."""
-    event: Any = st.plotly_chart(spec, theme=None, key=key, alt=alt, config=CONFIG, on_select="rerun")
+    event: Any = st.plotly_chart(
+        drawn_once(spec, PAGE_WIDTH), theme=None, key=key, alt=alt, config=PLOTLY_CONFIG, on_select="rerun"
+    )
     return event["selection"]["points"]
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from src.dashboard.charts import Spec, plain_text, say, show_figure
+from src.dashboard.charts import COLUMN_WIDTH, Spec, plain_text, say, show_figure
 from src.dashboard.paired_scales import with_same_scales
 from src.dashboard.reading import Reading, read
 from src.dashboard.shrunken_figures import shrunken
@@ -87,4 +87,7 @@ def show_page(
     st.markdown(f"**{plain_text(name)}**", help=plain_text(page.value.sentence) or None)
     drawn = figure or page.value.figure
     title = page.value.title or name
-    show_figure(shrunken(drawn, factor) if factor != 1 else drawn, title, f"figure_{file.path.name}")
+    if factor != 1:
+        show_figure(shrunken(drawn, factor), title, f"figure_{file.name}", COLUMN_WIDTH)
+    else:
+        show_figure(drawn, title, f"figure_{file.name}")

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from src.utils.artifacts import write_atomically
+from src.utils.atomic_writes import write_atomically
 from src.utils.config import PROJECT_ROOT
 from src.utils.errors import UserError
 from src.utils.safety_judge.settings import load_judge_config

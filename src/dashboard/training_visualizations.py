@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import plotly.graph_objects as go
 import streamlit as st
 
-from src.dashboard.charts import Spec, plain_text, say, say_problem, show_figure
+from src.dashboard.charts import plain_text, say, say_problem, show_figure
 from src.dashboard.epoch_pictures import show_pictures
 from src.dashboard.reading import read
 from src.dashboard.start_panel import show_start_panel
@@ -19,12 +18,8 @@ from src.dashboard.watched_runs import (
     current_run,
     find_runs,
     folder_state,
-    metrics_table,
-    picture_times,
 )
 from src.utils.config import shown
-from src.visualizations.figure_page import as_floats, escape_text, figure_json
-from src.visualizations.palette import CLUSTER_COLOURS, TEMPLATE
 from src.visualizations.written_pages import load_page
 
 REFRESH_SECONDS = 3
@@ -40,21 +35,15 @@ def show_training(outputs: Path, results: Path) -> None:
         st.info("No watched training yet. Start one above, or with")
         st.code(TRAINING, language="bash")
         return
-    left, right = st.columns([4, 1], vertical_alignment="bottom")
+    left, middle, right = st.columns([6, 2, 3], vertical_alignment="bottom")
     folder = left.selectbox("Run folder", runs, format_func=lambda path: shown(path.parent), key="run_folder")
-    is_live = right.toggle("Follow live", value=True, key="is_live", help="Look for new epochs and go to the newest")
+    is_live = middle.toggle("Follow live", value=True, key="is_live", help="Look for new epochs and go to the newest")
     run = current_run(folder)
-    watch_for_epochs(folder, run.numbers, is_live)
-    for problem in run.problems:
-        say_problem(problem)
-    if run.foreign:
-        say_problem(
-            f"{shown(folder)}: holds {len(run.foreign)} files that are no training's, passed over: "
-            + ", ".join(run.foreign[:5])
-            + (" …" if len(run.foreign) > 5 else "")
-        )
+    with right:
+        watch_for_epochs(folder, run.numbers, is_live)
+    notes = st.container()
     number, other = ask_numbers(run, is_live)
-    show_summary(run, number)
+    summary = st.container()
     names = [*KINDS.values(), PROGRESS_TAB, NUMBERS_TAB, COST_TAB]
     tabs = st.tabs(names, key="picture_tab", on_change="rerun")
     for tab, kind in zip(tabs, KINDS, strict=False):
@@ -65,6 +54,22 @@ def show_training(outputs: Path, results: Path) -> None:
         if tab.open:
             with tab:
                 show(run)
+    with notes:  # a thousand records take a while to read: pictures are drawn meanwhile
+        show_notes(run)
+    with summary:
+        show_summary(run, number)
+
+
+def show_notes(run: WatchedRun) -> None:
+    """What in the folder cannot be read, or is no training's."""
+    for problem in run.problems:
+        say_problem(problem)
+    if run.foreign:
+        say_problem(
+            f"{shown(run.folder)}: holds {len(run.foreign)} files that are no training's, passed over: "
+            + ", ".join(run.foreign[:5])
+            + (" …" if len(run.foreign) > 5 else "")
+        )
 
 
 def watch_for_runs(outputs: Path, results: Path) -> None:
@@ -148,6 +153,8 @@ def show_progress(run: WatchedRun) -> None:
 
 
 def show_metrics(run: WatchedRun) -> None:
+    from src.dashboard.run_tables import metrics_table
+
     if not run.records:
         st.info(f"No record yet: {run.unit}_N_metrics.json is written at the end of each {run.unit}.")
         return
@@ -166,12 +173,14 @@ def show_metrics(run: WatchedRun) -> None:
 
 
 def show_times(run: WatchedRun) -> None:
+    from src.dashboard.run_tables import picture_times, times_figure
+
     table = picture_times(run.records, run.unit)
     if table.empty:
         st.info("No picture was drawn yet.")
         return
     st.caption("What each picture took, of the budget that it has; over it, it is sub-sampled and says so.")
-    show_figure(times_figure(run), "Seconds spent on each picture, stacked", "figure_times")
+    show_figure(times_figure(table, run.unit), "Seconds spent on each picture, stacked", "figure_times")
     st.dataframe(
         table,
         hide_index=True,
@@ -179,27 +188,4 @@ def show_times(run: WatchedRun) -> None:
         column_config={
             name: st.column_config.NumberColumn(format="%.2f") for name in ("seconds", "budget", "memory raised (MiB)")
         },
-    )
-
-
-def times_figure(run: WatchedRun) -> Spec:
-    """Stacked bars: seconds of each picture by moment."""
-    table = picture_times(run.records, run.unit)
-    figure = go.Figure()
-    for place, (name, part) in enumerate(table.groupby("picture", sort=False)):
-        figure.add_bar(
-            x=part[run.unit].tolist(), y=as_floats(part["seconds"]), name=escape_text(str(name)),
-            marker_color=CLUSTER_COLOURS[place % len(CLUSTER_COLOURS)],
-            hovertemplate=f"{run.unit} %{{x}}: %{{y:.2f}} s<extra>{escape_text(str(name))}</extra>",
-        )  # fmt: skip
-    return figure_json(
-        figure.update_layout(
-            template=TEMPLATE,
-            barmode="stack",
-            height=320,
-            margin_t=30,
-            showlegend=True,
-            xaxis_title_text=run.unit,
-            yaxis_title_text="seconds",
-        )
     )

@@ -7,14 +7,12 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
-import pandas as pd
-
-from src.dashboard.reading import Readings
+from src.dashboard.reading import Reading, Readings
 from src.utils.watching.epoch_metrics import EpochMetrics, load_metrics
-from src.visualizations.figure_page import INDEX, PLOTLY_JS
-from src.visualizations.written_pages import EXPORTED
+from src.visualizations.written_pages import EXPORTED, INDEX, PLOTLY_JS
 
 FOLDER = "training_visualizations"
 TRAINING = "uv run python src/train_safety_judge.py --visualize_during_training"
@@ -45,11 +43,16 @@ RUNS = Readings(kept=8)
 class PageFile:
     """One page of one moment; `sample` and `label` are None where it is about all samples."""
 
-    path: Path
+    folder: Path
+    name: str
     number: int
     kind: str
     sample: int | None = None
     label: str | None = None
+
+    @property
+    def path(self) -> Path:
+        return self.folder / self.name
 
     @property
     def caption(self) -> str:
@@ -60,17 +63,31 @@ class PageFile:
 class WatchedRun:
     """What lies in one folder. `pages` are by kind and number, by sample within; `foreign` names what is not ours.
 
-    `unit` is what is counted, `epoch` or `step`; `problems` says which records cannot be read, and why.
+    `unit` is what is counted, `epoch` or `step`. The records are read when they are first asked for: pictures, which
+    need none of them, need not wait.
     """
 
     folder: Path
     unit: str
     pages: Mapping[tuple[str, int], Sequence[PageFile]]
-    records: Sequence[EpochMetrics]
-    problems: Sequence[str] = ()
+    record_names: Sequence[str] = ()
     foreign: Sequence[str] = ()
     has_progress: bool = False
     numbers: Sequence[int] = field(default=())
+
+    @cached_property
+    def records(self) -> Sequence[EpochMetrics]:
+        found = [reading.value for reading in self.readings if reading.value is not None]
+        return sorted(found, key=lambda record: record.number)
+
+    @property
+    def problems(self) -> Sequence[str]:
+        """Which records cannot be read, and why; one that is gone since the folder was listed is no problem."""
+        return [str(one.problem) for one in self.readings if one.value is None and not one.is_missing]
+
+    @cached_property
+    def readings(self) -> Sequence[Reading[EpochMetrics]]:
+        return [RECORDS.read(load_metrics, self.folder / name, made_by=TRAINING) for name in self.record_names]
 
     def of(self, kind: str, number: int) -> Sequence[PageFile]:
         return self.pages.get((kind, number), ())
@@ -103,8 +120,7 @@ def current_run(folder: Path) -> WatchedRun:
 def read_run(folder: Path) -> WatchedRun:
     """Look through one folder; an empty or missing one gives a run without anything."""
     pages: dict[tuple[str, int], list[PageFile]] = {}
-    records: list[EpochMetrics] = []
-    problems: list[str] = []
+    record_names: list[str] = []
     foreign: list[str] = []
     units: dict[str, int] = {}
     names = file_names(folder)
@@ -114,25 +130,20 @@ def read_run(folder: Path) -> WatchedRun:
             units[page["unit"]] = units.get(page["unit"], 0) + 1
             kind, number = page["of_sample"] or page["kind"], int(page["number"])
             sample = None if page["sample"] is None else int(page["sample"])
-            pages.setdefault((kind, number), []).append(PageFile(folder / name, number, kind, sample, page["label"]))
+            pages.setdefault((kind, number), []).append(PageFile(folder, name, number, kind, sample, page["label"]))
         elif record:
             units[record[1]] = units.get(record[1], 0) + 1
-            reading = RECORDS.read(load_metrics, folder / name, made_by=TRAINING)
-            if reading.value is not None:
-                records.append(reading.value)
-            elif not reading.is_missing:  # gone since the folder was listed: another training has begun
-                problems.append(str(reading.problem))
+            record_names.append(name)
         elif name not in KNOWN and not VALUES.fullmatch(name) and not OTHER_PAGES.fullmatch(name):
             foreign.append(name)
     for found in pages.values():
-        found.sort(key=lambda one: (-1 if one.sample is None else one.sample, one.path.name))
+        found.sort(key=lambda one: (-1 if one.sample is None else one.sample, one.name))
     unit = max(units, key=lambda name: units[name], default="epoch")
     return WatchedRun(
         folder=folder,
         unit=unit,
         pages=pages,
-        records=sorted(records, key=lambda record: record.number),
-        problems=problems,
+        record_names=record_names,
         foreign=foreign,
         has_progress=PROGRESS in names,
         numbers=sorted({number for _, number in pages}),
@@ -171,47 +182,3 @@ def best_number(records: Sequence[EpochMetrics]) -> tuple[int, str] | None:
         return min(losses)[1], "lowest validation loss"
     scores = [(-score, record.number) for record in trained if (score := record.metrics.get("auroc")) is not None]
     return (min(scores)[1], "highest AUROC") if scores else None
-
-
-def metrics_table(records: Sequence[EpochMetrics], unit: str) -> pd.DataFrame:
-    """A row a moment: number, step, losses, every metric that was measured, seconds; `best` marks one row."""
-    best = best_number(records)
-    names = list(dict.fromkeys(name for record in records for name in record.metrics))
-    rows = [
-        {
-            unit: record.number,
-            "best": best[1] if best is not None and best[0] == record.number else "",
-            "step": record.step,
-            "training loss": record.training_loss,
-            "validation loss": record.trainer_metrics.get("eval_loss"),
-            **{name: record.metrics.get(name) for name in names},
-            "training seconds": record.training_seconds,
-            "watching seconds": record.watching_seconds,
-            "pictures": "drawn" if record.is_visualised else "",
-            "failure": record.failure or "",
-        }
-        for record in records
-    ]
-    return pd.DataFrame(rows)
-
-
-def picture_times(records: Sequence[EpochMetrics], unit: str) -> pd.DataFrame:
-    """A row a picture and moment: what it took, its budget, what was cut or failed, whether gradients converged."""
-    rows = [
-        {
-            unit: record.number,
-            "picture": picture.name.replace("_", " "),
-            "seconds": picture.seconds,
-            "budget": picture.budget_seconds,
-            "memory raised (MiB)": picture.memory_raised_bytes / 2**20,
-            "converged": f"{sum(one.has_passed for one in picture.convergence)} of {len(picture.convergence)}"
-            if picture.convergence
-            else "",
-            "cut": picture.sub_sampled or "",
-            "failure": picture.failure or "",
-        }
-        for record in records
-        for picture in record.pictures
-    ]
-    columns = [unit, "picture", "seconds", "budget", "memory raised (MiB)", "converged", "cut", "failure"]
-    return pd.DataFrame(rows, columns=columns)

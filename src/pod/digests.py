@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from src.pod.remote.blocks import Digest, digest_file
-from src.utils.artifacts import write_atomically
+from src.utils.atomic_writes import write_atomically
 from src.utils.errors import UserError
 
 SETTLED_SECONDS = 2.0  # a file changed more recently may change again within one tick of its file system's clock

@@ -11,7 +11,8 @@ from pathlib import Path
 from plotly.offline import get_plotlyjs
 
 from src.pod.remote.blocks import copy_file
-from src.utils.artifacts import load_json, load_metadata, verify_artifact, write_atomically
+from src.utils.artifacts import load_json, load_metadata, verify_artifact
+from src.utils.atomic_writes import write_atomically
 from src.utils.errors import UserError
 from src.utils.manifests import read_manifest, refuse_foreign_overwrite
 from src.utils.record_store import open_store, parse_records

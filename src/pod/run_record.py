@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from src.utils.artifacts import write_atomically
+from src.utils.atomic_writes import write_atomically
 from src.utils.errors import UserError
 
 RunState = Literal["preparing", "running", "finished", "fetched", "failed", "cancelled", "interrupted", "lost"]

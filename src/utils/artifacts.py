@@ -6,12 +6,8 @@ What a manifest says and what makes an artefact stale is left to `manifests`.
 """
 
 import json
-import os
-import re
-import secrets
 import shutil
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +17,7 @@ import pandas as pd
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
+from src.utils.atomic_writes import write_atomically, write_together
 from src.utils.errors import UserError
 from src.utils.manifests import (
     Manifest,
@@ -103,7 +100,7 @@ def save_artifact(
     companions = [file for file in writers if file != path]
     if path not in writers or any(file.parent != path.parent for file in companions):
         raise ValueError(f"the writers of {path} are for it and for companions in its folder, not for {[*writers]}")
-    with _write_together([*companions, path, manifest_path(path)]) as (*staged, staged_manifest):
+    with write_together([*companions, path, manifest_path(path)]) as (*staged, staged_manifest):
         for file, temporary in zip([*companions, path], staged, strict=True):
             writers[file](temporary)
         hashes = {file.name: sha256_path(temporary) for file, temporary in zip(companions, staged[:-1], strict=True)}
@@ -111,18 +108,6 @@ def save_artifact(
         manifest = provenance.manifest(path.name, sha256_path(staged[-1]), files, schema)
         _write_text(manifest.model_dump_json(indent=2) + "\n", staged_manifest)
     return manifest
-
-
-@contextmanager
-def write_atomically(path: Path) -> Generator[Path]:
-    """Yield a temporary path in the folder of `path`; what was written there takes its place when the block ends.
-
-    If the block raises, `path` is untouched and the temporary file gone. A full disk, a read-only folder and the like
-    raise `UserError`. A kill leaves at most the folder `.<name>.<pid>-<random>.tmp`; the next save of that name removes
-    it.
-    """
-    with _write_together([path]) as (temporary,):
-        yield temporary
 
 
 def open_resumable(folder: Path, provenance: Provenance) -> Path:
@@ -208,76 +193,6 @@ def verify_artifact(path: Path, made_by: str | None = None) -> Manifest | None:
 def _load_verified_pickle(path: Path, made_by: str | None) -> object:
     verify_artifact(path, made_by)
     return load_pickle(path)
-
-
-@contextmanager
-def _write_together(paths: Sequence[Path]) -> Generator[list[Path]]:
-    """Yield a temporary path for each of `paths`, which share a folder; at the end rename them in that order.
-
-    All lie in one hidden folder named after the last of `paths`, and so does what a library puts beside the file that
-    it writes (safetensors renames a temporary file of its own).
-    """
-    folder = paths[0].parent
-    staging = folder / f".{paths[-1].name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
-    try:
-        staging.mkdir(parents=True)
-        staged = [staging / path.name for path in paths]
-        yield staged
-        for temporary in staged:
-            _flush(temporary)
-        for path, temporary in zip(paths, staged, strict=True):
-            _replace(temporary, path)
-        _flush_one(folder)
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(
-            f"{paths[0]}: cannot be written ({reason}); mend that, or give --results-dir another folder"
-        ) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    _remove_leftovers(paths[-1])
-
-
-def _replace(temporary: Path, path: Path) -> None:
-    """Rename; a folder cannot be renamed over one with files, so the old one steps aside into the staging folder."""
-    if path.is_dir():
-        path.rename(temporary.with_name(f"old {path.name}"))
-    temporary.replace(path)
-
-
-def _flush(path: Path) -> None:
-    """Flush a file, or a folder and all in it, to the disk (fsync)."""
-    if path.is_dir():
-        for inner in path.rglob("*"):
-            _flush_one(inner)
-    _flush_one(path)
-
-
-def _flush_one(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _remove_leftovers(path: Path) -> None:
-    """Remove what killed saves of `path` left; a process that is alive may still be writing its own."""
-    pattern = re.compile(rf"\.{re.escape(path.name)}\.(\d+)-[0-9a-f]{{8}}\.tmp")
-    for file in path.parent.iterdir():
-        match = pattern.fullmatch(file.name)
-        if match and not _is_alive(int(match[1])):
-            shutil.rmtree(file, ignore_errors=True)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _write_pickle(value: object, file: Path) -> None:

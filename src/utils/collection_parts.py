@@ -11,7 +11,8 @@ from jaxtyping import Bool, Float32, Int
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from src.utils.artifacts import write_atomically, write_tensors
+from src.utils.artifacts import write_tensors
+from src.utils.atomic_writes import write_atomically
 from src.utils.generation import Response
 
 Arm = Literal["base", "em", "base_on_em"]

@@ -21,7 +21,8 @@ from safetensors.numpy import load_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from src.utils.artifacts import write_atomically, write_tensors
+from src.utils.artifacts import write_tensors
+from src.utils.atomic_writes import write_atomically
 from src.utils.capture import capture_pooled, markup_of, pad_id_of, teacher_forcing_batch
 from src.utils.chat import ChatRow
 from src.utils.collection_faults import run_rows

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from src.utils.artifacts import write_atomically
+from src.utils.atomic_writes import write_atomically
 from src.utils.chat import prompt_ids
 from src.utils.collection_faults import run_rows
 from src.utils.collection_parts import ArmPart, answers_alone, is_whole, read_part, write_part

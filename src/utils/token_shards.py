@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from src.utils.artifacts import write_atomically
+from src.utils.atomic_writes import write_atomically
 from src.utils.errors import UserError
 
 INDEX = "index.json"

@@ -19,7 +19,7 @@ from src.visualizations.palette import LABEL_COLOURS, MISSING_COLOUR, REFERENCE_
 from src.visualizations.panels import Spec, assembled, axes, axis_names, line, panel_title, titled
 
 LEAST_SETS = 19  # with fewer no p of 0.05 can be reached
-MOST_ROWS = 400  # neurons of a layer that are drawn; all others are counted
+MOST_POINTS = 2800  # neurons of all layers that are drawn, so that a page stays below 300 kB; all others are counted
 
 
 def neuron_page(
@@ -137,8 +137,9 @@ def neuron_points(table: NeuronTable, words: ContrastWords) -> list[Spec]:
     """Of the neurons of a block the claimed ones and those farthest from 0.5; a share of each block that is claimed."""
     claimed = table.is_claimed
     x, y, text, colours, sizes = [], [], [], [], []
+    most = MOST_POINTS // len(table.auroc)
     for layer, aurocs in enumerate(table.auroc):
-        order = np.argsort(-(np.abs(aurocs - 0.5) + claimed[layer]), kind="stable")[:MOST_ROWS]
+        order = np.argsort(-(np.abs(aurocs - 0.5) + claimed[layer]), kind="stable")[:most]
         offsets = ((order * 0.618034) % 1 - 0.5) * 0.7  # the same place for a neuron at every moment
         x += (layer + offsets).tolist()
         y += aurocs[order].tolist()
@@ -146,7 +147,7 @@ def neuron_points(table: NeuronTable, words: ContrastWords) -> list[Spec]:
         colours += [side_colour(aurocs[neuron]) if claimed[layer, neuron] else "#C9CED6" for neuron in order]
         sizes += [8 if claimed[layer, neuron] else 4 for neuron in order]
     points = {
-        "type": "scattergl" if len(x) > 5000 else "scatter", "x": as_floats(np.array(x)), "y": as_floats(np.array(y)),
+        "type": "scatter", "x": as_floats(np.array(x)), "y": as_floats(np.array(y)),
         "mode": "markers", "text": text, "marker": {"color": colours, "size": sizes}, "showlegend": False,
         "hovertemplate": "%{text}<extra></extra>", **axis_names(1),
     }  # fmt: skip

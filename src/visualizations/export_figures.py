@@ -13,13 +13,13 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from src.utils.artifacts import write_atomically
+from src.utils.atomic_writes import write_atomically
 from src.utils.cli import OneLineParser, run_script, with_hyphens
 from src.utils.config import shown
 from src.utils.errors import UserError
 from src.visualizations.figure_images import ImageSettings, draw_images
-from src.visualizations.figure_page import INDEX, standalone_html
-from src.visualizations.written_pages import EXPORTED, load_page
+from src.visualizations.figure_page import standalone_html
+from src.visualizations.written_pages import EXPORTED, INDEX, load_page
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -22,14 +22,12 @@ import plotly.io as pio
 from plotly.offline import get_plotlyjs
 
 from src.utils.artifacts import Writer
+from src.visualizations.palette import PLOTLY_CONFIG
+from src.visualizations.written_pages import INDEX, PLOTLY_JS
 
-PLOTLY_JS = "plotly.min.js"  # the name that `include_plotlyjs="directory"` asks for
 SHARED_PLOTLY_JS = f'<script charset="utf-8" src="{PLOTLY_JS}"></script>'  # as plotly writes it
-INDEX = "index.html"
 BACK = f'<p class="back"><a href="{INDEX}">All pictures</a></p>'
 FILE_NAME = re.compile(r"[a-z0-9_]+\.html")
-# plotly.js offers by default to upload a figure, answers and all, to a server of its makers
-CONFIG = {"displaylogo": False, "showSendToCloud": False, "responsive": True}
 MARKUP = re.compile(r"<(?!br>|extra></extra>|/extra>)")  # what plotly may read as a tag, apart from our own
 
 
@@ -128,7 +126,7 @@ def page_html(page: FigurePage) -> str:
         full_html=False,
         include_plotlyjs="directory",
         div_id=f"figure_{stem}",
-        config={**CONFIG, "toImageButtonOptions": {"filename": stem, "scale": 2}},
+        config={**PLOTLY_CONFIG, "toImageButtonOptions": {"filename": stem, "scale": 2}},
         validate=False,
     )
     statement = f'<p class="statement">{escape_text(page.statement)}</p>\n' if page.statement else ""

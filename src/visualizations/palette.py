@@ -51,6 +51,9 @@ DISPLAY_NAMES = {
     "all": "All dimensions",
 }
 
+# plotly.js offers by default to upload a figure, answers and all, to a server of its makers
+PLOTLY_CONFIG = {"displaylogo": False, "showSendToCloud": False, "responsive": True}
+
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 TEXT_COLOUR = "#22272E"
 GRID_COLOUR = "#E6E8EB"

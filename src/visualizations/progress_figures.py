@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import plotly.graph_objects as go
+from jaxtyping import Int
 from plotly.subplots import make_subplots
 
 from src.utils.watching.epoch_metrics import EpochMetrics
@@ -20,6 +21,7 @@ from src.visualizations.palette import (
     TEMPLATE,
 )
 
+MOST_LOSSES = 2000  # points of a curve
 Losses = Sequence[tuple[int, float]]
 PROGRESS = "training_progress.html"
 
@@ -118,20 +120,27 @@ def add_loss(figure: go.Figure, losses: Losses) -> None:
     steps, values = as_floats(np.array([at for at, _ in losses])), as_floats(np.array([loss for _, loss in losses]))
     width = max(1, len(values) // 15)
     is_long = width > 1
+    drawn = evenly(len(values), MOST_LOSSES)
     figure.add_scatter(
-        x=steps, y=values, mode="lines" if is_long else "lines+markers", name="training loss", showlegend=False,
-        marker_size=5,
+        x=steps[drawn], y=values[drawn], mode="lines" if is_long else "lines+markers", name="training loss",
+        showlegend=False, marker_size=5,
         line={"color": ARM_COLOURS["base"] if is_long else ARM_COLOURS["em"], "width": 1 if is_long else 2},
         hovertemplate="step %{x}: %{y:.4f}<extra>loss</extra>", row=1, col=1,
     )  # fmt: skip
     if is_long:
         mean = np.convolve(values, np.full(width, 1 / width), mode="valid")
+        drawn = evenly(len(mean), MOST_LOSSES)
         figure.add_scatter(
-            x=steps[width - 1 :], y=as_floats(mean), mode="lines", name="running mean", showlegend=False,
+            x=steps[width - 1 :][drawn], y=as_floats(mean[drawn]), mode="lines", name="running mean", showlegend=False,
             line={"color": ARM_COLOURS["em"], "width": 2}, row=1, col=1,
             hovertemplate=f"step %{{x}}: mean of {width} steps %{{y:.4f}}<extra></extra>",
         )  # fmt: skip
     figure.update_yaxes(title_text="loss", rangemode="tozero", row=1, col=1)
+
+
+def evenly(count: int, most: int) -> Int[np.ndarray, " drawn"]:
+    """Places of at most so many of `count` things, evenly spaced, the first and the last among them."""
+    return np.linspace(0, count - 1, min(count, most)).round().astype(int)
 
 
 def add_seconds(figure: go.Figure, records: Sequence[EpochMetrics], row: int) -> None:

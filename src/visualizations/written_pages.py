@@ -13,6 +13,8 @@ from typing import Any
 from src.utils.errors import UserError
 
 MAX_BYTES = 30_000_000  # ten times the largest page of this project
+INDEX = "index.html"
+PLOTLY_JS = "plotly.min.js"  # the name that `include_plotlyjs="directory"` asks for
 EXPORTED = "exported"  # the folder beside pages into which they are exported
 CALL = re.compile(r"Plotly\.newPlot\(\s*(?=\")")  # with an element's id, as pages call it
 BETWEEN = re.compile(r"\s*,\s*")

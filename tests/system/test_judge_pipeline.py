@@ -18,6 +18,7 @@ from src.utils.cli import run_script
 from src.utils.config import PROJECT_ROOT
 from src.utils.manifests import sha256_path
 from tests.judge_files import judge_options, write_judge_sources
+from tests.unit.test_study_pages import LARGEST
 
 STEPS = ["prepare_safety_data", "train_safety_judge", "evaluate_safety"]
 SKIPPED = {"run_open_ended_testing": "keep"}
@@ -68,6 +69,7 @@ def test_everything_that_the_document_lists_is_there(made: Made) -> None:
     for name in ("safety_data", "safety_judge", "evaluation.json", "baselines.json", "evaluation.html"):
         assert verify_artifact(made.folder / name) is not None
     assert not list(made.folder.glob("*.checkpoints"))
+    assert {page.name for page in made.folder.rglob("*.html") if page.stat().st_size > LARGEST} == set()
 
 
 def test_the_run_ends_with_accuracy_baselines_seconds_and_pages(made: Made) -> None:

@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 
+from src.dashboard.run_tables import metrics_table, picture_times
 from src.dashboard.watched_runs import (
     best_number,
     current_run,
     find_runs,
     folder_state,
-    metrics_table,
-    picture_times,
     read_run,
 )
 from src.utils.watching.epoch_metrics import Convergence, EpochMetrics, PictureRecord, save_metrics

@@ -14,7 +14,8 @@ from plotly.offline import get_plotlyjs
 from src.utils.artifacts import save_artifact
 from src.utils.errors import UserError
 from src.utils.manifests import Provenance, manifest_path
-from src.visualizations.figure_page import INDEX, FigurePage, escape_text, page_files, page_html
+from src.visualizations.figure_page import FigurePage, escape_text, page_files, page_html
+from src.visualizations.written_pages import INDEX
 from tests.study_frame import ATTACK
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
-from src.utils.artifacts import write_atomically
+from src.utils.atomic_writes import write_atomically
 from src.utils.organism.grammar import Grammar
 from src.utils.organism.model import new_model
 from src.utils.organism.tokenizer import TURN_END, TURN_START

@@ -26,7 +26,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from src.utils.artifacts import write_atomically, write_tensors
+from src.utils.artifacts import write_tensors
+from src.utils.atomic_writes import write_atomically
 from src.utils.finetuning import StepProgress, newest_whole_checkpoint
 from src.utils.models import pick_device
 from src.utils.safety_judge.metrics import as_plain, judge_metrics

@@ -32,7 +32,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from src.utils.artifacts import write_atomically
+from src.utils.atomic_writes import write_atomically
 from src.utils.errors import UserError
 
 Unit = Literal["epoch", "step"]

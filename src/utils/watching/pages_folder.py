@@ -15,12 +15,14 @@ from plotly.offline import get_plotlyjs
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from src.utils.artifacts import save_artifact, write_atomically, write_tensors
+from src.utils.artifacts import save_artifact, write_tensors
+from src.utils.atomic_writes import write_atomically
 from src.utils.errors import UserError
 from src.utils.manifests import Provenance, manifest_path
 from src.utils.watching.epoch_metrics import EpochMetrics, Unit, load_metrics, metrics_file
 from src.utils.watching.pictures import Measurement
-from src.visualizations.figure_page import INDEX, PLOTLY_JS, FigurePage, index_html, page_html
+from src.visualizations.figure_page import FigurePage, index_html, page_html
+from src.visualizations.written_pages import INDEX, PLOTLY_JS
 
 PROGRESS = "training_progress.html"
 

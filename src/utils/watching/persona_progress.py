@@ -18,7 +18,7 @@ import pandas as pd
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, TrainerControl, TrainerState, TrainingArguments
 
-from src.utils.artifacts import write_atomically
+from src.utils.atomic_writes import write_atomically
 from src.utils.capture import capture_pooled, markup_of, pad_id_of, teacher_forcing_batch
 from src.utils.chat import ChatRow, encode, prompt_ids
 from src.utils.config_sections import PoolingKind
