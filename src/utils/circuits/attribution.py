@@ -7,8 +7,8 @@ One gradient misses saturated parts (arXiv 2403.00745): near a safe prompt a tra
 edges together move it. So gradients may be averaged over inputs on the way from the safe to the unsafe prompt (Hanna et
 al. 2024, arXiv 2403.17806). The two serve different ends. In nine judges (three seeds, epochs 1 to 5) the rank
 correlation with exact effects of single edges was 0.75 for the gradient at the safe prompt (0.63 to 0.92) and 0.36 for
-the average (0.18 to 0.58), but the 128 edges that they rank first kept 44% of the gap on other pairs (0 to 163%) and 89%
-(53 to 125%); exact patching edge by edge chooses no better circuits than the former. So a circuit is chosen by the
+the average (0.18 to 0.58), but the 128 edges that they rank first kept 44% of the gap on other pairs (0 to 163%) and
+89% (53 to 125%); exact patching edge by edge chooses no better circuits than the former. So a circuit is chosen by the
 average (`ALONG_THE_WAY`), and what is shown of its edges is measured again by `exact_edge_effects`. Looking for the
 points where the margin turns was no better (91%, 64 to 165%). `benchmarks/advanced_pictures.py` measures this anew.
 """
