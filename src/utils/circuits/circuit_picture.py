@@ -1,9 +1,9 @@
 """`epoch_{N}_circuits.html`: the edges that carry the margin, measured, and how faithful they are alone.
 
 The circuit is chosen on every second pair, by gradients averaged on the way from the safe to the unsafe prompt: of the
-estimates tried these make the most faithful circuits (see `attribution`). It is measured on the other pairs. How far
-effects move between moments is asked of gradients at both ends of the way: the average over the way differs between
-halves of the pairs nearly as much as between epochs. What is drawn is left to `circuit_diagram`.
+estimates tried none makes circuits that are more faithful (see `attribution`). It is measured on the other pairs. How
+far effects move between moments is asked of gradients at both ends of the way: the average over the way differs
+between halves of the pairs nearly as much as between epochs. What is drawn is left to `circuit_diagram`.
 """
 
 import time
