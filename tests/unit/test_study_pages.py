@@ -14,6 +14,8 @@ from src.utils.decomposition.verdict import Rule, decide, verdict_as_json
 from src.utils.em_rates import em_rates, rates_as_json
 from src.visualizations.figure_page import FigurePage, page_html
 from src.visualizations.study_pages import study_pages
+from src.visualizations.verdict_figures import verdict_card
+from src.visualizations.verdict_report import verdict_table
 from tests.study_frame import geometry_record, whole_study
 from tests.unit.test_steering_figures import summary
 from tests.unit.test_verdict import planted
@@ -85,3 +87,13 @@ def test_the_panels_of_the_verdict_have_titles_that_fit(pages: list[FigurePage])
     titles = [annotation.text for annotation in pages[0].figure.layout.annotations]
     assert max(len(line) for title in titles for line in title.split("<br>")) <= 40
     assert np.isfinite(pages[0].figure.data[0].x).all()
+
+
+def test_a_verdict_without_evidence_is_drawn_too(record: dict[str, Any]) -> None:
+    verdict = verdict_as_json(decide({}, Rule()))
+    unread = {**record, **verdict, "lines": {}}
+    assert "no control fine-tunes" in verdict_card(unread).layout.annotations[0].text
+    assert [row[0] for row in verdict_table(unread)] == ["evidence"]
+    line = next(iter(record["lines"].values()))
+    figure = verdict_card({**unread, "beside": {"steering the EM model": line}})
+    assert [*figure.data[0].y] == ["steering the EM<br>model"]
