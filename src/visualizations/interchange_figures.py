@@ -53,7 +53,8 @@ def interchange_matrix(record: Record) -> go.Figure:
         height=256 + 34 * len(subspaces),
         margin={"t": 126, "l": 210},
         title_text=f"Beside the rule, {escape_text(record['site'])}: change, towards the other model, of the logit<br>"
-        f"of the first misaligned token less that of the first aligned one<br>* above {record['draws']} random subspaces of that rank and as many placebos",
+        "of the first misaligned token less that of the first aligned one<br>"
+        f"* above {record['draws']} random subspaces of that rank and as many placebos",
     )
 
 
