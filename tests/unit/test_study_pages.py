@@ -2,6 +2,7 @@
 
 import html
 import re
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -22,16 +23,20 @@ NARROWEST = 110  # characters of a title in a window of 800 pixels
 
 @pytest.fixture(scope="module")
 def pages() -> list[FigurePage]:
+    return every_study_page()
+
+
+def every_study_page(cluster_counts: Sequence[int] = ()) -> list[FigurePage]:
+    """All pages, or those of some of the clusterings and all others."""
     frame, clusterings = whole_study()
+    chosen = [clusterings[k] for k in cluster_counts] or list(clusterings.values())
     frame = frame.assign(base_judged_dimension=frame["subset"], base_judged_facet=frame["facet"])
     rates = em_rates(frame, 70, 50, 50, 0)
     verdict = decide({"control fine-tunes": planted(0.8, 0.6), "steering": planted(0.7, 0.5)}, Rule(), 100, 10, 0)
     smallest = dict.fromkeys(verdict_as_json(verdict)["lines"], 0.2)
     record = verdict_record(verdict, smallest, rates_as_json(rates)["rates"], "organism", "entangled")
     log = [{"step": step, "loss": 1 / step, "learning_rate": 1e-3, "grad_norm": 1.0} for step in range(1, 500)]
-    return study_pages(
-        frame, rates, list(clusterings.values()), log, "pytest", {}, 70, None, summary(), record, geometry_record()
-    )
+    return study_pages(frame, rates, chosen, log, "pytest", {}, 70, None, summary(), record, geometry_record())
 
 
 def test_no_page_is_larger_than_it_may_be(pages: list[FigurePage]) -> None:
