@@ -180,7 +180,9 @@ def state_of(record: LaunchRecord | None) -> State | None:
     if record is None:
         return None
     if record.exit_code is not None:
-        return {0: "finished", -signal.SIGTERM: "stopped"}.get(record.exit_code, "failed")
+        if record.exit_code == -signal.SIGTERM:
+            return "stopped"
+        return "finished" if record.exit_code == 0 else "failed"
     return "running" if find_process(record) is not None else "ended"
 
 
