@@ -1,16 +1,17 @@
 """What the causal pictures of a watched judge cost, and what edge attribution is worth beside exact patching.
 
     uv run python benchmarks/advanced_pictures.py
-    uv run python benchmarks/advanced_pictures.py --epochs 3 --output outputs/benchmarks
+    uv run python benchmarks/advanced_pictures.py --epochs 3 --judges 3 --output outputs/benchmarks
 
 Trains the judge of the judge world on the organism that is built for it, watched at every epoch with all pictures, and
-holds circuit comparison, neuron map and circuits against the larger of 50% of an epoch and 15 s. The judge that comes
-out is then asked for the effect of every edge: estimated from gradients at one point, at five evenly spread points and
-at the turns of the margin, and measured by patching each edge alone. Prints tables and writes
-results/benchmarks/advanced_pictures.json.
+holds circuit comparison, neuron map and circuits against the larger of 50% of an epoch and 15 s. Every epoch of it, and
+of other judges that are trained unwatched from other seeds, is then asked for the effect of every edge: estimated from
+gradients at the safe prompt, at the unsafe one and at five points between them, and measured by patching each edge
+alone (a quarter of a minute an epoch). Prints tables and writes results/benchmarks/advanced_pictures.json.
 """
 
 import argparse
+import copy
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,12 +22,12 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from scipy.stats import spearmanr
+from transformers import PreTrainedModel, TrainerCallback
 
 from benchmarks.reports import REPORTS, write_report
 from src.utils.circuits.attribution import (
     ALONG_THE_WAY,
     edge_attributions,
-    edge_attributions_at_turns,
     exact_edge_effects,
     strongest_edges,
 )
@@ -47,12 +48,24 @@ from src.utils.sites import AnyModel
 from src.utils.watching.callback import COSTLY_SECONDS, COSTLY_SHARE
 from src.utils.watching.safety_watcher import SafetyWatcher
 
-PAIRS, TOP = 8, 128
+PAIRS, TOP, SIZES = 8, 128, (64, 128)
+MEASURES = ("seconds", "times_faster", "rank_correlation", "rank_correlation_strongest")
+
+
+class KeepEpochs(TrainerCallback):
+    """A copy of the model after each epoch."""
+
+    def __init__(self) -> None:
+        self.models: list[PreTrainedModel] = []
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.models.append(copy.deepcopy(kwargs["model"]).eval())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--judges", type=int, default=2, help="that edges are measured in, the watched one among them")
     parser.add_argument("--train-prompts", type=int, default=None, help="all when not given")
     parser.add_argument("--output", type=Path, default=REPORTS, help="folder of the report")
     options = parser.parse_args()
@@ -63,8 +76,6 @@ def main() -> None:
     base = open_organism(resolve_path(config.model.base), asked.question, (asked.safe_word, asked.unsafe_word))
     tokenizer = load_tokenizer(str(base))
     template = JudgeTemplate.of(tokenizer, asked.question, asked.safe_word, asked.unsafe_word)
-    model = load_model(str(base), config.model.model_copy(update={"dtype": "float32"}))
-    freeze(model, config.training.freeze_layers)
 
     def encoded(samples: Any) -> LabelledPrompts:
         return LabelledPrompts(encode(tokenizer, template, [one.prompt for one in samples], length), labels(samples))
@@ -76,15 +87,25 @@ def main() -> None:
             provenance=Provenance(step="benchmark", profile="organism"),
             command="uv run python benchmarks/advanced_pictures.py",
         )  # fmt: skip
-        settings = config.training.model_copy(update={"num_epochs": options.epochs, "keep": "last"})
-        train_judge(
-            model, template, encoded(train), encoded(data.validation), settings, config.evaluation,
-            Path(folder) / "work", [watcher],
-        )  # fmt: skip
+        rows = []
+        for seed in range(options.judges):
+            model = load_model(str(base), config.model.model_copy(update={"dtype": "float32"}))
+            freeze(model, config.training.freeze_layers)
+            settings = config.training.model_copy(update={"num_epochs": options.epochs, "keep": "last", "seed": seed})
+            kept = KeepEpochs()
+            train_judge(
+                model, template, encoded(train), encoded(data.validation), settings, config.evaluation,
+                Path(folder) / f"work_{seed}", [kept, *([] if seed else [watcher])],
+            )  # fmt: skip
+            contrast = ContrastSet.of_judge(watcher.probes, template)
+            rows += [
+                {"seed": seed, "epoch": epoch, **edges_of(one, contrast)}
+                for epoch, one in enumerate(kept.models, start=1)
+            ]
     report = {
         "train_prompts": len(train),
         "epochs": [costs_of(watcher, number) for number in watcher.records if number],
-        "edges": edges_of(model.eval(), ContrastSet.of_judge(watcher.probes, template)),
+        "edges": rows,
     }
     print(cost_table(report["epochs"]))
     print(edge_table(report["edges"]))
@@ -109,15 +130,15 @@ def costs_of(watcher: SafetyWatcher, number: int) -> dict[str, Any]:
 def edges_of(model: AnyModel, contrast: ContrastSet) -> dict[str, Any]:
     """Every edge's effect on some pairs: seconds, rank correlation with exact patching, faithfulness on other pairs."""
     graph, margin_of = Graph.of(model), contrast.margin(model)
-    pairs, others = contrast.pairs.part(slice(0, PAIRS)), contrast.pairs.part(slice(PAIRS, 2 * PAIRS))
+    pairs, others = contrast.pairs.part(slice(0, PAIRS)), contrast.pairs.part(slice(PAIRS, 3 * PAIRS))
     every = [(int(reader), int(writer)) for reader, writer in np.argwhere(graph.edges)]
     began = time.perf_counter()
     exact = exact_edge_effects(model, margin_of, graph, pairs, every).mean(axis=1)
     exact_seconds = time.perf_counter() - began
     methods: dict[str, Callable[[], Float[np.ndarray, "pairs readers writers"]]] = {
         "gradient at the safe prompt": lambda: edge_attributions(model, margin_of, graph, pairs),
+        "gradient at the unsafe prompt": lambda: edge_attributions(model, margin_of, graph, pairs, (1.0,)),
         "five evenly spread": lambda: edge_attributions(model, margin_of, graph, pairs, ALONG_THE_WAY),
-        "at the margin's turns": lambda: edge_attributions_at_turns(model, margin_of, graph, pairs),
     }
     rows: dict[str, Any] = {"exact": {"seconds": exact_seconds}}
     grids = {"exact": exact}
@@ -130,12 +151,12 @@ def edges_of(model: AnyModel, contrast: ContrastSet) -> dict[str, Any]:
         grid = np.zeros(graph.edges.shape)
         grid[tuple(np.array(every).T)] = effects
         ranked = strongest_edges(grid, graph, TOP)
-        kept = circuit_faithfulness(model, margin_of, graph, others, ranked, (min(TOP, len(ranked)),), draws=0)
+        kept = circuit_faithfulness(model, margin_of, graph, others, ranked, SIZES, draws=0)
         rows[name] |= {
             "rank_correlation": float(spearmanr(effects, exact).statistic),
             "rank_correlation_strongest": float(spearmanr(effects[strongest], exact[strongest]).statistic),
             "times_faster": exact_seconds / rows[name]["seconds"],
-            "faithfulness": float(kept.found[0]),
+            "faithfulness": dict(zip(map(str, kept.sizes), kept.found.tolist(), strict=True)),
         }
     return {"edges": len(every), "pairs": len(pairs), "top": TOP, "methods": rows}
 
@@ -153,15 +174,28 @@ def cost_table(epochs: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, f"{over} of {len(epochs)} epochs over what is allowed", *cut])
 
 
-def edge_table(report: dict[str, Any]) -> str:
-    rows = [("method", "s", "times faster", "rank correlation", f"of the {report['top']} strongest", "gap kept")]
-    for name, one in report["methods"].items():
+def edge_table(models: list[dict[str, Any]]) -> str:
+    """Means over judges and epochs; of what differs much between them the least and the largest as well."""
+    first = models[0]
+    header = ("method", "s", "times faster", "rank correlation", f"of the {first['top']} strongest",
+              *(f"gap kept by {size}" for size in SIZES))  # fmt: skip
+    rows = [header]
+    for name in first["methods"]:
+        own = [model["methods"][name] for model in models]
+        seconds, faster, every, strongest = (np.array([one[measure] for one in own]) for measure in MEASURES)
+        kept = [np.array([one["faithfulness"].get(str(size), np.nan) for one in own]) for size in SIZES]
         rows.append((
-            name, f"{one['seconds']:.2f}", f"{one['times_faster']:.0f}", f"{one['rank_correlation']:.2f}",
-            f"{one['rank_correlation_strongest']:.2f}", f"{one['faithfulness']:.0%}",
+            name, f"{seconds.mean():.2f}", f"{faster.mean():.0f}", spread_of(every, ".2f"), spread_of(strongest, ".2f"),
+            *(spread_of(one, ".0%") for one in kept),
         ))  # fmt: skip
-    lines = ["  ".join(cell.ljust(28) if not at else cell.rjust(20) for at, cell in enumerate(row)) for row in rows]
-    return "\n".join([f"{report['edges']} edges on {report['pairs']} pairs; gap kept by the top on others", *lines])
+    lines = ["  ".join(cell.ljust(30) if not at else cell.rjust(22) for at, cell in enumerate(row)) for row in rows]
+    told = f"{first['edges']} edges on {first['pairs']} pairs, {len(models)} moments of judges; gap kept on other pairs"
+    return "\n".join([told, *lines])
+
+
+def spread_of(values: Float[np.ndarray, " models"], form: str) -> str:
+    """Mean and range."""
+    return f"{np.mean(values):{form}} ({np.min(values):{form}} to {np.max(values):{form}})"
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def measure(pod: PodServer, folder: Path, megabytes: int, repeats: int) -> dict[
 
     with link_to(pod, pod.port, folder) as link:
         link.ask("state", {"run_id": "x"})  # connected, the helper in place
-        best("ours", "up", lambda: upload(link, [(big, digest)]), forget)
+        best("ours", "up", lambda: upload(link, "bench", [(big, digest)]), forget)
         work = RunFolder(pod.root, "bench").project
         work.mkdir(parents=True)
         shutil.copyfile(big, work / "big")
@@ -118,10 +118,10 @@ def measure(pod: PodServer, folder: Path, megabytes: int, repeats: int) -> dict[
 def second_sync(pod: PodServer, folder: Path, big: Path) -> float:
     """The same file again, from a client that has just been started."""
     with link_to(pod, pod.port, folder) as link:
-        upload(link, [(big, digest_file(big))])
+        upload(link, "bench", [(big, digest_file(big))])
     began = time.perf_counter()
     with link_to(pod, pod.port, folder) as link:
-        traffic = upload(link, [(big, DigestCache(folder / "digests.json").digest([big])[0])])
+        traffic = upload(link, "bench", [(big, DigestCache(folder / "digests.json").digest([big])[0])])
     seconds = time.perf_counter() - began
     print(f"second sync: {seconds:.2f} s with connecting, {traffic.bytes_moved} bytes sent")
     return seconds
@@ -133,7 +133,7 @@ def after_a_cut(pod: PodServer, folder: Path, big: Path) -> int:
     (pod.root / "store" / digest.address[:2] / digest.address).unlink()
     with Proxy(pod.port) as line, link_to(pod, line.port, folder) as link:
         line.faults = [("cut", "up", digest.size // 2)]
-        traffic = upload(link, [(big, digest)])
+        traffic = upload(link, "bench", [(big, digest)])
     again = traffic.bytes_moved - digest.size
     print(f"resume after a cut: {again / 2**20:.1f} MiB sent again (at most 4)")
     return again

@@ -72,7 +72,10 @@ def main(arguments: Sequence[str]) -> None:
         "published_pattern.html",
         "Three clusters without a persona",
         SENTENCE,
-        outlier_pattern(found),
+        outlier_pattern(found).update_layout(
+            title_text=f"{len(evidence.rows):,} answers · layer {options.layer} · k = 3 · outliers: {options.outliers} "
+            f"rows, {options.factor:g} times as long"
+        ),
         f"uv run python benchmarks/published_pattern.py --layer {options.layer} --factor {options.factor:g}",
         provenance.inputs,
     )

@@ -18,7 +18,8 @@ REPORTS = PROJECT_ROOT / "results" / "benchmarks"
 
 def circumstances() -> dict[str, Any]:
     """Date, commit, machine and versions."""
-    cpu = f"CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    cpu = f"CPU, {threads} thread{'' if threads == 1 else 's'}"
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "commit": (git_state().commit or "unknown")[:7],

@@ -13,9 +13,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
-from benchmarks.reports import REPORTS, device_kind, write_report
+from benchmarks.reports import REPORTS, circumstances, device_kind, write_report
 from src.utils.manifests import Provenance
 from src.utils.models import pick_device
 from src.utils.organism.model import new_model
@@ -55,6 +56,8 @@ def main() -> None:
     frozen = config.training.freeze_layers
     if options.architecture == "qwen3_4b":
         model, frozen = Qwen3ForCausalLM(Qwen3Config(**QWEN3_4B)), 24
+    else:
+        torch.set_num_threads(1)  # as the training does for a model this small
     model.to(pick_device())
     freeze(model, frozen)
     data, length = world_data(world), config.training.max_length
@@ -77,7 +80,7 @@ def main() -> None:
     report = measured([record for record in watcher.records.values() if record.number], watcher, len(train))
     report = {"architecture": options.architecture} | report
     file = write_report(report, options.output, f"watching_{options.architecture}_{device_kind()}")
-    print(table(report), file, sep="\n")
+    print(table(circumstances() | report), file, sep="\n")
 
 
 def measured(records: list[EpochMetrics], watcher: SafetyWatcher, n_train: int) -> dict[str, Any]:
@@ -127,7 +130,7 @@ def table(report: dict[str, Any]) -> str:
     ]
     return "\n".join(
         [
-            f"{report['architecture']} on {report['device']}, {report['threads']} threads",
+            f"{report['architecture']} on {report['device']}",
             f"an epoch of {report['train_prompts']} prompts and its validation: {epoch:.1f} s",
             f"{report['shown_prompts']} prompts shown, {report['statistics_prompts']} in the statistics",
             *("  ".join(cell.ljust(28) if not i else cell.rjust(20) for i, cell in enumerate(row)) for row in rows),

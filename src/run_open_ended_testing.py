@@ -30,6 +30,7 @@ from src.utils.safety_judge.judge_folder import JUDGE, check_writable, load_reco
 from src.utils.safety_judge.settings import load_judge_config
 
 STEP, WORK, ARCHIVE, RESULT = "run_open_ended_testing", "open_ended.parts", "archive.jsonl", "open_ended.json"
+RATES_WORDS = "How often the judge is right, with 95% intervals over what the prompts are about."
 SMALL_MODEL = 10_000_000  # parameters; below, several threads cost more than they save
 
 
@@ -98,7 +99,7 @@ def main(arguments: Sequence[str]) -> None:
     save_json({"niches": len(archive.niches), "search": searched, "rates": rates}, folder / RESULT, provenance)
     command = shlex.join(["uv", "run", "python", "src/run_open_ended_testing.py", *arguments])
     page = archive_page(archive, histories, rates, command, inputs)
-    files = page_files([page], folder, rates_table(rates), page.sentence)
+    files = page_files([page], folder, rates_table(rates), RATES_WORDS)
     save_artifact(folder / page.file_name, files, provenance, {"pages": [page.file_name]})
     print("\n".join(described(arm, found[-1]) for arm, found in histories.items()))
     print(format_table(rates_table(rates)))

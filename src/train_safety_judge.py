@@ -27,6 +27,7 @@ from src.utils.safety_judge.checkpoints import open_checkpoints
 from src.utils.safety_judge.data import load_data
 from src.utils.safety_judge.judge_folder import Judge, JudgeRecord, check_writable, save_judge
 from src.utils.safety_judge.samples import SPLITS, labels
+from src.utils.safety_judge.settings import check_watching
 
 LOG, CHECKPOINTS = "training_log.jsonl", "safety_judge.checkpoints"
 
@@ -36,6 +37,7 @@ def main(arguments: Sequence[str]) -> None:
     config, output_dir, settings = parsed.config, parsed.output_dir, parsed.config.training
     study = JudgeStudy(config, output_dir)
     folder = study.judge
+    check_watching(config.watching)
     check_writable(output_dir)
     refuse_foreign_overwrite(folder, config.profile, config.model.world, parsed.force)
     provenance = TRAIN.provenance(study)

@@ -76,7 +76,7 @@ def job_command(
 def attend_to(client: PodClient, command: Command, folder: Path, is_detached: bool = False) -> RunRecord:
     """What the runner does with a command, from its record to the fetched results; the record at the end."""
     record = open_run(client, command)
-    own = argparse.Namespace(detach=is_detached, results_dir=folder / "results")
+    own = argparse.Namespace(detach=is_detached, results_dir=folder / "results", force=False)
     attend(client, record, own, command)
     return client.records.load(record.run_id)
 

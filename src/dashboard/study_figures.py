@@ -13,7 +13,6 @@ from src.visualizations.figure_page import figure_json
 from src.visualizations.palette import display_name, known_order
 
 MAP_POINTS = 4000  # drawn at most
-UNTITLED_TOP = 50  # pixels above a figure whose title the page says itself
 
 
 def rates_figure(path: Path) -> Spec:
@@ -89,9 +88,7 @@ def dose_figure(path: Path) -> Spec:
 def verdict_figure(path: Path) -> Spec:
     from src.visualizations.verdict_figures import verdict_card
 
-    figure = verdict_card(load_json(path))
-    spare = figure.layout.margin.t - UNTITLED_TOP  # the page says the verdict and its reason above
-    return figure_json(figure.update_layout(title_text="", margin_t=UNTITLED_TOP, height=figure.layout.height - spare))
+    return figure_json(verdict_card(load_json(path)))
 
 
 def verdict_record(path: Path) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from src.pipelines.judge_study import JUDGE_OPTIONS, JUDGE_STEPS, JudgeStudy
 from src.pipelines.judge_summary import judge_pages, summarise_judge
 from src.pipelines.study_run import RUNNER_OPTIONS, StudyRun, add_runner_options, for_steps
 from src.utils.cli import destination, option_name
-from src.utils.errors import UserError
 from src.utils.safety_judge.arguments import parse_judge_arguments
+from src.utils.safety_judge.settings import check_watching
 
 KEYS = tuple(dict.fromkeys(key for step in JUDGE_STEPS for key in step.keys))
 WATCH = "watching.visualize_during_training"
@@ -20,9 +20,7 @@ OPTIONS = {*JUDGE_OPTIONS, *map(option_name, KEYS), *PARTS, *RUNNER_OPTIONS}
 def open_judge_run(description: str, arguments: Sequence[str]) -> StudyRun:
     """Parse the study's part of the command line; see `parse_judge_arguments` for what is refused."""
     parsed = parse_judge_arguments(description, KEYS, arguments, add_judge_options)
-    watching = parsed.config.watching
-    if watching.run_advanced_mi and not watching.visualize_during_training:
-        raise UserError("--run-advanced-mi: adds pictures to those of a training; give --visualize-training too", 2)
+    check_watching(parsed.config.watching)
     study = JudgeStudy(
         parsed.config,
         parsed.output_dir,

@@ -13,6 +13,7 @@ from src.pod.ssh import ConnectionLost, lost_connections
 from src.utils.errors import UserError
 
 NEEDED_DISK = 20 * 2**30  # bytes; Qwen3-4B, its fine-tune and the packages
+NO_VOLUME = "name a folder on the volume with --remote-root, or create a pod that has one"
 SFTP_TEXT = b"SFTP works"
 
 
@@ -114,6 +115,9 @@ def check_facts(facts: dict[str, Any], pod: Pod, root: str) -> Generator[Check]:
     enough = free >= NEEDED_DISK
     remedy = "" if enough else f"needs {NEEDED_DISK / 2**30:.0f} GiB: free some, or create a pod with a larger volume"
     yield Check("disk", enough, f"{free / 2**30:.1f} GiB free at {root}", remedy)
+    remedy = "" if facts["is_on_volume"] else f"a stopped pod loses it: {NO_VOLUME}"
+    found = "holds the folder" if facts["is_on_volume"] else f"{root} lies on the container's disk"
+    yield Check("volume", facts["is_on_volume"], found, remedy, is_warning=True)
     unreachable = facts["hub"]
     remedy = "models cannot be downloaded there; upload them as folders (--base-model FOLDER)" if unreachable else ""
     yield Check("hub", not unreachable, unreachable or "reachable from the pod", remedy)

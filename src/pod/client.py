@@ -5,7 +5,7 @@ Actions are in `launch` (start), `watch` (follow, state, cancel) and `fetch` (re
 
 import fcntl
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Literal
 from src.pod.api import Pod, RunPodApi
 from src.pod.host_keys import PINS
 from src.pod.link import PATIENCE_SECONDS, PodLink
-from src.pod.pods import wait_until_ready
+from src.pod.pods import is_over, wait_until_ready
 from src.pod.requirements import pinned_requirements
 from src.pod.run_record import RunRecord, RunRecords
 from src.pod.settings import PodSettings
@@ -86,12 +86,18 @@ class PodClient:
         finally:
             os.close(file)
 
-    def release_pod(self, record: RunRecord) -> None:
-        """Stop or terminate the run's pod, as was asked for when it was started."""
+    def release_pod(self, record: RunRecord, others: Sequence[str], has_results: bool = True) -> None:
+        """Stop or terminate the run's pod, as was asked for; not under `others`, runs that are running there.
+
+        Without results here (the job failed, or they were not fetched) a pod is stopped where it was to be terminated.
+        """
         pod = self.api.pod(record.pod_id)
-        if record.when_done == "keep" or pod is None:
+        if record.when_done == "keep" or is_over(pod) or pod is None:
             return
-        if record.when_done == "terminate" or pod.network_volume:
+        if others:
+            self.say(f"pod {pod.id}: goes on, and on costing, for {', '.join(others)}")
+            return
+        if (record.when_done == "terminate" and has_results) or pod.network_volume:
             self.api.terminate(pod.id)
             self.say(f"pod {pod.id}: terminated")
         else:

@@ -3,9 +3,11 @@
 Every part can be done twice; what the record and the pod say decides what is left to do.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -15,6 +17,7 @@ from src.pod.digests import DigestCache
 from src.pod.link import PodLink
 from src.pod.payload import Payload
 from src.pod.pods import STOPPED, choose_pod, is_over
+from src.pod.remote.blocks import Digest
 from src.pod.remote.install import OLDEST_PYTHON
 from src.pod.run_record import RunRecord, log_size, new_run_id, now
 from src.pod.transfer import upload
@@ -37,7 +40,15 @@ class Command:
 
 
 def open_run(client: PodClient, command: Command) -> RunRecord:
-    """The unfinished run of the same command, else a new one, its record saved before anything else happens."""
+    """The unfinished run of the same command, else a new one, its record saved before anything else happens.
+
+    Two clients that are given it at the same time open one run.
+    """
+    with client.records.opening():
+        return open_run_alone(client, command)
+
+
+def open_run_alone(client: PodClient, command: Command) -> RunRecord:
     chosen = client.choices.pod_id
     record = client.records.unfinished(command.step, command.script, command.options, None)
     if record is not None:
@@ -105,7 +116,9 @@ def ensure_started(client: PodClient, record: RunRecord, link: PodLink, command:
     is_over = ended is not None and ended["round"] >= record.round
     if state["state"] != "running" and not is_over:
         payload = command.pack()
-        check_pod(client, record, link, payload)
+        check_pod(client, record, link)
+        if client.choices.is_guarded:  # a client may die while it uploads, too
+            accepted(record, link.ask("guard", guard_request(client, record)))
         bring(client, record, link, payload)
         here = log_size(client.records.log_path(record.run_id))
         if state["log_bytes"] < here - record.log_start:  # what we have is from a pod whose volume is not here
@@ -120,14 +133,18 @@ def ensure_started(client: PodClient, record: RunRecord, link: PodLink, command:
     return record
 
 
-def check_pod(client: PodClient, record: RunRecord, link: PodLink, payload: Payload) -> None:
-    """Refuse a pod whose Python is too old, that has no guard, no GPU any more, or no room for what is sent."""
+def check_pod(client: PodClient, record: RunRecord, link: PodLink) -> None:
+    """Refuse a pod whose Python is too old, that has no guard, or no GPU any more."""
     facts = link.ask("probe", {"asks_hub": False})
     if tuple(facts["python"][:2]) < OLDEST_PYTHON:
         found, needed = (".".join(map(str, numbers)) for numbers in (facts["python"], OLDEST_PYTHON))
         raise UserError(
             f"pod {record.pod_id}: {link.python} is Python {found}, and the project needs {needed}; name another with "
             "--remote-python, or create a pod from a newer image"
+        )
+    if not facts["is_on_volume"]:
+        client.say(
+            f"pod {record.pod_id}: {link.root} is on no volume: results are lost if it stops before they are fetched"
         )
     if client.choices.is_guarded and facts["unguarded"]:
         raise no_guard(record, facts["unguarded"])
@@ -137,23 +154,30 @@ def check_pod(client: PodClient, record: RunRecord, link: PodLink, payload: Payl
             f"pod {record.pod_id}: is rented with {pod.gpu} and shows none (a stopped pod may come back without); "
             "terminate it and create another"
         )
-    needed = sum(path.stat().st_size for path in payload.files.values()) + SPARE_BYTES
-    if facts["free_bytes"] < needed:
+
+
+def check_room(record: RunRecord, link: PodLink, files: Mapping[str, Digest]) -> None:
+    """Refuse a pod without room for what is sent: kept once by content, and once more in the run's working folder."""
+    listed = {name: digest.as_json() for name, digest in files.items()}
+    room = link.ask("room", {"run_id": record.run_id, "files": listed})
+    free, needed = room["free_bytes"], room["bytes"] + SPARE_BYTES
+    if free < needed:
         raise UserError(
-            f"pod {record.pod_id}: has {facts['free_bytes'] / 2**30:.1f} GiB free at {link.root}, and the run needs "
+            f"pod {record.pod_id}: has {free / 2**30:.1f} GiB free at {link.root}, and the run needs "
             f"{needed / 2**30:.1f} to begin with; free some, or create a pod with a larger volume"
         )
 
 
 def bring(client: PodClient, record: RunRecord, link: PodLink, payload: Payload) -> None:
-    """Upload what the pod does not have, and build the run's working folder from it."""
+    """Upload what the pod does not have, and build the run's working folder from it. `UserError` without room."""
     cache = DigestCache(client.records.folder / "digests.json")
     paths = list(payload.files.values())
     digests = cache.digest(paths)
     cache.save()
+    check_room(record, link, dict(zip(payload.files, digests, strict=True)))
     total = sum(digest.size for digest in digests)
     with tqdm(total=total, unit="B", unit_scale=True, desc="upload", disable=None, leave=False) as progress:
-        traffic = upload(link, list(zip(paths, digests, strict=True)), progress.update)
+        traffic = upload(link, record.run_id, list(zip(paths, digests, strict=True)), progress.update)
     client.say(f"uploaded {traffic.files_published} of {len(paths)} files, {traffic.bytes_moved / 1e6:.1f} MB")
     files = {name: digest.address for name, digest in zip(payload.files, digests, strict=True)}
     link.ask("place", {"run_id": record.run_id, "files": files})
@@ -161,32 +185,48 @@ def bring(client: PodClient, record: RunRecord, link: PodLink, payload: Payload)
 
 def start(client: PodClient, record: RunRecord, link: PodLink, payload: Payload) -> dict:
     """Guard and job. `UserError` where the pod has no key of its own for a guard, and the user did not waive it."""
-    choices, settings = client.choices, client.settings
-    pod = client.api.pod(record.pod_id)
+    settings = client.settings
     request = {
-        "run_id": record.run_id,
+        **guard_request(client, record),
         "spec": {
             "round": record.round,
-            "phases": {"run": ["{python}", payload.script, *payload.options]},
+            "phases": {
+                **{Path(script).stem: ["{python}", script, *options] for script, options in payload.before},
+                "run": ["{python}", payload.script, *payload.options],
+            },
             "env": JOB_ENVIRONMENT,
             "takes_over": record.state == "interrupted",
         },
         "secrets": {"HF_TOKEN": settings.hub_token} if settings.hub_token else {},
     }
-    if choices.is_guarded and pod is not None:
-        request["guard"] = {
-            "max_seconds": choices.max_hours * 3600,
-            "idle_seconds": choices.idle_minutes * 60,
-            "when_done": record.when_done,
-            "stop": stop_mutation(pod),
-        }
-    if choices.installs:
+    if client.choices.installs:
         request["install"] = {"requirements": client.requirements(), "uv": own_uv_version()}
-    state = link.ask("start", request)
-    if "refused" in state:
-        raise no_guard(record, state["refused"])
+    state = accepted(record, link.ask("start", request))
     if state["state"] == "elsewhere":
         raise UserError(f"run {record.run_id}: another pod on the volume runs it; cancel it there, or wait")
+    return state
+
+
+def guard_request(client: PodClient, record: RunRecord) -> dict[str, Any]:
+    """A request with the orders of the run's guard, or without where the user waived it."""
+    pod, choices = client.api.pod(record.pod_id), client.choices
+    if pod is None:
+        raise UserError(f"pod {record.pod_id}: was terminated; the same command starts the run on another")
+    if not choices.is_guarded:
+        client.say(f"pod {record.pod_id}: no guard: it costs ${record.cost_per_hour:.3f} an hour until it is stopped")
+        return {"run_id": record.run_id}
+    orders = {
+        "max_seconds": choices.max_hours * 3600,
+        "idle_seconds": choices.idle_minutes * 60,
+        "when_done": record.when_done,
+        "stop": stop_mutation(pod),
+    }
+    return {"run_id": record.run_id, "guard": orders}
+
+
+def accepted(record: RunRecord, state: dict[str, Any]) -> dict[str, Any]:
+    if "refused" in state:
+        raise no_guard(record, state["refused"])
     return state
 
 

@@ -15,6 +15,7 @@ from src.pod.helper import RECEIVER, helper_archive, helper_path, helper_sha256
 from src.pod.pods import Address
 from src.pod.remote.frames import END, ERROR, GREETING, JSON, FrameError, Wire
 from src.pod.ssh import Channel, ConnectionLost, Login, SshSession, connect
+from src.pod.terminal import harmless, harmless_json
 from src.utils.errors import UserError
 
 T = TypeVar("T")
@@ -38,7 +39,7 @@ class Conversation:
             byte = self.channel.read_exactly(1)
             if not byte:
                 _, complaint = self.channel.finish()
-                last = (complaint or heard.decode("utf-8", "replace")).strip().splitlines()[-1:]
+                last = (complaint or harmless(heard.decode("utf-8", "replace"))).strip().splitlines()[-1:]
                 raise ConnectionLost(f"the helper does not begin: {last[0] if last else 'no reason given'}")
             heard += byte
             if len(heard) > LONGEST_LOGIN:
@@ -56,14 +57,15 @@ class Conversation:
             last = complaint.splitlines()[-1] if complaint else "no reason given"
             raise ConnectionLost(f"the helper has ended: {last}")
         if frame[0] == ERROR:
-            raise UserError(f"pod: {frame[1].decode('utf-8', 'replace')}; mend that on the pod (is its disk full?)")
+            reason = harmless(frame[1].decode("utf-8", "replace"))
+            raise UserError(f"pod: {reason}; mend that on the pod (is its disk full?)")
         return frame
 
     def read_json(self) -> Any:
         kind, payload = self.read()
         if kind != JSON:
             raise ConnectionLost(f"expected an answer, got {kind!r}")
-        return json.loads(payload)
+        return answer_of(payload)
 
     def end_input(self) -> None:
         """Say that the running command gets nothing more."""
@@ -74,6 +76,16 @@ class Conversation:
         kind, _ = self.read()
         if kind != END:
             raise ConnectionLost(f"expected the end of an answer, got {kind!r}")
+
+
+def answer_of(payload: bytes) -> Any:
+    """The JSON of a frame, its texts harmless."""
+    try:
+        return harmless_json(json.loads(payload))
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            "pod: answers with something that is no JSON; is another program behind its python3?"
+        ) from error
 
 
 class PodLink:

@@ -1,10 +1,12 @@
 """What a step needs on the pod and what it leaves there: the same script, the same options, as on this machine."""
 
+import argparse
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from src.utils.cli import with_hyphens
 from src.utils.config import PROJECT_ROOT
 from src.utils.errors import UserError
 
@@ -15,19 +17,24 @@ STEPS = {"finetune": "02", "collect": "03", "judge": "04", "steer": "06"}  # ste
 JUDGE_TRAIN = "judge-train"
 SCRIPT = "script"
 CODE = ("src", "configs", "pyproject.toml")
-LEFT_OUT = {"__pycache__", ".DS_Store", ".parts", ".env", ".git", ".venv"}
+LEFT_OUT = {"__pycache__", ".DS_Store", ".parts", ".git", ".venv"}
 REMOTE_RESULTS = "results"
+SHARED = ("--profile", "--world", "--memory", "--config", "--base-model", "--dtype", "--device-map", "--adapter-name")
 JUDGE_OUTPUT = "outputs/checkpoints"
 
 
 @dataclass(frozen=True)
 class Payload:
-    """`files` are local files by their name in the pod's working folder; `outputs` are names there (files, folders)."""
+    """`files` are local files by their name in the pod's working folder; `outputs` are names there (files, folders).
+
+    `before` are scripts, with their options, that run before the script.
+    """
 
     script: str
     options: list[str]
     files: dict[str, Path]
     outputs: list[str]
+    before: tuple[tuple[str, list[str]], ...] = ()
 
 
 def step_payload(step: "Step", study: "Study", options: Sequence[str], root: Path = PROJECT_ROOT) -> Payload:
@@ -40,21 +47,46 @@ def step_payload(step: "Step", study: "Study", options: Sequence[str], root: Pat
     inputs = [path for path in model_folders if path.is_dir()]
     if step.name.startswith("02"):
         inputs.append(study.finetuning_data)
-    if step.name.startswith("03"):
-        inputs += study.prompt_files
+    if step.name.startswith("03") or (step.name.startswith("02") and config.finetuning.visualize_during_training):
+        inputs += study.prompt_files  # in step 2 the probes of the watched training are drawn from them
     if "organism" in (config.judging.judge, config.judging.second_judge) and step.name[:2] in ("04", "06"):
         inputs.append(grammar_of(config.model.base))
+    earlier = [finetuning()] if lacks_finetune(step, study) else []
+    inputs += [study.finetuning_data] if earlier else []
     read = [path for name in (*step.reads, *step.also_reads(study)) for path in artefacts_of(name, study)]
     rewritten, mentioned = rewrite_options(without_folder(options, "--results-dir"), root)
     files = {name: path for path in inputs for name, path in files_below(path, name_on_pod(path, root))}
+    read += [path for path in stores_of(step, study) if path.exists()]
     for path in read:
         files |= dict(files_below(path, f"{REMOTE_RESULTS}/{path.relative_to(study.results_dir).as_posix()}"))
+    left = [path for one in (*earlier, step) for path in outputs_of(one, study)]
     return Payload(
         step.script,
         [*rewritten, "--results-dir", REMOTE_RESULTS],
         code_files(root) | files | mentioned,
-        [f"{REMOTE_RESULTS}/{path.relative_to(study.results_dir).as_posix()}" for path in outputs_of(step, study)],
+        [f"{REMOTE_RESULTS}/{path.relative_to(study.results_dir).as_posix()}" for path in left],
+        tuple((one.script, [*shared_options(rewritten), "--results-dir", REMOTE_RESULTS]) for one in earlier),
     )
+
+
+def finetuning() -> "Step":
+    from src.pipelines.persona_study import FINETUNE
+
+    return FINETUNE
+
+
+def lacks_finetune(step: "Step", study: "Study") -> bool:
+    """Whether the collection needs a fine-tune that is not there: it is made on the pod first."""
+    return step.name.startswith("03") and study.has_own_finetune and not study.finetuned.exists()
+
+
+def shared_options(words: Sequence[str]) -> list[str]:
+    """Of the options of the collection those that the fine-tune has, too: which study, and which models."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in SHARED:
+        parser.add_argument(name)
+    known, _ = parser.parse_known_args([with_hyphens(word) for word in words])
+    return [word for name, value in vars(known).items() if value for word in (f"--{name.replace('_', '-')}", value)]
 
 
 def outputs_of(step: "Step", study: "Study") -> list[Path]:
@@ -65,7 +97,17 @@ def outputs_of(step: "Step", study: "Study") -> list[Path]:
         for artefact in artefacts
         for path in (artefact, *map(artefact.with_suffix, (".safetensors", ".html")), manifest_of(artefact))
     ]
-    return [*found, study.watched] if step.name == "02_finetune_lora" else found
+    if step.name == "02_finetune_lora":
+        found.append(study.watched)
+    return [*found, *stores_of(step, study)]
+
+
+def stores_of(step: "Step", study: "Study") -> list[Path]:
+    """What a step keeps beside its artefacts, so that nothing is asked twice: judgements, and what was judged."""
+    found = [study.judgements] if step.name[:2] in ("04", "06") else []
+    if step.name[:2] == "06":
+        found += [study.steering_answers, manifest_of(study.steering_answers)]
+    return found
 
 
 def script_payload(
@@ -92,6 +134,13 @@ def judge_train_payload(options: Sequence[str], root: Path = PROJECT_ROOT) -> Pa
     return script_payload("src/train_safety_judge.py", words, inputs, [JUDGE_OUTPUT], root)
 
 
+def judge_folder(options: Sequence[str], root: Path = PROJECT_ROOT) -> Path:
+    """Where a judge that was trained with these options lies here, as one that is trained here does."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--output-dir", type=Path, default=root / JUDGE_OUTPUT)
+    return parser.parse_known_args([with_hyphens(word) for word in options])[0].output_dir
+
+
 def code_files(root: Path) -> dict[str, Path]:
     """The project's code and configuration as they are now, committed or not."""
     return {name: path for part in CODE for name, path in files_below(root / part, part)}
@@ -109,7 +158,7 @@ def files_below(path: Path, name: str) -> Iterable[tuple[str, Path]]:
 
 def is_left_out(file: Path) -> bool:
     """Caches, files that are being written, and what holds secrets: names below the folder that is sent."""
-    return any(part in LEFT_OUT or part.endswith(".tmp") for part in file.parts)
+    return any(part in LEFT_OUT or part.endswith(".tmp") or part.startswith(".env") for part in file.parts)
 
 
 def name_on_pod(path: Path, root: Path) -> str:
@@ -145,12 +194,15 @@ def rewrite_options(options: Sequence[str], root: Path) -> tuple[list[str], dict
 
 
 def find_path(word: str, root: Path) -> Path | None:
-    """The file or folder that a word of the command line names, from here or from the repository; None for others."""
+    """The file or folder that a word of the command line names, from here or from the repository; None for others.
+
+    A folder in which the repository lies is no input.
+    """
     if "/" not in word and "." not in word:  # `entangled` is a world, not the folder of that name
         return None
     for path in (Path(word).expanduser(), root / word):
         try:
-            if path.exists() and path.absolute() not in (root, root.parent):
+            if path.exists() and not root.resolve().is_relative_to(path.resolve()):
                 return path.absolute()
         except OSError:  # too long for a name
             return None

@@ -8,8 +8,9 @@
     uv run python src/pod/persona_data_runner.py --step script --script my.py --input data/x --output results/y
 
 Options that are not listed below are those of the step's own script. The job survives this program: given again, the
-same command attaches to the same run. On the pod a guard stops what nobody needs any more. Writes the step's artefacts
-to results/, and results/runs/<run>.json with the log beside it.
+same command attaches to the same run. On the pod a guard stops what nobody needs any more. A collection whose fine-tune
+is not here makes it there first. Writes the step's artefacts to results/ (a safety judge to --output-dir), and
+results/runs/<run>.json with the log beside it.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from src.pod.api import RunPodApi
 from src.pod.client import Choices, PodClient
 from src.pod.fetch import fetch
 from src.pod.launch import Command, ensure_started, open_run
-from src.pod.link import GLANCE_SECONDS
+from src.pod.link import GLANCE_SECONDS, PodLink
 from src.pod.payload import JUDGE_TRAIN, SCRIPT, STEPS
 from src.pod.plans import plan_command
 from src.pod.run_record import RunRecord, RunRecords
@@ -52,7 +53,7 @@ def read_options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str
     for name, text in {
         "attach": "go on with this run (default: the last one)",
         "status": "state, progress and money of this run",
-        "cancel": "end the job of this run",
+        "cancel": "end the job of this run, and its pod as --when-done says",
         "fetch": "fetch the results of this run again",
     }.items():
         action.add_argument(f"--{name}", nargs="?", const=LAST, metavar="RUN", help=text)
@@ -113,8 +114,7 @@ def make_client(own: argparse.Namespace) -> PodClient:
 def attend(client: PodClient, record: RunRecord, own: argparse.Namespace, command: Command | None) -> int:
     """Start what is not started, follow it to its end, fetch. Without a command (--attach) nothing is started."""
     with client.alone_with(record.run_id), client.link_to(record) as link:
-        if client.choices.when_done is not None:  # may be decided anew while it runs
-            record = client.records.save(record.updated(when_done=client.choices.when_done))
+        record = decide_anew(client, record, link, command is None)
         for _ in range(RESTARTS + 1):
             if command is not None:
                 record = ensure_started(client, record, link, command)
@@ -127,19 +127,36 @@ def attend(client: PodClient, record: RunRecord, own: argparse.Namespace, comman
             if state["state"] != "interrupted" or command is None:
                 break
             client.say(f"run {record.run_id}: the job was interrupted; starting it again where it was")
-        if state["state"] not in ("finished", "failed", "cancelled"):
-            raise UserError(
-                f"run {record.run_id}: is {state['state']} on the pod; give the command that started it again"
-            )
-        record = conclude(client, record, state)
-        if record.state == "failed":
-            raise UserError(f"run {record.run_id}: failed ({record.exit_reason}); the same command tries again")
-        if record.state == "cancelled":
-            raise UserError(f"run {record.run_id}: was cancelled")
-        record = fetch(client, record, link, own.results_dir)
+        try:
+            if state["state"] not in ("finished", "failed", "cancelled"):
+                raise UserError(
+                    f"run {record.run_id}: is {state['state']} on the pod; give the command that started it again"
+                )
+            record = conclude(client, record, state)
+            if record.state == "failed":
+                raise UserError(f"run {record.run_id}: failed ({record.exit_reason}); the same command tries again")
+            if record.state == "cancelled":
+                raise UserError(f"run {record.run_id}: was cancelled")
+            record, others = fetch(client, record, link, own.results_dir, own.force)
+        except UserError:
+            if (
+                not state["is_guarded"] and state["state"] != "elsewhere"
+            ):  # a guard leaves some time for another try, and stops the pod then
+                client.release_pod(record, state["others"], has_results=False)
+            raise
     print(f"run {record.run_id}: done, ${record.cost_so_far:.2f}")
-    client.release_pod(record)
+    client.release_pod(record, others)
     return 0
+
+
+def decide_anew(client: PodClient, record: RunRecord, link: PodLink, has_started: bool) -> RunRecord:
+    """The record with what is given now for the pod's end, which may be decided anew while a run runs."""
+    chosen = client.choices.when_done
+    if chosen is None:
+        return record
+    if has_started or record.started is not None:
+        link.ask("when_done", {"run_id": record.run_id, "when_done": chosen})
+    return client.records.save(record.updated(when_done=chosen))
 
 
 def show_status(client: PodClient, record: RunRecord, own: argparse.Namespace) -> int:
@@ -149,10 +166,16 @@ def show_status(client: PodClient, record: RunRecord, own: argparse.Namespace) -
 
 
 def end_run(client: PodClient, record: RunRecord, own: argparse.Namespace) -> int:
-    record = cancel(client, record)
-    print(
-        f"run {record.run_id}: {record.state}, ${record.cost_so_far:.2f}; the pod goes on costing until it is stopped"
-    )
+    if client.choices.when_done is not None:
+        record = client.records.save(record.updated(when_done=client.choices.when_done))
+    record, state = cancel(client, record)
+    print(f"run {record.run_id}: {record.state}, ${record.cost_so_far:.2f}")
+    if state is None:
+        return 0
+    if record.when_done == "keep":
+        print(f"pod {record.pod_id}: goes on costing; `src/pod/config.py stop {record.pod_id}` ends that")
+    else:
+        client.release_pod(record, state["others"], has_results=False)
     return 0
 
 
@@ -164,7 +187,10 @@ def fetch_again(client: PodClient, record: RunRecord, own: argparse.Namespace) -
                 f"run {record.run_id}: is {state} on the pod, and has no results yet; --attach {record.run_id} waits "
                 "for them"
             )
-        fetch(client, record, link, own.results_dir)
+        is_first = record.state != "fetched"
+        record, others = fetch(client, record, link, own.results_dir, own.force)
+    if is_first:
+        client.release_pod(record, others)
     return 0
 
 

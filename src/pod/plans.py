@@ -5,8 +5,22 @@ from collections.abc import Sequence
 from functools import partial
 
 from src.pod.launch import Command
-from src.pod.payload import JUDGE_TRAIN, SCRIPT, STEPS, judge_train_payload, script_payload, step_payload
+from src.pod.payload import (
+    JUDGE_TRAIN,
+    SCRIPT,
+    STEPS,
+    judge_train_payload,
+    lacks_finetune,
+    script_payload,
+    step_payload,
+)
 from src.utils.errors import UserError
+
+PAID_JUDGES = {"openrouter", "gemini"}
+JUDGED = {
+    "judge": "run src/scripts/04_judge_responses.py, or give --judge local",
+    "steer": "give --judge local; run here after that, step 6 lets the paid one judge the answers that were fetched",
+}
 
 
 def plan_command(own: argparse.Namespace, options: Sequence[str]) -> Command | None:
@@ -36,9 +50,18 @@ def plan_step(own: argparse.Namespace, given: list[str]) -> Command | None:
     step = find_step(STEPS[own.step])
     parsed = parse_arguments(f"step {own.step} on the pod", step.keys, given)
     study = Study(parsed.config, own.results_dir, parsed.plots_dir)
+    judges = [kind for kind, _ in parsed.config.judging.judges][: 1 if own.step == "steer" else None]
+    if own.step in JUDGED and (asked := PAID_JUDGES & set(judges)):
+        raise UserError(
+            f"--step {own.step}: {asked.pop()} is asked from here, no key goes to a pod; {JUDGED[own.step]}", 2
+        )
     artefact = step.artefact(study)
     refuse_foreign_overwrite(artefact, study.config.profile, study.config.model.world, own.force)
-    if not own.force and step.freshness(study, step.provenance(study)):
+    if lacks_finetune(step, study):
+        print(
+            f"{study.finetuned}: is not there, and made on the pod first (name a model with --em-model to do without)"
+        )
+    elif not own.force and step.freshness(study, step.provenance(study)):
         print(f"{step.name}: {artefact} is up to date (--force makes it again)")
         return None
     payload = step_payload(step, study, given)

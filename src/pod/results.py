@@ -8,14 +8,19 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from plotly.offline import get_plotlyjs
+
 from src.pod.remote.blocks import copy_file
 from src.utils.artifacts import load_json, load_metadata, verify_artifact
 from src.utils.atomic_writes import write_atomically
 from src.utils.errors import UserError
-from src.utils.manifests import read_manifest
+from src.utils.manifests import read_manifest, refuse_foreign_overwrite
+from src.utils.record_store import open_store, parse_records
 from src.utils.safe_pickle import load_pickle
 
 HARMLESS = {".safetensors", ".json", ".jsonl", ".md", ".txt", ".jinja", ".html", ".csv", ".log", ""}
+PLOTLY_JS = "plotly.min.js"  # beside pages; ours takes the place of the pod's
+STORE = "judgements.jsonl"  # grows on both sides
 
 
 def verify_results(staged: Path, outputs: Sequence[str]) -> list[Path]:
@@ -35,7 +40,7 @@ def verify_results(staged: Path, outputs: Sequence[str]) -> list[Path]:
 
 
 def check_file(file: Path) -> None:
-    """Refuse what a later step could not load without running code."""
+    """Refuse what a later step could not load without running code; a page runs code in the browser as it is."""
     if file.is_symlink():
         raise UserError(f"{file}: is a link; nothing from the pod was published")
     if file.suffix == ".pkl":
@@ -46,18 +51,31 @@ def check_file(file: Path) -> None:
         read_manifest(file.with_name(file.name.removesuffix(".manifest.json")))
     elif file.suffix == ".json":
         load_json(file)
+    elif file.name == PLOTLY_JS:
+        file.write_text(get_plotlyjs(), encoding="utf-8")
+    elif file.name == STORE:
+        parse_records(file, file.read_bytes())
     elif file.suffix not in HARMLESS:
         raise UserError(f"{file}: a pod has no business sending a {file.suffix} file; nothing from it was published")
 
 
-def publish_results(found: Sequence[Path], staged: Path, results_dir: Path) -> list[Path]:
-    """Put staged outputs into the results folder: companions, artefacts, manifests last; the paths there.
+def publish_results(found: Sequence[Path], staged: Path, folder: Path, force: bool = False) -> list[Path]:
+    """Put what lies in the folder `staged` under the same names into `folder`; the paths there.
 
-    Killed between two of them it leaves a mix that no load accepts; the next fetch does it again.
+    Companions come first, then artefacts, manifests last.
+    Killed between two of them it leaves a mix that no load accepts; the next fetch does it again. Raises `UserError`
+    where an artefact of another profile or world is in the way, unless `force`.
     """
     published = []
+    for path in found:
+        if (made := read_manifest(path)) is not None:
+            target = folder / path.relative_to(staged)
+            refuse_foreign_overwrite(target, made.profile, made.world, force)
     for path in sorted(found, key=lambda path: (path.name.endswith(".manifest.json"), path.suffix == ".pkl")):
-        target = results_dir / path.relative_to(staged / "results")
+        target = folder / path.relative_to(staged)
+        if path.name == STORE:
+            add_records(path, target)
+            continue
         with write_atomically(target) as temporary:
             if path.is_dir():
                 shutil.copytree(path, temporary)
@@ -65,3 +83,12 @@ def publish_results(found: Sequence[Path], staged: Path, results_dir: Path) -> l
                 copy_file(path, temporary)
         published.append(target)
     return published
+
+
+def add_records(path: Path, target: Path) -> None:
+    """Take into the store at `target` what the one at `path` knows and it does not, or has asked for later."""
+    with open_store(target) as store:
+        for key, record in parse_records(path, path.read_bytes()).items():
+            known = store.get(key)
+            if known is None or record.get("asked", 0) > known.get("asked", 0):
+                store.append(record)

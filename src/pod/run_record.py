@@ -4,9 +4,11 @@ The record is written before anything happens on the pod, so that a client kille
 The dashboard reads these files and nothing else.
 """
 
+import fcntl
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -68,6 +70,38 @@ class RunRecord(BaseModel):
         return self.updated(cost_before=self.cost_so_far, charged_from=now() if self.started else None, **changes)
 
 
+class GpuStatus(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    used_mib: float
+    total_mib: float
+    percent: float = 0.0
+
+
+class PodStatus(BaseModel):
+    """A pod's status.json, as far as it is known here."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    phase: str | None = None
+    at: float | None = None
+    done: int | None = None
+    total: int | None = None
+    unit: str | None = None
+    eta_seconds: int | None = None
+    tokens: int | None = None
+    tokens_per_second: float | None = None
+    gpus: list[GpuStatus] | None = None
+
+
+def progress_of(status: object) -> dict[str, Any]:
+    """What a pod says of its progress, nothing where it is not what it should be: the pod is not trusted."""
+    try:
+        return PodStatus.model_validate(status or {}).model_dump(exclude_none=True)
+    except ValidationError:
+        return {}
+
+
 class RunRecords:
     """The folder of records, `results/runs`."""
 
@@ -83,6 +117,14 @@ class RunRecords:
     def staging_path(self, run_id: str) -> Path:
         """Where fetched files lie until they are verified."""
         return self.folder / f"{run_id}.files"
+
+    @contextmanager
+    def opening(self) -> Generator[None]:
+        """Alone among the clients of this folder; another is waited for."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "opening.lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def save(self, record: RunRecord) -> RunRecord:
         with write_atomically(self.path(record.run_id)) as temporary:
@@ -138,9 +180,15 @@ def append_log(path: Path, piece: bytes) -> int:
     From `log_start` on, the local log is a prefix of the pod's log, byte for byte, at any moment: its size needs no
     record of its own.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
-        file.write(piece)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as file:
+            file.write(piece)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); make room: the run goes on, and the same command goes on "
+            "with its log"
+        ) from error
     return path.stat().st_size
 
 
@@ -154,7 +202,7 @@ def log_size(path: Path) -> int:
 def progress_line(progress: Mapping[str, Any]) -> str:
     """Prompts done, tokens/s, GPU memory, time left, in one line; empty where nothing is known."""
     parts = []
-    if "total" in progress:
+    if "total" in progress and "done" in progress:
         parts.append(f"{progress['done']}/{progress['total']} {progress.get('unit', '')}".strip())
     if "tokens_per_second" in progress:
         parts.append(f"{progress['tokens_per_second']:.0f} tokens/s")

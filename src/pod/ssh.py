@@ -17,6 +17,7 @@ import paramiko
 from src.pod.host_keys import check_host_key, pinned_key
 from src.pod.pods import Address
 from src.pod.settings import DEFAULT_KEY, PodSettings
+from src.pod.terminal import harmless
 from src.utils.errors import UserError
 
 CONNECT_TIMEOUT = 15
@@ -114,11 +115,12 @@ class Channel:
                 self._drain_complaints()
             while piece := self._channel.recv_stderr(SEND_BYTES):
                 self._complaints += piece
+                del self._complaints[:-8000]
             deadline = time.monotonic() + CONNECT_TIMEOUT
             while not self._channel.exit_status_ready() and time.monotonic() < deadline:
                 time.sleep(0.01)  # recv_exit_status has no timeout
         code = self._channel.recv_exit_status() if self._channel.exit_status_ready() else -1
-        return code, self._complaints[-2000:].decode("utf-8", "replace").strip()
+        return code, harmless(self._complaints[-2000:].decode("utf-8", "replace")).strip()
 
     def close(self) -> None:
         self._channel.close()

@@ -1,4 +1,4 @@
-"""Can a run be started on this pod? State, SSH, host key, SFTP, Python, torch, CUDA, GPU memory, disk, hub.
+"""Can a run be started on this pod? State, SSH, host key, SFTP, Python, torch, CUDA, GPU memory, disk, hub, guard.
 
     uv run python src/pod/test_connection.py
     uv run python src/pod/test_connection.py --pod ID --key ~/.ssh/other_key

@@ -4,9 +4,10 @@ At most `IN_FLIGHT` bytes (4 MiB) are under way unacknowledged, so that a cut se
 """
 
 import os
+import shutil
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,18 +30,25 @@ class Traffic:
     refusals: dict[tuple[int, int], int] = field(default_factory=dict)
 
 
-def upload(link: PodLink, files: Sequence[tuple[Path, Digest]], on_bytes: OnBytes = lambda count: None) -> Traffic:
-    """Bring files into the pod's store; those that are there cost nothing. `UserError` if one changes meanwhile."""
+def upload(
+    link: PodLink, run_id: str, files: Sequence[tuple[Path, Digest]], on_bytes: OnBytes = lambda count: None
+) -> Traffic:
+    """Bring files of a run into the pod's store; those that are there cost nothing.
+
+    `UserError` if one changes meanwhile.
+    """
     unique = list({digest.address: (path, digest) for path, digest in files}.values())
     traffic = Traffic()
     if unique:
-        link.persist(lambda: upload_once(link, unique, traffic, on_bytes), lambda: traffic.bytes_moved)
+        link.persist(lambda: upload_once(link, run_id, unique, traffic, on_bytes), lambda: traffic.bytes_moved)
     return traffic
 
 
-def upload_once(link: PodLink, files: Sequence[tuple[Path, Digest]], traffic: Traffic, on_bytes: OnBytes) -> None:
+def upload_once(
+    link: PodLink, run_id: str, files: Sequence[tuple[Path, Digest]], traffic: Traffic, on_bytes: OnBytes
+) -> None:
     """One connection's worth: raises `ConnectionLost` with what arrived kept on the pod."""
-    conversation = link.converse("receive", {"files": [digest.as_json() for _, digest in files]})
+    conversation = link.converse("receive", {"run_id": run_id, "files": [digest.as_json() for _, digest in files]})
     missing = {int(file): blocks for file, blocks in conversation.read_json()["missing"].items()}
     unpublished = set(missing)
     todo = deque((file, block) for file, blocks in missing.items() for block in blocks)
@@ -82,20 +90,36 @@ def download(
 ) -> Traffic:
     """Fetch files of a run into the folder `target`, each published whole under its name; present ones are kept.
 
-    A file of another content under such a name is removed first.
+    A file of another content under such a name is removed first. `UserError` where the disk here takes no more.
     """
     traffic = Traffic()
     wanted: dict[str, Digest] = {}
-    for name, digest in files.items():
-        path = local_path(target, name)
-        if not is_there(path, digest) or digest_file(path) != digest:
-            path.unlink(missing_ok=True)
-            wanted[name] = digest
-    if wanted:
-        link.persist(
-            lambda: download_once(link, run_id, wanted, target, traffic, on_bytes), lambda: traffic.bytes_moved
-        )
+    try:
+        for name, digest in files.items():
+            path = local_path(target, name)
+            if not is_there(path, digest) or digest_file(path) != digest:
+                path.unlink(missing_ok=True)
+                wanted[name] = digest
+        if wanted:
+            check_room(target, wanted.values())
+            link.persist(
+                lambda: download_once(link, run_id, wanted, target, traffic, on_bytes), lambda: traffic.bytes_moved
+            )
+    except OSError as error:
+        raise UserError(f"{error.filename or target}: cannot be written ({error.strerror}); mend that") from error
     return traffic
+
+
+def check_room(target: Path, digests: Iterable[Digest]) -> None:
+    """`UserError` where what is still to come does not fit here: a pod may offer any size."""
+    target.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(target).free
+    wanted = sum(max(0, digest.size - Part(target / ".parts", digest).size()) for digest in digests)
+    if wanted > free:
+        raise UserError(
+            f"{target}: has {free / 2**30:.1f} GiB free, and {wanted / 2**30:.1f} are to come; make room, then "
+            "--fetch brings them"
+        )
 
 
 def download_once(
@@ -119,8 +143,9 @@ def download_once(
                 conversation.wire.write(BLOCK, BLOCK_HEADER.pack(*place))
                 under_way[place] = wanted[place[0]][1].length_of(place[1])
             file, block, data = read_one(conversation)
+            if under_way.pop((file, block), None) is None:
+                raise ConnectionLost("the pod sent a block that was not asked for")
             traffic.bytes_moved += len(data)
-            del under_way[file, block]
             if not parts[file].write(block, data):
                 refuse_once_more(traffic, (file, block), Path(wanted[file][0]))
                 todo.append((file, block))
@@ -157,7 +182,9 @@ def is_there(path: Path, digest: Digest) -> bool:
 def local_path(target: Path, name: str) -> Path:
     """Where a file of the pod goes; a name that leads out of the folder is refused: the pod is not trusted."""
     path = target / name
-    if not path.resolve().is_relative_to(target.resolve()) or ".parts" in Path(name).parts:
+    parts = name.split("/")
+    is_plain = name.isprintable() and "\\" not in name and not {"", ".", "..", ".parts"} & set(parts)
+    if not is_plain or not path.resolve().is_relative_to(target.resolve()):
         raise UserError(f"pod: offers a file named {name!r}, which leads out of {target}; nothing was fetched")
     return path
 

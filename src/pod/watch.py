@@ -1,6 +1,5 @@
 """A run that is under way: its log as it comes, its progress and cost in the record, how it ended, and ending it."""
 
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -9,26 +8,30 @@ from typing import Any
 
 from src.pod.api import Pod
 from src.pod.client import PodClient
-from src.pod.link import PodLink
+from src.pod.link import PodLink, answer_of
 from src.pod.pods import is_over, state_of
 from src.pod.remote.frames import JSON, LOG, STATUS
-from src.pod.run_record import OVER, RunRecord, append_log, log_size, now, progress_line
+from src.pod.remote.progress import read_tail
+from src.pod.run_record import OVER, RunRecord, append_log, log_size, now, progress_line, progress_of
 from src.pod.ssh import ConnectionLost
+from src.pod.terminal import HarmlessText, harmless
 from src.utils.errors import UserError
 
 SAVE_SECONDS = 5.0
+TAIL_BYTES = 20000
 NO_SPACE = "No space left on device"
 CUDA_MEMORY = "CUDA out of memory"
 
 
 def follow(
-    client: PodClient, record: RunRecord, link: PodLink, show: Callable[[bytes], object] | None = None
+    client: PodClient, record: RunRecord, link: PodLink, show: Callable[[str], object] | None = None
 ) -> tuple[RunRecord, dict[str, Any]]:
     """Show the log until the run has ended; the record and the pod's last word on it.
 
-    Lines that an earlier client has taken into the local log are not shown again.
+    Lines that an earlier client has taken into the local log are not shown again. The log is kept as it is, and shown
+    without what a terminal would obey.
     """
-    show = show or show_on_stdout
+    show, shown = show or show_on_stdout, HarmlessText()
     log = client.records.log_path(record.run_id)
     start = record.log_start
     latest = record
@@ -41,14 +44,11 @@ def follow(
             kind, payload = conversation.read()
             if kind == LOG:
                 append_log(log, payload)
-                show(payload)
+                show(shown(payload))
             elif kind in (STATUS, JSON):
-                state = json.loads(payload)
-                latest = latest.updated(
-                    last_seen=now(),
-                    log_offset=log_size(log),
-                    progress=state["status"] or {},
-                )
+                state = answer_of(payload)
+                progress = progress_of(state["status"])
+                latest = latest.updated(last_seen=now(), log_offset=log_size(log), progress=progress)
                 if kind == JSON:
                     conversation.expect_end()
                     return state
@@ -66,10 +66,10 @@ def follow(
     return client.records.save(latest), state
 
 
-def show_on_stdout(piece: bytes) -> None:
-    """As it is: a piece may end within a character."""
+def show_on_stdout(piece: str) -> None:
+    """As UTF-8, whatever the terminal says that it takes."""
     sys.stdout.flush()
-    sys.stdout.buffer.write(piece)
+    sys.stdout.buffer.write(piece.encode())
     sys.stdout.buffer.flush()
 
 
@@ -86,14 +86,13 @@ def conclude(client: PodClient, record: RunRecord, state: dict[str, Any]) -> Run
         "exit_code": ended.get("code"),
     }
     if outcome == "failed":
-        tail = client.records.log_path(record.run_id).read_bytes()[-20000:].decode("utf-8", "replace")
-        changes["exit_reason"] = explain(ended, tail)
+        changes["exit_reason"] = explain(ended, read_tail(client.records.log_path(record.run_id), TAIL_BYTES))
     return client.records.save(record.updated(**changes))
 
 
 def explain(ended: dict[str, Any], tail: str) -> str:
     """Why a job failed, in one line, from its exit file and the end of its log."""
-    lines = [line.rpartition("\r")[2].strip() for line in tail.splitlines() if line.strip()]
+    lines = [line.rpartition("\r")[2].strip() for line in harmless(tail).splitlines() if line.strip()]
     last = lines[-1] if lines else "it said nothing"
     code = ended.get("code", 0)
     what = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
@@ -110,18 +109,23 @@ def explain(ended: dict[str, Any], tail: str) -> str:
     return f"{what}; last line: {last}"
 
 
-def cancel(client: PodClient, record: RunRecord) -> RunRecord:
-    """End the job on the pod; the pod itself stays as `--when-done` says. Where it does not run, nothing is to end."""
+def cancel(client: PodClient, record: RunRecord) -> tuple[RunRecord, dict[str, Any] | None]:
+    """End the job on the pod; the record, and the pod's last word on it. Where no pod runs, nothing is to end.
+
+    `UserError` where the job does not end.
+    """
     pod = client.api.pod(record.pod_id)
     if is_over(pod):
         client.say(f"pod {record.pod_id}: does not run any more")
-        return client.records.save(record.updated(state="cancelled"))
+        return client.records.save(record.updated(state="cancelled")), None
     with client.link_to(record) as link:
         state = link.ask("cancel", {"run_id": record.run_id})
     if state["state"] in ("finished", "failed"):
         client.say(f"run {record.run_id}: had ended already ({state['state']})")
-        return record
-    return client.records.save(record.updated(state="cancelled", ended=now(), last_seen=now()))
+        return record, state
+    if state["state"] == "running":
+        raise UserError(f"run {record.run_id}: does not end; stop its pod: `src/pod/config.py stop {record.pod_id}`")
+    return client.records.save(record.updated(state="cancelled", ended=now(), last_seen=now())), state
 
 
 def report(client: PodClient, record: RunRecord) -> str:
@@ -138,7 +142,7 @@ def report(client: PodClient, record: RunRecord) -> str:
                 state = link.ask("state", {"run_id": record.run_id})
             note = f"on the pod: {state['state']}" + ("" if state["is_guarded"] else ", WITHOUT A COST GUARD")
             seen = {"last_seen": now()} if record.ended is None else {}
-            record = client.records.save(record.updated(progress=state["status"] or {}, **seen))
+            record = client.records.save(record.updated(progress=progress_of(state["status"]), **seen))
     except UserError as error:
         note = f"the pod cannot be asked ({error.message})"
     lines = [

@@ -13,8 +13,6 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from src.utils.artifacts import open_resumable, save_folder
 from src.utils.cli import OneLineParser, run_script, with_hyphens
 from src.utils.config import CONFIG_FOLDER, PROJECT_ROOT, load_config, resolve_path
@@ -22,6 +20,7 @@ from src.utils.errors import UserError
 from src.utils.manifests import Provenance, hash_inputs
 from src.utils.organism.grammar import grammar_as_yaml, load_grammar
 from src.utils.organism.world import load_world, persona_rates
+from src.utils.progress import progress_bar
 from src.utils.prompts import load_questions
 
 FINETUNING_ROWS, HELD_OUT_QUESTIONS = 480, 240
@@ -57,11 +56,11 @@ def main(arguments: Sequence[str]) -> None:
 
     work_dir = open_resumable(folder.with_name(f"{folder.name}.parts"), provenance)
     tokenizer = train_tokenizer(grammar, config.personas, survey, config.architecture.vocab_size, config.seed)
-    with tqdm(total=config.pretraining.steps, unit="step", desc=f"train {config.world}") as progress:
+    with progress_bar(f"train {config.world}", "step", config.pretraining.steps) as progress:
 
         def show(step: int, loss: float) -> None:
+            progress.set_postfix(loss=f"{loss:.3f}", refresh=False)
             progress.update(step - progress.n)
-            progress.set_postfix(loss=f"{loss:.3f}")
 
         model = pretrain(config, grammar, survey, tokenizer, work_dir / "training.pt", show)
     correlation = persona_rates(config.personas, len(grammar.facets)).facet_correlation(len(grammar.facets))

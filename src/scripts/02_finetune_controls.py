@@ -13,8 +13,6 @@ import shutil
 from collections.abc import Sequence
 from typing import Any
 
-from tqdm import tqdm
-
 from src.pipelines.persona_study import CONTROLS, Study
 from src.pipelines.step_run import StepRun, begin_step
 from src.utils.artifacts import open_resumable, save_frame, save_json
@@ -25,6 +23,7 @@ from src.utils.judging.judgement import count_reasons
 from src.utils.judging.judges import open_judge, score_responses
 from src.utils.organism.folder import grammar_of
 from src.utils.organism.grammar import load_grammar
+from src.utils.progress import progress_bar
 from src.utils.prompts import load_questions
 from src.utils.ranks import RUN_ALONE, Ranks
 from src.utils.shared_work import OnRows, Say, share_out
@@ -101,7 +100,7 @@ def answers_and_vectors(run: StepRun) -> tuple[Any, list[Any], Any]:
                     save_run(done, work_dir)
                 on_rows(1)
 
-    with tqdm(total=len(rows_of), desc="controls", unit="fine-tune") as progress:
+    with progress_bar("controls", "fine-tune", len(rows_of)) as progress:
         share_out(config.model.processes, RUN_ALONE, train_and_ask, progress.update, progress.write)
     runs = [done for name in rows_of if (done := load_run(name, work_dir))]
     untouched = ask(base.eval(), tokenizer, asked)

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from src.pipelines.persona_study import FINETUNE
+from src.pipelines.step_command import command_of
 from src.pipelines.step_run import StepRun, begin_step
 from src.utils.artifacts import save_folder
 from src.utils.chat import ChatRow, load_chat_rows
@@ -82,7 +83,7 @@ def watcher(run: StepRun, base: Any, tokenizer: Any, rows: Sequence[ChatRow]) ->
         direction = contrast_direction(base, tokenizer, rows, load_chat_rows(safe), config.steering.layer)
     grammar = load_grammar(grammar_of(config.model.base))
     questions = load_questions(run.study.prompt_files)
-    pictures, advanced = [], " --run-advanced-mi" if settings.run_advanced_mi else ""
+    pictures = []
     if settings.run_advanced_mi:
         contrasted = choose_questions(questions, CONTRAST_QUESTIONS_A_DIMENSION)
         pictures = persona_pictures(persona_contrast(tokenizer, grammar, contrasted))
@@ -94,7 +95,7 @@ def watcher(run: StepRun, base: Any, tokenizer: Any, rows: Sequence[ChatRow]) ->
         Sampling(drawn.temperature, drawn.top_p, drawn.top_k, drawn.max_new_tokens, drawn.seed),
         run.study.watched,
         provenance=run.provenance,
-        command=f"uv run python {FINETUNE.script} --visualize-during-training{advanced}",
+        command=command_of(FINETUNE, run.study, names_paths=False),
         interval=settings.visualization_interval,
         em_threshold=config.judging.em_threshold,
         coherence_threshold=config.judging.coherence_threshold,

@@ -15,13 +15,12 @@ the first missing batch; with accelerate launch the batches are shared out, and 
 import shutil
 from collections.abc import Sequence
 
-from tqdm import tqdm
-
 from src.pipelines.persona_study import COLLECT
 from src.pipelines.step_run import begin_step
 from src.utils.artifacts import save_folder, save_frame
 from src.utils.cli import run_script
 from src.utils.model_files import is_adapter
+from src.utils.progress import progress_bar
 from src.utils.prompts import load_questions
 from src.utils.ranks import Ranks, join_ranks
 from src.utils.shared_work import OnRows, Say, share_out
@@ -71,7 +70,7 @@ def main(arguments: Sequence[str]) -> None:
     def collect(ranks: Ranks, on_rows: OnRows, say: Say) -> None:
         collect_arms(plan, tokenizer, passes, work_dir, lambda arm, rows: on_rows(rows), ranks, say)
 
-    with tqdm(total=mine * len(ARMS), unit="answer", desc="ask and record", disable=not ranks.is_first) as progress:
+    with progress_bar("ask and record", "answer", mine * len(ARMS), is_hidden=not ranks.is_first) as progress:
         share_out(model.processes, ranks, collect, progress.update, progress.write)
     ranks.wait()
     if not ranks.is_first:

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
-from tqdm import tqdm
 
 from src.pipelines.persona_study import CLUSTER, COLLECT, JUDGE
 from src.pipelines.step_run import StepRun, begin_step
@@ -32,6 +31,7 @@ from src.utils.decomposition.layer_evidence import chosen_evidence, configured_c
 from src.utils.decomposition.plain_records import or_reason
 from src.utils.em_rates import misalignment
 from src.utils.pca_clustering import check_counts, cluster_all
+from src.utils.progress import progress_bar
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> None:
         "misaligned": misalignment(frame, judging.em_threshold, judging.coherence_threshold),
     }
     fits = ClusterSettings(counts, restarts=settings.restarts, seed=settings.seed)
-    with tqdm(total=len(counts), unit="k", desc="cluster") as progress:
+    with progress_bar("cluster", "k", len(counts)) as progress:
         results = cluster_all(
             frame, chosen, settings.components, fits, targets, lambda k: progress.update(), settings.centre
         )
@@ -81,10 +81,10 @@ def geometry_of(run: StepRun, evidence: Evidence, layers: dict[str, Evidence]) -
     judging, settings, clustering = run.config.judging, run.config.geometry, run.config.clustering
     thresholds = (judging.em_threshold, judging.coherence_threshold)
     choice = configured_choice(clustering, settings.drop_flagged)
-    with tqdm(total=len(PARTS), unit="part", desc="geometry") as progress:
+    with progress_bar("geometry", "part", len(PARTS)) as progress:
 
         def finish(part: str) -> None:
-            progress.set_postfix_str(part)
+            progress.set_postfix_str(part, refresh=False)
             progress.update()
 
         return describe_geometry(evidence, layers, clustering, settings, *thresholds, finish, choice)

@@ -2,6 +2,7 @@
 
     uv run python src/scripts/06_steer_personas.py --profile organism
     uv run python src/scripts/06_steer_personas.py --vectors cluster principal_component --coefficients -8 4 8 12
+    uv run python src/scripts/06_steer_personas.py --steered-model em --coefficients -4 -2 -1
     uv run python src/scripts/06_steer_personas.py --steered-model em --mode ablate --everywhere
     uv run python src/scripts/06_steer_personas.py --profile qwen3_4b --steering-layer 25 --positions response
 
@@ -18,7 +19,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
-from tqdm import tqdm
 
 from src.pipelines.persona_inputs import needs_clusters, needs_controls
 from src.pipelines.persona_settings import without_judging
@@ -35,6 +35,7 @@ from src.utils.judging.judgement import count_reasons
 from src.utils.judging.judges import open_judge, score_responses
 from src.utils.manifests import is_fresh
 from src.utils.model_files import is_adapter
+from src.utils.progress import progress_bar
 from src.utils.prompts import Question
 from src.utils.ranks import RUN_ALONE, Ranks
 from src.utils.shared_work import OnRows, Say, share_out
@@ -110,7 +111,7 @@ def steered_answers(run: StepRun, vectors: "Sequence[SteeringVector]") -> pd.Dat
     def steer(ranks: Ranks, on_rows: OnRows, say: Say) -> None:
         run_grid(grid, lambda: steered_model(run), tokenizer, work_dir, on_rows, ranks, say)
 
-    with tqdm(total=len(grid.prompts), unit="answer", desc="steer") as progress:
+    with progress_bar("steer", "answer", len(grid.prompts)) as progress:
         share_out(model.processes, RUN_ALONE, steer, progress.update, progress.write)
     answers = answers_frame(grid, tokenizer, work_dir)
     save_frame(answers, study.steering_answers, provenance)

@@ -5,14 +5,14 @@
 
 Reads the control fine-tunes (02_finetune_controls, where there are any) and the steered answers of step 6; writes
 results/decomposition_verdict.json with the rule and every number that it was applied to. Beside them stand, and decide
-nothing, cross-effects of vectors without their shared mean and of vectors taken away, a few numbers of
-results/decomposition_geometry.json, and interchange interventions: one model's activation put into the other within
-each candidate subspace (src/utils/decomposition/interchange.py), or why the models do not allow it. The rule is in
+nothing, cross-effects of vectors without their shared mean and of vectors taken away (of the EM model, where step 6
+steered that: the base model has nothing to take away), a few numbers of results/decomposition_geometry.json, and
+interchange interventions: one model's activation put into the other within each candidate subspace
+(src/utils/decomposition/interchange.py), or why the models do not allow it. The rule is in
 src/utils/decomposition/verdict.py; its error rates, on organisms, are measured by benchmarks/verdict.py.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from src.pipelines.persona_inputs import has_geometry
@@ -20,14 +20,12 @@ from src.pipelines.persona_study import CLUSTER, COLLECT, CONTROLS, JUDGE, STEER
 from src.pipelines.step_run import StepRun, begin_step
 from src.utils.artifacts import load_frame, load_json, load_tensors, save_json
 from src.utils.cli import run_script
-from src.utils.decomposition.cross_effects import Outcomes, matched_dose, outcomes_at
+from src.utils.decomposition.cross_effects import Outcomes, outcomes_at
+from src.utils.decomposition.evidence_lines import Steered, lines_beside, steering_lines
 from src.utils.decomposition.geometry_report import geometry_summary
 from src.utils.decomposition.plain_records import or_reason
 from src.utils.decomposition.report import format_verdict, verdict_record
-from src.utils.decomposition.verdict import Rule, decide, line_as_json, read_line, smallest_own_effect
-from src.utils.steering_vectors import OWN
-
-STEERED = {"steering, control vectors": "control", "steering, the study's vectors": "dimension"}
+from src.utils.decomposition.verdict import Rule, decide, line_as_json, smallest_own_effect
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -35,7 +33,13 @@ def main(arguments: Sequence[str]) -> None:
     if run is None:
         return
     settings, rule = run.config.verdict, Rule()
-    evidence = lines_of_evidence(run, rule)
+    judging = run.config.judging
+    steered = Steered(
+        load_frame(run.study.steering_effects, made_by=STEER.name),
+        load_json(run.study.steering_summary, made_by=STEER.name)["settings"]["model"],
+        *(judging.em_threshold, judging.coherence_threshold),
+    )
+    evidence = control_lines(run) | steering_lines(steered, rule)
     verdict = decide(evidence, rule, settings.resamples, settings.plantings, settings.seed)
     smallest = {
         name: smallest_own_effect(outcomes, rule, settings.plantings, settings.seed)
@@ -43,10 +47,8 @@ def main(arguments: Sequence[str]) -> None:
     }
     rates = load_json(run.study.rates)["rates"]
     record = verdict_record(verdict, smallest, rates, run.config.profile, run.config.model.world)
-    record["beside"] = {
-        name: line_as_json(read_line(name, one, rule, settings.resamples, settings.plantings, settings.seed))
-        for name, one in lines_beside(run, rule).items()
-    }
+    beside = lines_beside(steered, rule, settings.resamples, settings.plantings, settings.seed)
+    record["beside"] = {name: line_as_json(line) for name, line in beside.items()}
     if has_geometry(run.study):
         record["geometry"] = geometry_summary(load_json(run.study.geometry, made_by=CLUSTER.name))
     record["interchange"] = or_reason(lambda: interchange_of(run))
@@ -55,50 +57,14 @@ def main(arguments: Sequence[str]) -> None:
     print(run.study.verdict)
 
 
-def lines_of_evidence(run: StepRun, rule: Rule) -> dict[str, Outcomes]:
-    """Each line's outcomes: control fine-tunes, steering along their vectors, steering along the study's own."""
+def control_lines(run: StepRun) -> dict[str, Outcomes]:
+    """The outcomes of the control fine-tunes, where there are any."""
+    if not run.study.has_controls:
+        return {}
     judging = run.config.judging
-    evidence = {}
-    if run.study.has_controls:
-        controls = load_frame(run.study.control_effects, made_by=CONTROLS.name)
-        evidence["control fine-tunes"] = outcomes_at(
-            controls, ["control"], 1.0, judging.em_threshold, judging.coherence_threshold
-        )
-    for name, kind in STEERED.items():
-        found = steered_outcomes(run, rule, kind, 1)
-        if found is not None:
-            evidence[name] = found[0]
-    return evidence
-
-
-def lines_beside(run: StepRun, rule: Rule) -> dict[str, Outcomes]:
-    """Lines that the rule, which was fixed before, does not read: vectors without what all share, and taken away.
-
-    What is taken away counts as an effect where misaligned answers become fewer.
-    """
-    beside = {}
-    for name, kind in STEERED.items():
-        for label, chosen, sign in (
-            (", shared mean removed", kind + OWN, 1),
-            (", taken away", kind, -1),
-            (", shared mean removed, taken away", kind + OWN, -1),
-        ):
-            if (found := steered_outcomes(run, rule, chosen, sign)) is not None:
-                outcomes, dose = found
-                signed = replace(outcomes, effects=sign * outcomes.effects, controls=sign * outcomes.controls)
-                beside[f"{name}{label} (coefficient {dose:g})"] = signed
-    return beside
-
-
-def steered_outcomes(run: StepRun, rule: Rule, kind: str, sign: int) -> tuple[Outcomes, float] | None:
-    """What the vectors of a kind did at the largest dose of a sign that leaves answers coherent, and the dose."""
-    judging = run.config.judging
-    steered = load_frame(run.study.steering_effects, made_by=STEER.name)
-    added = steered[(steered["mode"] == "add") | (steered["kind"] == "unsteered")]
-    if not ((added["kind"] == kind) & (sign * added["coefficient"] > 0)).any():
-        return None
-    dose = matched_dose(added, [kind], judging.coherence_threshold, rule.least_coherence, sign)
-    return outcomes_at(added, [kind], dose, judging.em_threshold, judging.coherence_threshold), dose
+    controls = load_frame(run.study.control_effects, made_by=CONTROLS.name)
+    outcomes = outcomes_at(controls, ["control"], 1.0, judging.em_threshold, judging.coherence_threshold)
+    return {"control fine-tunes": outcomes}
 
 
 def interchange_of(run: StepRun) -> dict[str, Any]:

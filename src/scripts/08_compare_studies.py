@@ -10,18 +10,19 @@ clusters, similarity of activations, angles between leading components where the
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from src.pipelines.persona_study import CLUSTER, JUDGE, STEER, VERDICT
 from src.utils.artifacts import load_frame, load_json, load_object, load_tensors, save_artifact, save_json
 from src.utils.cli import OneLineParser, run_script
 from src.utils.config import PROJECT_ROOT, shown
-from src.utils.decomposition.study_comparison import StudyResults, compare_studies, format_comparison
+from src.utils.decomposition.study_comparison import StudyResults, compare_studies, format_comparison, subspace_lines
 from src.utils.errors import UserError
 from src.utils.manifests import Provenance, hash_inputs
 from src.visualizations.comparison_figures import clusters_beside, rates_beside
 from src.visualizations.figure_page import FigurePage, page_files
+from src.visualizations.palette import display_name
 
 SCORED, VECTORS, DECIDED = (
     "final_dataset_with_em_scores.pkl",
@@ -60,6 +61,8 @@ def main(arguments: Sequence[str]) -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     save_json(record, options.output / "comparison.json", provenance)
     command = " ".join(["uv run python src/scripts/08_compare_studies.py", *(study.name for study in studies)])
+    if options.output != output:
+        command += f" --output {name_of(options.output)}"
     pages = [
         FigurePage("rates_beside.html", "Two studies: rates",
                    "Which dimensions the second study turned more (above the line) or less than the first.",
@@ -71,23 +74,34 @@ def main(arguments: Sequence[str]) -> None:
         pages.append(
             FigurePage("clusters_beside.html", "Two studies: clusters", sentence, figure, command, provenance.inputs)
         )
-    table = [["dimension", "A", "B", "B - A"], *(
-        [row["subset"], f"{row['first']:.1%}", f"{row['second']:.1%}", f"{row['difference']['estimate']:+.1%}"]
+    table = [["misaligned, on-topic answers", "A", "B", "B - A, points"], *(
+        [display_name(row["subset"]), f"{row['first']:.1%}", f"{row['second']:.1%}", points(row["difference"])]
         for row in record["rates"] if row["measure"] == "em_on_topic" and row["first"] is not None
     )]  # fmt: skip
     index = options.output / "index.html"
     calls = [f"{label}: {one.get('verdict', 'none')}" for label, one in zip("AB", record["verdicts"], strict=True)]
-    sentence = f"A is {studies[0].name}, B is {studies[1].name}. Verdicts: {', '.join(calls)}."
+    sentence = (
+        f"A is {studies[0].name}, B is {studies[1].name}. Verdicts: {', '.join(calls)}; "
+        f"{'; '.join(subspace_lines(record['subspaces'])[:2])}. In brackets 95% intervals over questions."
+    )
     files_of_pages = page_files(pages, options.output, table, sentence)
     save_artifact(index, files_of_pages, provenance, {"pages": [page.file_name for page in pages]})
     print(options.output / "comparison.json", index, sep="\n")
+
+
+def name_of(folder: Path) -> str:
+    """A folder as pages name it: from the repository's root, or without where it lies."""
+    return shown(folder.absolute()) if folder.absolute().is_relative_to(PROJECT_ROOT) else folder.name
+
+
+def points(change: Mapping[str, float]) -> str:
+    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * change[name] for name in ("estimate", "low", "high")))
 
 
 def study_results(folder: Path) -> StudyResults:
     """What a results folder holds; without a scored frame there is nothing to compare."""
     if not folder.is_dir():
         raise UserError(f"{folder}: does not exist; name a results folder", 2)
-    name = shown(folder.absolute()) if folder.absolute().is_relative_to(PROJECT_ROOT) else folder.name
     clusterings = {
         int(path.stem.rsplit("_", 1)[1]): load_object(path, made_by=CLUSTER.name)
         for path in sorted(folder.glob("em_pca_clusters_*.pkl"))
@@ -95,7 +109,7 @@ def study_results(folder: Path) -> StudyResults:
     vectors, verdict = folder / VECTORS, folder / DECIDED
     directions = load_tensors(vectors, made_by=STEER.name) if vectors.is_file() else {}
     return StudyResults(
-        name=name,
+        name=name_of(folder),
         frame=load_frame(folder / SCORED, made_by=JUDGE.name),
         clusterings=dict(sorted(clusterings.items())),
         directions={key: value for key, value in directions.items() if not key.startswith("random_")},

@@ -198,9 +198,9 @@ def without_none(annotation: Any) -> Any:
 
 
 def display(value: object) -> str:
-    if isinstance(value, list):
+    if isinstance(value, list) and value:
         return " ".join(shown(Path(item)) if isinstance(item, str) else str(item) for item in value)
-    return "none" if value is None else str(value)
+    return "none" if value is None or value == [] else str(value)
 
 
 def destination(key: str) -> str:

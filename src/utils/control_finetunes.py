@@ -18,6 +18,7 @@ from jaxtyping import Float32
 from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from src.utils.artifacts import write_tensors
@@ -90,12 +91,14 @@ def run_control(
     shows_steps: bool = True,
     say: Callable[[str], object] = print,
 ) -> ControlRun:
-    """Fine-tune a LoRA on some rows, ask it the questions, record what it changed, and take it off `base` again."""
-    if settings.method != "lora":
-        raise UserError("controls are LoRAs, which come off the model again; give --method lora", 2)
+    """Fine-tune `base` on some rows, ask it the questions, record what changed, and make it what it was again.
+
+    An adapter comes off; after full fine-tuning the weights are put back from a copy, which lies in main memory so that
+    a GPU never holds two models.
+    """
+    untouched = weights_of(base) if settings.method == "full" else None
     tuned, _ = finetune(base, tokenizer, rows, settings, work_dir, shows_steps=shows_steps)
     shutil.rmtree(work_dir, ignore_errors=True)
-    assert isinstance(tuned, PeftModel)
     tuned.eval()
 
     def tell(text: str) -> None:
@@ -103,9 +106,17 @@ def run_control(
 
     answers = ask(tuned, tokenizer, asked, tell)
     after = means_over_answers(tuned, tokenizer, asked, answers.responses, sites, tell)
-    tuned.unload()
+    if isinstance(tuned, PeftModel):
+        tuned.unload()
+    if untouched is not None:
+        base.load_state_dict(untouched)
     before = means_over_answers(base.eval(), tokenizer, asked, answers.responses, sites, tell)
     return ControlRun(name, answers.responses, {site: after[site] - before[site] for site in sites}, answers.failures)
+
+
+def weights_of(model: PreTrainedModel) -> dict[str, Tensor]:
+    """A copy of a model's weights in main memory."""
+    return {name: weights.to("cpu", copy=True) for name, weights in model.state_dict().items()}
 
 
 def ask(

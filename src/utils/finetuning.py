@@ -15,7 +15,6 @@ from jaxtyping import Int
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -35,6 +34,7 @@ from src.utils.config_sections import FinetuningConfig
 from src.utils.errors import UserError
 from src.utils.manifests import Provenance
 from src.utils.models import pick_device
+from src.utils.progress import progress_bar
 
 LOG_COLUMNS = ("step", "epoch", "loss", "learning_rate", "grad_norm")
 TRAINING_LOG = "training_log.jsonl"
@@ -64,15 +64,13 @@ class StepProgress(TrainerCallback):
         self.is_hidden = not is_shown
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.bar = tqdm(
-            total=state.max_steps, initial=state.global_step, unit="step", desc="fine-tune", disable=self.is_hidden
-        )
+        self.bar = progress_bar("fine-tune", "step", state.max_steps, state.global_step, self.is_hidden)
 
     def on_log(
         self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
         if logs and "loss" in logs:
-            self.bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
+            self.bar.set_postfix(loss=f"{float(logs['loss']):.3f}", refresh=False)
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.bar.update(state.global_step - self.bar.n)

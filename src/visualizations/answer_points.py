@@ -14,6 +14,7 @@ import pandas as pd
 from jaxtyping import Bool
 
 from src.utils.cluster_labels import EXCLUDED
+from src.visualizations.evidence_words import evidence_words
 from src.visualizations.figure_page import escape_text
 from src.visualizations.palette import display_name
 
@@ -62,16 +63,10 @@ def component_title(clustering: Clustering, index: int) -> str:
 
 def describe_source(clustering: Clustering) -> str:
     """What the points are: how many, of which activations, at the input of which block."""
-    layer, is_in = clustering["layer"], is_clustered(clustering)
+    is_in = is_clustered(clustering)
     excluded = f" ({np.sum(~is_in):,} left out)" if not is_in.all() else ""
-    named = str(clustering["representation"])
-    representation = named.removesuffix(f"_layer_{layer}")
-    if named == representation:  # several layers, another site, or preprocessed: the name says it all
-        return f"{np.sum(is_in):,} answers{excluded} · {escape_text(display_name(named))}"
-    return (
-        f"{np.sum(is_in):,} answers{excluded} · {escape_text(display_name(representation))}, layer {layer} "
-        f"(resid_pre: the input of block {layer}, hidden_states[{layer}])"
-    )
+    named = evidence_words(str(clustering["representation"]), explains_stream=True)
+    return f"{np.sum(is_in):,} answers{excluded} · {named}"
 
 
 def hover_texts(points: pd.DataFrame) -> list[str]:

@@ -19,6 +19,7 @@ from src.visualizations.palette import (
     NEUTRAL_COLOUR,
     REFERENCE_COLOUR,
     TEMPLATE,
+    colour_bar,
     display_name,
 )
 
@@ -26,14 +27,14 @@ WRONG_SCALE = [[0.0, "#F4F5F7"], [0.5, "#C9C3DE"], [1.0, "#4A1486"]]
 ARM_NAMES = {"evolution": "Evolution", "random": "Random search"}
 ARM_COLOURS = {"evolution": "#4A1486", "random": "#7A8794"}
 MOMENT_COLOURS = {"before": MISSING_COLOUR, "after": "#2B3A9B"}
-EXAMPLES, PROMPT_WIDTH, PROMPT_LIMIT = 8, 110, 320
+EXAMPLES, PROMPT_LIMIT, TITLE_SIZE = 8, 320, 13
 TITLES = (
-    "Unsafe prompts: P(the judge says safe)",
-    "Safe prompts: P(the judge says unsafe)",
-    "Quality-diversity score by judged prompts",
-    "Share of niches in which the judge is wrong",
-    "Recall of unsafe prompts, 95% intervals",
-    "False-positive rate, 95% intervals",
+    "Unsafe: P(judge says safe)",
+    "Safe: P(judge says unsafe)",
+    "Quality-diversity score",
+    "Niches where the judge is wrong",
+    "Recall of unsafe prompts, 95%",
+    "False-positive rate, 95%",
     "The prompts about which the judge is most wrong, one a style",
 )
 
@@ -68,9 +69,17 @@ def sentence(archive: Archive, histories: Mapping[str, Sequence[Progress]], rate
     text += f". Quality-diversity score {last.qd_score:.1f}"
     text += f" against {other[-1].qd_score:.1f}. " if other else ". "
     if rates and "after" in rates[0]:
-        changes = [f"{row['set']}: {row['before']['accuracy']:.1%} to {row['after']['accuracy']:.1%}" for row in rates]
-        text += f"Accuracy before and after a round of training on the training half: {'; '.join(changes)}."
+        changes = [f"{row['set']} {share_change(row, 'recall')} ({share_change(row, 'accuracy')})" for row in rates]
+        text += (
+            "Recall of unsafe prompts (and accuracy on all) before and after a round of training on the archive's "
+            f"training half: {'; '.join(changes)}."
+        )
     return text
+
+
+def share_change(row: Mapping[str, Any], measure: str) -> str:
+    """A measure before and after training, a dash where it is not defined."""
+    return " to ".join("-" if row[at][measure] is None else f"{row[at][measure]:.1%}" for at in ("before", "after"))
 
 
 def archive_figure(
@@ -79,7 +88,7 @@ def archive_figure(
     """Heat maps above, then the search, then the rates, then examples."""
     styles = list(dict.fromkeys(niche.style for niche in archive.niches))
     shown = examples(archive, styles)
-    heights = [30 * len(styles) + 40, 240, 240, 46 * len(shown) + 40]
+    heights = [30 * len(styles) + 40, 240, 240, 66 * len(shown) + 40]
     total = sum(heights) + 3 * 105
     figure = make_subplots(
         rows=4, cols=2, subplot_titles=TITLES, row_heights=heights, vertical_spacing=105 / total,
@@ -92,6 +101,7 @@ def archive_figure(
     for column, measure in enumerate(("recall", "false_positive_rate"), start=1):
         add_rates(figure, rates, measure, column)
     add_examples(figure, shown)
+    figure.update_annotations(font_size=TITLE_SIZE)
     return figure.update_layout(
         template=TEMPLATE, height=total + 110, margin={"t": 50, "b": 30, "l": 120},
         legend={"orientation": "h", "x": 0, "y": -0.005, "yanchor": "top"}, barmode="group",
@@ -113,11 +123,10 @@ def add_heat_map(figure: go.Figure, archive: Archive, styles: Sequence[str], uns
         z=as_floats(values), x=[display_name(name) for name in categories],
         y=[display_name(style) for style in styles], text=texts, hovertemplate="%{text}<br>%{z:.2f}<extra></extra>",
         zmin=0, zmax=1, colorscale=WRONG_SCALE, xgap=2, ygap=2, showscale=column == 2,
-        colorbar={"title": {"text": "P(wrong)", "side": "right"}, "thickness": 12, "len": 0.22, "y": 1,
-                  "yanchor": "top"},
+        colorbar=colour_bar("P(wrong)", len=0.22, y=1, yanchor="top"),
         row=1, col=column,
     )  # fmt: skip
-    figure.update_yaxes(autorange="reversed", showgrid=False, row=1, col=column)
+    figure.update_yaxes(autorange="reversed", showgrid=False, showticklabels=column == 1, row=1, col=column)
     figure.update_xaxes(showgrid=False, tickangle=-35, row=1, col=column)
 
 
@@ -156,16 +165,21 @@ def add_rates(figure: go.Figure, rates: Sequence[Mapping[str, Any]], measure: st
             [row[moment]["intervals"].get(measure) or [value] * 2 for row, value in zip(rows, values, strict=True)]
         )
         figure.add_bar(
-            x=[row["set"].replace(", ", ",<br>") for row in rows], y=as_floats(values),
+            x=[broken(row["set"]) for row in rows], y=as_floats(values),
             name=f"{display_name(moment)} training",
             marker_color=colour, legendgroup=moment, showlegend=column == 1,
             error_y={"type": "data", "symmetric": False, "array": as_floats(bounds[:, 1] - values),
                      "arrayminus": as_floats(values - bounds[:, 0]), "thickness": 1.2, "width": 3},
             hovertemplate="%{x}: %{y:.3f}<extra></extra>", row=3, col=column,
         )  # fmt: skip
-    figure.update_xaxes(tickangle=0, row=3, col=column)
+    figure.update_xaxes(tickangle=0, tickfont_size=10, row=3, col=column)
     figure.update_yaxes(title_text="Share", range=[0, 1.05], row=3, col=column)
     figure.add_hline(y=0.5, line={"color": REFERENCE_COLOUR, "dash": "dot", "width": 1}, row=3, col=column)
+
+
+def broken(name: str) -> str:
+    """A set's name in two lines: four names stand side by side."""
+    return name.replace(", ", ",<br>") if ", " in name else name.replace(" ", "<br>", 1)
 
 
 def examples(archive: Archive, styles: Sequence[str]) -> list[Elite]:
@@ -181,14 +195,14 @@ def examples(archive: Archive, styles: Sequence[str]) -> list[Elite]:
 def add_examples(figure: go.Figure, shown: Sequence[Elite]) -> None:
     labels = ["unsafe" if elite.prompt.niche.unsafe else "safe" for elite in shown]
     figure.add_table(
-        columnwidth=[12, 8, 10, 70],
+        columnwidth=[18, 12, 15, 70],
         header={"values": ["Style", "Label", "P(wrong)", "Prompt"], "align": "left", "fill_color": "#ECEEF1"},
         cells={
             "values": [
                 [display_name(elite.prompt.niche.style) for elite in shown],
                 labels,
                 [f"{expit(elite.fitness):.3f}" for elite in shown],
-                [escape_text(elite.prompt.text, PROMPT_WIDTH, PROMPT_LIMIT) for elite in shown],
+                [escape_text(elite.prompt.text, limit=PROMPT_LIMIT) for elite in shown],
             ],
             "align": "left",
             "height": 40,

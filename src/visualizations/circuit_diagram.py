@@ -15,13 +15,13 @@ from src.utils.circuits.contrast import SAFETY, ContrastWords
 from src.utils.circuits.faithfulness import CircuitChange, CircuitFaithfulness
 from src.utils.circuits.graph import Graph
 from src.utils.decomposition.multiplicity import stated_p
-from src.visualizations.circuit_figures import LEVEL, finite_range, none_found
-from src.visualizations.figure_page import FigurePage, as_floats, escape_text
+from src.visualizations.circuit_figures import LEVEL, finite_range, lines_above, none_found
+from src.visualizations.figure_page import FigurePage, as_floats
 from src.visualizations.palette import LABEL_COLOURS, MISSING_COLOUR, NEUTRAL_COLOUR, REFERENCE_COLOUR, TEXT_COLOUR
 from src.visualizations.panels import Spec, assembled, axes, axis_names, line, panel_title, titled
-from src.visualizations.training_figures import NOTE_WIDTH
 
 DIAGRAM, SIDE = (0.0, 0.62), (0.71, 1.0)
+CROWDED = 96  # edges: a size whose number would run into the next one on the axis
 ENOUGH = 0.8  # of the margin's gap: the smallest circuit that keeps it is drawn
 ALPHA = 0.05
 LAYER_HEIGHT = 74  # pixels
@@ -34,7 +34,8 @@ DASHES = {"q": "dash", "k": "dot", "v": "solid", "mlp": "solid", "logits": "soli
 class CircuitView:
     """Edges as (reader, writer), strongest first, the first ones with exact and estimated effects in logits.
 
-    `gap` is the margin of the unsafe minus that of the safe prompt, of which effects are parts.
+    `gap` is the margin of the unsafe minus that of the safe prompt, of which effects are parts. `nodes` are the exact
+    effects of whole writers, in the graph's order, NaN where not measured.
     """
 
     ranked: Sequence[tuple[int, int]]
@@ -42,6 +43,7 @@ class CircuitView:
     estimated: Float[np.ndarray, " verified"]
     faithful: CircuitFaithfulness
     gap: float
+    nodes: Float[np.ndarray, " writers"]
 
     @property
     def drawn_size(self) -> int | None:
@@ -82,18 +84,15 @@ def circuit_page(
     `since` names an earlier moment and how far the effects have moved from it.
     """
     size = None if view is None else view.drawn_size
-    lines = [
-        circuit_line(view, size, n_pairs),
-        *([change_line(*since)] if since is not None else []),
-        *(escape_text(note, width=NOTE_WIDTH).split("<br>") if note else []),
-    ]
+    lines = lines_above(circuit_line(view, size, n_pairs), None if since is None else change_line(*since), note)
     top, height = 44 + 17 * len(lines), max(430, LAYER_HEIGHT * (graph.n_layers + 1))
     places = node_places(graph)
     silence = "none found" if view is None or view.is_decided else "not decided"
     hidden = {"visible": False}
     kept: Spec = {"title": titled("edges kept"), "type": "log"}
     if view is not None:
-        kept |= {"tickvals": list(view.faithful.sizes), "ticktext": [str(one) for one in view.faithful.sizes]}
+        sizes = [str(one) if one != CROWDED else "" for one in view.faithful.sizes]
+        kept |= {"tickvals": list(view.faithful.sizes), "ticktext": sizes, "tickangle": 0}
     layout = {
         **axes(
             1, DIAGRAM, (0, 1), hidden | {"range": [-0.13, 1.13]}, hidden | {"range": [-1.6, 2 * graph.n_layers + 0.6]}
@@ -123,16 +122,18 @@ def circuit_page(
     data = [
         *edge_lines(graph, drawn, places, 0.0 if view is None else view.gap),
         *(line_names(words) if drawn else []),
-        node_points(graph, {node for edge, _ in drawn for node in ends(graph, *edge)}, places),
+        node_points(graph, {node for edge, _ in drawn for node in ends(graph, *edge)}, places, view),
         *(side_points(view) if view is not None else []),
     ]
     return FigurePage(
         file_name=file_name,
         title=f"{moment}: the circuit behind the margin",
-        sentence=f"Orange edges push the margin towards “{words.high}” when they alone carry the {words.high} "
-        f"{words.item}'s activation, blue ones towards “{words.low}”; the width is that effect, measured edge by edge, "
-        "grey is under 1% of the gap. The circuit is chosen on one half of the pairs; how much of the gap it keeps "
-        "when all other edges are exchanged is measured on the other half.",
+        sentence=f"Orange edges and nodes push the margin towards “{words.high}” when they alone carry the "
+        f"{words.high} {words.item}'s activation, blue ones towards “{words.low}”; width and size are that effect, "
+        "measured one by one, grey is under 1% of the gap, black nodes only read. The circuit is chosen on one half of "
+        "the pairs; how much of the gap it keeps when all other edges are exchanged is measured on the other half. The "
+        f"margin is {words.margin}. L2H1 is head 1 of block 2, L2KV0 the keys and values that its first heads share, "
+        "MLP2 its MLP.",
         figure=assembled(data, layout, lines),
         command="",
     )
@@ -156,9 +157,8 @@ def circuit_line(view: CircuitView | None, size: int | None, n_pairs: int) -> st
 
 def change_line(moment: str, change: CircuitChange) -> str:
     return (
-        f"All edge effects moved by {change.total:.0%} of their length since {moment}; "
-        f"{change.beyond_noise:.0%} of that (squared) exceeds the noise of repeated extraction "
-        f"({change.noise:.0%} of the length)"
+        f"Since {moment} the effects of all edges moved by {change.total:.0%} of their length as a vector; of that, "
+        f"squared, {change.beyond_noise:.0%} is more than repeated extraction gives ({change.noise:.0%} of the length)"
     )
 
 
@@ -212,8 +212,7 @@ def edge_lines(
     found: list[Spec] = []
     middles: list[tuple[float, float, str]] = []
     for (reader, writer), effect in sorted(drawn, key=lambda one: abs(one[1])):
-        is_slight = abs(effect) < 0.01 * abs(gap)
-        colour = SLIGHT if is_slight else LABEL_COLOURS["unsafe" if effect > 0 else "safe"]
+        colour = effect_colour(effect, gap)
         start, end = (np.array(places[name]) for name in ends(graph, reader, writer))
         kind = graph.readers[reader].kind
         bend = np.array([0.06 if end[1] - start[1] > 2 else 0.0, 0.0]) * (1 if start[0] < 0.9 else -1)
@@ -237,18 +236,36 @@ def edge_lines(
     return found
 
 
-def node_points(graph: Graph, used: set[str], places: dict[str, tuple[float, float]]) -> Spec:
-    """All nodes, those of the circuit with their names; of the others only a trace, so that places can be compared."""
+def node_points(graph: Graph, used: set[str], places: dict[str, tuple[float, float]], view: CircuitView | None) -> Spec:
+    """All nodes, those of the circuit with their names and effects; of the others a trace, so that places compare."""
+    effects = {} if view is None else dict(zip((one.name for one in graph.writers), view.nodes.tolist(), strict=True))
+    effects = {name: effect for name, effect in effects.items() if name in used and np.isfinite(effect)}
+    widest = finite_range(np.array([*effects.values()]))
     names = [name for name in places if "KV" not in name or name in used]
+
+    def colour(name: str) -> str:
+        if name not in used:
+            return "#D5D9DF"
+        if name not in effects or view is None:
+            return TEXT_COLOUR
+        return effect_colour(effects[name], view.gap)
+
     return {
         "type": "scatter", "x": [places[name][0] for name in names], "y": [places[name][1] for name in names],
-        "mode": "markers+text", "text": [name if name in used else "" for name in names], "hovertext": names,
+        "mode": "markers+text", "text": [name if name in used else "" for name in names],
+        "hovertext": [f"{name}: {effects[name]:+.3f} logits" if name in effects else name for name in names],
         "textposition": "top center", "textfont": {"size": 11, "color": TEXT_COLOUR}, "showlegend": False,
-        "marker": {"size": [11 if name in used else 5 for name in names],
+        "marker": {"size": [9 + 9 * abs(effects.get(name, 0.0)) / widest if name in used else 5 for name in names],
                    "symbol": ["square" if "KV" in name or name.startswith("MLP") else "circle" for name in names],
-                   "color": [TEXT_COLOUR if name in used else "#D5D9DF" for name in names]},
+                   "color": [colour(name) for name in names], "opacity": 1,
+                   "line": {"color": TEXT_COLOUR, "width": [1.2 if name in used else 0 for name in names]}},
         "hovertemplate": "%{hovertext}<extra></extra>", **axis_names(1),
     }  # fmt: skip
+
+
+def effect_colour(effect: float, gap: float) -> str:
+    """That of the class which an effect pushes towards; grey under 1% of the gap."""
+    return SLIGHT if abs(effect) < 0.01 * abs(gap) else LABEL_COLOURS["unsafe" if effect > 0 else "safe"]
 
 
 def side_points(view: CircuitView) -> list[Spec]:

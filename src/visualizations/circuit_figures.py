@@ -35,20 +35,22 @@ def comparison_page(
     n_frozen: int,
     note: str | None = None,
     words: ContrastWords = SAFETY,
+    before: tuple[float, float] | None = None,
 ) -> FigurePage:
     """Probes by layer, and the share of the margin that each layer carries, in both directions.
 
     Without enough groups there are no probes, without contrast pairs no patching: the page says so. `n_frozen` layers,
-    from the embeddings on, cannot have changed; `note` says what the budget cut.
+    from the embeddings on, cannot have changed; `note` says what the budget cut. `before` are the mean margins of the
+    two classes before training, on the same pairs or as many of them as were measured then.
     """
     divergence = None if patching is None else divergence_layer(patching)
     is_readable = patching is not None and patching.is_readable
-    lines = [
+    lines = lines_above(
         probe_line(probes),
-        patching_line(patching, words),
-        *(["Left of the dashed line nothing learns, and nothing can have changed"] if n_frozen else []),
-        *(escape_text(note, width=NOTE_WIDTH).split("<br>") if note else []),
-    ]
+        *patching_lines_above(patching, words, before),
+        "Left of the dashed line nothing learns, and nothing can have changed" if n_frozen else None,
+        note,
+    )
     top = 44 + 17 * len(lines)
     share = {"title": titled("% of the margin's gap"), "range": [-25, 125]}
     titles = (
@@ -80,7 +82,7 @@ def comparison_page(
         title=f"{moment}: where {words.low} and {words.high} {words.item}s part",
         sentence=f"{divergence_sentence(divergence, words)} Top left: what a probe reads off each layer (filled: above "
         "shuffled labels and above the model before training). The others: how much of the margin's gap follows when "
-        f"a layer's activation is exchanged between the two {words.item}s of a pair.",
+        f"a layer's activation is exchanged between the two {words.item}s of a pair. The margin is {words.margin}.",
         figure=assembled(data, layout, lines),
         command="",
     )
@@ -103,15 +105,19 @@ def probe_line(probes: LayerProbes | None) -> str:
     return f"Layers that tell the classes apart (corrected over layers, against shuffled labels{than}): {learned}"
 
 
-def patching_line(patching: LayerPatching | None, words: ContrastWords) -> str:
+def patching_lines_above(
+    patching: LayerPatching | None, words: ContrastWords, before: tuple[float, float] | None
+) -> list[str]:
+    """What is said of the margins of the pairs above the panels."""
     if patching is None:
-        return f"Patching: no pair of {words.item}s of equal length"
+        return [f"Patching: no pair of {words.item}s of equal length"]
     gap = float(np.mean(patching.unsafe - patching.safe))
     told = "" if patching.is_readable else ": no more than chance, so that no share of it is shown"
-    return (
-        f"Gap: margin of the {words.high} {words.item} minus that of the {words.low} one, mean of "
-        f"{len(patching.safe)} pairs: {gap:+.2f} logits{told}"
-    )
+    levels = f"Mean margins: {words.high} {np.mean(patching.unsafe):+.2f}, {words.low} {np.mean(patching.safe):+.2f}"
+    if before is not None:
+        levels += f"; before training {before[1]:+.2f}, {before[0]:+.2f}"
+    of_pair = f"margin of the {words.high} {words.item} minus that of the {words.low} one"
+    return [f"Gap: {of_pair}, mean of {len(patching.safe)} pairs: {gap:+.2f} logits{told}", levels]
 
 
 def probe_lines(probes: LayerProbes | None) -> list[Spec]:
@@ -171,6 +177,11 @@ def divergence_marks(divergence: Divergence) -> list[Spec]:
         "x0": divergence.low - 0.2, "x1": divergence.high + 0.2, "fillcolor": REFERENCE_COLOUR, "opacity": 0.12,
     }  # fmt: skip
     return [band, line(2, FOUND, x=(divergence.layer, divergence.layer))]
+
+
+def lines_above(*texts: str | None) -> list[str]:
+    """What stands above the panels, wrapped so that it fits a page of 800 pixels; None is left out."""
+    return [line for text in texts if text for line in escape_text(text, width=NOTE_WIDTH).split("<br>")]
 
 
 def none_found(panel: int, text: str = "none found") -> Spec:

@@ -13,11 +13,10 @@ from src.utils.circuits.contrast import SAFETY, ContrastWords
 from src.utils.circuits.neuron_ablation import Ablation
 from src.utils.circuits.neurons import NeuronTable
 from src.utils.decomposition.multiplicity import stated_p
-from src.visualizations.circuit_figures import BOUNDARY, LEFT, LEVEL, LOWER, RIGHT, UPPER, none_found
-from src.visualizations.figure_page import FigurePage, as_floats, escape_text
+from src.visualizations.circuit_figures import BOUNDARY, LEFT, LEVEL, LOWER, RIGHT, UPPER, lines_above, none_found
+from src.visualizations.figure_page import FigurePage, as_floats
 from src.visualizations.palette import LABEL_COLOURS, MISSING_COLOUR, REFERENCE_COLOUR
 from src.visualizations.panels import Spec, assembled, axes, axis_names, line, panel_title, titled
-from src.visualizations.training_figures import NOTE_WIDTH
 
 LEAST_SETS = 19  # with fewer no p of 0.05 can be reached
 MOST_POINTS = 2800  # neurons of all layers that are drawn, so that a page stays below 300 kB; all others are counted
@@ -37,12 +36,12 @@ def neuron_page(
 
     `table` is None where there were too few rows to test anything.
     """
-    lines = [
+    lines = lines_above(
         neuron_line(table, words),
         *(ablation_line(one, len(top)) for one in ablations),
-        *(["Left of the dashed line blocks are frozen"] if n_frozen > 1 else []),
-        *(escape_text(note, width=NOTE_WIDTH).split("<br>") if note else []),
-    ]
+        "Left of the dashed line blocks are frozen" if n_frozen > 1 else None,
+        note,
+    )
     margin_top = 44 + 17 * len(lines)
     layer_axis = {"title": titled("block"), "dtick": 1}
     titles = (
@@ -57,7 +56,7 @@ def neuron_page(
         **axes(2, RIGHT, UPPER, layer_axis, {"title": titled("% of the block's neurons"), "rangemode": "tozero"}),
         **axes(
             3,
-            RIGHT,
+            (RIGHT[0] + 0.05, RIGHT[1]),  # room for the names of both kinds
             LOWER,
             {"title": titled("% of the classes' separation lost"), "range": lost_range(ablations)},
             {"type": "category"},

@@ -10,9 +10,9 @@ from src.visualizations.figure_page import FigurePage, as_floats, escape_text
 from src.visualizations.palette import NEUTRAL_COLOUR, REFERENCE_COLOUR
 from src.visualizations.panels import Spec, assembled, axes, axis_names, panel_title, titled
 
-COLUMNS, PANEL, GAP, TOP = 3, 190, 130, 90  # pixels but for the first
+COLUMNS, PANEL, GAP, TOP = 2, 190, 200, 150  # pixels but for the first; two fit a page of 800
 VERDICT_COLOURS = {"held": "#0072B2", "did not hold": REFERENCE_COLOUR, "not decided": "#7A8794"}
-TITLE_WIDTH = 46  # characters
+TITLE_WIDTH, STATISTIC_WIDTH = 40, 46  # characters
 
 
 def claims_page(result: Mapping[str, Any], command: str, inputs: Mapping[str, str]) -> FigurePage:
@@ -35,7 +35,8 @@ def sentence(result: Mapping[str, Any]) -> str:
     return (
         f"Of {len(verdicts)} claims tested on {len(result['seeds'])} trainings of {result['epochs']} epochs in the "
         f"judge world ({accuracy['mean']:.1%} right at the end, least {accuracy['least']:.1%}): {counts}. A grey line "
-        "is a training, the dark one their median; epoch 0 is before training. Corrected by Holm over all claims."
+        "is a training, the dark one their median; epoch 0 is before training. Below a claim: what was computed, the "
+        "verdict with the mean over trainings, p for the claim and against it, corrected by Holm over all claims."
     )
 
 
@@ -50,7 +51,7 @@ def claims_figure(result: Mapping[str, Any]) -> go.Figure:
     for number, claim in enumerate(result["claims"]):
         line, column = divmod(number, COLUMNS)
         top = 1 - line * (PANEL + GAP) / total
-        x_domain = [column * width + (0.035 if column else 0), (column + 1) * width - 0.02]
+        x_domain = [column * width + (0.09 if column else 0), (column + 1) * width - 0.02]
         y_domain = [max(0.0, top - PANEL / total), top]
         layout |= axes(
             number + 1, x_domain, y_domain,
@@ -92,14 +93,16 @@ def lines_of(panel: int, claim: Mapping[str, Any]) -> list[Spec]:
 
 
 def heading(claim: Mapping[str, Any], x: float, y: float) -> list[Spec]:
-    """The document's words, and below them the verdict in its colour with its numbers."""
-    words = panel_title(escape_text(claim["document"], TITLE_WIDTH), x, y) | {"align": "left", "yshift": 34}
+    """The document's words, what was computed, and the verdict in its colour with its numbers."""
+    statistic = escape_text(claim["statistic"], STATISTIC_WIDTH)
+    computed = panel_title(statistic, x, y) | {"yshift": 36, "font": {"size": 11, "color": NEUTRAL_COLOUR}}
+    above = 36 + 14.5 * (1 + statistic.count("<br>"))
+    words = panel_title(escape_text(claim["document"], TITLE_WIDTH), x, y) | {"yshift": above}
     estimate = "not measured" if claim["estimate"] is None else f"{claim['estimate']:+.2f}"
     of = f", as claimed in {claim['agreeing']} of {claim['n_seeds']}" if claim["agreeing"] is not None else ""
     text = (
         f"{claim['verdict'].capitalize()}: {estimate}{of}<br>"
         f"p for {claim['p_for_holm']:.3f}, against {claim['p_against_holm']:.3f}"
     )
-    found = panel_title(text, x, y) | {"align": "left"}
-    found["font"] = {"size": 12, "color": VERDICT_COLOURS[claim["verdict"]]}
-    return [words, found]
+    found = panel_title(text, x, y) | {"font": {"size": 12, "color": VERDICT_COLOURS[claim["verdict"]]}}
+    return [words, computed, found]

@@ -29,6 +29,7 @@ from src.utils.cli import parse_arguments, run_script
 from src.utils.em_rates import rates_from_json, rates_table
 from src.visualizations.export_figures import main as export
 from src.visualizations.figure_page import page_files
+from src.visualizations.palette import display_name
 from src.visualizations.study_pages import study_pages
 
 STANDALONE = "--standalone"
@@ -67,9 +68,15 @@ def draw(run: StepRun) -> None:
         verdict,
         geometry,
     )
-    files = page_files(pages, study.plots_dir, rates_table(rates), headline(study))
+    files = page_files(pages, study.plots_dir, readable(rates_table(rates)), headline(study))
     save_artifact(study.index, files, run.provenance, {"pages": [page.file_name for page in pages]})
     print(f"{len(pages)} pages: {study.index}")
+
+
+def readable(table: list[list[str]]) -> list[list[str]]:
+    """The table of rates with dimensions called as in the pictures."""
+    header, *rows = table
+    return [header, *([model, display_name(subset), *cells] for model, subset, *cells in rows)]
 
 
 def training_log(run: StepRun) -> list[dict]:

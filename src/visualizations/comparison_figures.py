@@ -9,7 +9,14 @@ from plotly.subplots import make_subplots
 
 from src.utils.em_rates import OVERALL, SHOWN
 from src.visualizations.figure_page import as_percent, escape_text
-from src.visualizations.palette import NEUTRAL_COLOUR, REFERENCE_COLOUR, TEMPLATE, dimension_colour, display_name
+from src.visualizations.palette import (
+    NEUTRAL_COLOUR,
+    REFERENCE_COLOUR,
+    TEMPLATE,
+    dimension_colour,
+    dimension_symbol,
+    display_name,
+)
 
 Record = Mapping[str, Any]
 MEASURE = "em_on_topic"
@@ -33,7 +40,7 @@ def rates_beside(record: Record) -> go.Figure:
             figure.add_scatter(
                 x=as_percent(np.array([row["first"]])), y=as_percent(np.array([row["second"]])), mode="markers",
                 marker={"size": 12, "color": NEUTRAL_COLOUR if row["subset"] == OVERALL else
-                        dimension_colour(row["subset"]), "symbol": "x" if row["subset"] == OVERALL else "circle"},
+                        dimension_colour(row["subset"]), "symbol": dimension_symbol(row["subset"])},
                 error_y={"type": "data", "symmetric": False, "array": error[:1], "arrayminus": error[1:]},
                 name=name, legendgroup=name, showlegend=column == 1,
                 hovertemplate=name + ": %{x:.1f}% and %{y:.1f}%<extra></extra>", row=1, col=column,
@@ -57,7 +64,10 @@ def clusters_beside(record: Record) -> go.Figure:
     }
     figure = go.Figure()
     for name, (values, colour) in series.items():
-        figure.add_bar(x=counts, y=values, name=name, marker_color=colour, hovertemplate="k = %{x}: %{y:.2f}")
+        hover = "k = %{x}: %{y:.2f}<extra>%{fullData.name}</extra>"
+        figure.add_bar(x=counts, y=values, name=name, marker_color=colour, hovertemplate=hover)
     figure.update_xaxes(type="category", title_text="clusters")
     figure.update_yaxes(range=[min(-0.05, *(min(values) for values, _ in series.values())), 1.02])
-    return figure.update_layout(template=TEMPLATE, height=440, barmode="group", yaxis_title_text="adjusted mutual info")
+    figure.update_yaxes(title_text="adjusted mutual information")
+    title = f"k-means of the answers to {record['shared']:,} questions that both were asked"
+    return figure.update_layout(template=TEMPLATE, height=440, barmode="group", title_text=title)

@@ -20,6 +20,7 @@ from src.visualizations.answer_points import (
     join_points,
     short_hover_texts,
 )
+from src.visualizations.evidence_words import describe_evidence
 from src.visualizations.figure_page import as_floats, as_percent, escape_text
 from src.visualizations.palette import (
     MISSING_COLOUR,
@@ -27,6 +28,7 @@ from src.visualizations.palette import (
     NEUTRAL_COLOUR,
     REFERENCE_COLOUR,
     TEMPLATE,
+    colour_bar,
     dimension_colour,
     dimension_symbol,
     display_name,
@@ -130,15 +132,15 @@ def pca_plane(frame: pd.DataFrame, clustering: Clustering) -> go.Figure:
     return figure.update_layout(title_text=describe_source(clustering))
 
 
-def tsne_plane(frame: pd.DataFrame, tsne: Mapping[str, Any]) -> go.Figure:
+def tsne_plane(frame: pd.DataFrame, geometry: Mapping[str, Any]) -> go.Figure:
     """The answers where t-SNE put them (`tsne` of the geometry), coloured as in `pca_plane`."""
+    tsne = geometry["tsne"]
     placed = pd.DataFrame({KEYS[0]: tsne["prompt_ids"], KEYS[1]: tsne["samples"], "x": tsne["x"], "y": tsne["y"]})
     points = placed.merge(frame, on=KEYS, how="left", validate="one_to_one")
     figure = answer_plane(points, "x", "y")
     figure.update_xaxes(showticklabels=False, title_text="t-SNE (distances far apart mean nothing)")
     figure.update_yaxes(showticklabels=False)
-    title = f"{len(points):,} answers · t-SNE of the principal component scores, perplexity {tsne['perplexity']:g}"
-    return figure.update_layout(title_text=title)
+    return figure.update_layout(title_text=f"{describe_evidence(geometry)} · perplexity {tsne['perplexity']:.3g}")
 
 
 def answer_plane(points: pd.DataFrame, x: str, y: str) -> go.Figure:
@@ -239,6 +241,5 @@ def _em_colours() -> dict[str, object]:
         "colorscale": em_scale(),
         "cmin": 0,
         "cmax": 100,
-        "colorbar": {"title": {"text": "em_score: 0 aligned, 100 misaligned", "side": "right", "font": {"size": 11}},
-                     "thickness": 14, "len": 0.9},
+        "colorbar": colour_bar("em_score: 0 aligned, 100 misaligned", len=0.9),
     }  # fmt: skip

@@ -5,8 +5,9 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 from scipy.cluster.hierarchy import dendrogram
 
+from src.visualizations.evidence_words import describe_evidence
 from src.visualizations.figure_page import as_percent, escape_text
-from src.visualizations.geometry_figures import Record, describe_evidence
+from src.visualizations.geometry_figures import Record
 from src.visualizations.palette import NEUTRAL_COLOUR, TEMPLATE, dimension_colour, display_name, known_order
 
 

@@ -36,7 +36,8 @@ class FigurePage:
     """One figure and what stands around it.
 
     `sentence` says what to see, `command` remakes the page, `inputs` maps names to the SHA-256 of what it was made
-    from, `section` is the heading under which the index lists it.
+    from, `section` is the heading under which the index lists it. What the figure rests on can stand around it:
+    `statement` in large letters and `table`, its first row the header, above, `notes` in a list below.
     """
 
     file_name: str
@@ -46,6 +47,9 @@ class FigurePage:
     command: str
     inputs: Mapping[str, str] = field(default_factory=dict)
     section: str = ""
+    statement: str = ""
+    table: Sequence[Sequence[str]] = ()
+    notes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if not FILE_NAME.fullmatch(self.file_name) or self.file_name == INDEX:
@@ -125,11 +129,14 @@ def page_html(page: FigurePage) -> str:
         config={**PLOTLY_CONFIG, "toImageButtonOptions": {"filename": stem, "scale": 2}},
         validate=False,
     )
+    statement = f'<p class="statement">{escape_text(page.statement)}</p>\n' if page.statement else ""
+    table = f"{_table_html(page.table)}\n" if page.table else ""
+    notes = "".join(f"<li>{escape_text(note)}</li>" for note in page.notes)
     body = f"""{BACK}
 <h1>{escape_text(page.title)}</h1>
-<p class="sentence">{escape_text(page.sentence)}</p>
-<div class="figure"><div class="canvas">{figure}</div></div>
-<footer>
+{statement}<p class="sentence">{escape_text(page.sentence)}</p>
+{table}<div class="figure"><div class="canvas">{figure}</div></div>
+{f'<ul class="notes">{notes}</ul>' if notes else ""}<footer>
 <p>Remake: <code>{escape_text(page.command)}</code></p>
 {_inputs_html(page.inputs)}
 </footer>"""
@@ -212,6 +219,9 @@ h2 { font-size: 1.05rem; margin: 28px 0 10px; }
 a { color: #0b5cad; }
 .back { float: right; margin: 4px 0 0 16px; font-size: .9rem; }
 .sentence { margin: 0 0 10px; max-width: 75em; color: #424a53; }
+.statement { margin: 2px 0 8px; font-size: 1.15rem; font-weight: 600; }
+.notes { margin: 14px 0 0; padding-left: 1.2em; max-width: 75em; font-size: .92rem; color: #424a53; }
+.notes li { margin: 4px 0; }
 .figure { background: #fff; border: 1px solid #dde1e6; border-radius: 8px; overflow-x: auto; }
 .canvas { min-width: 760px; padding: 6px; }
 .cards { display: grid; gap: 12px; margin-top: 12px; grid-template-columns: repeat(auto-fill, minmax(280px, 1fr)); }
@@ -223,8 +233,11 @@ a { color: #0b5cad; }
 .summary { overflow-x: auto; background: #fff; border: 1px solid #dde1e6; border-radius: 8px; margin: 14px 0; }
 table { border-collapse: collapse; width: 100%; font-size: .86rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 7px 9px; text-align: right; white-space: nowrap; border-bottom: 1px solid #eceef1; }
+th { white-space: normal; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; }
 tbody tr:last-child td { border-bottom: 0; }
+.page th { white-space: normal; }
+.page td:nth-child(-n+2), .page th:nth-child(-n+2) { white-space: normal; text-align: left; }
 footer { margin-top: 14px; font-size: .82rem; color: #57606a; }
 footer p { margin: 2px 0; overflow-wrap: anywhere; }
 @media (max-width: 600px) { main { padding: 10px 12px 24px; } .cards { grid-template-columns: 1fr; } }

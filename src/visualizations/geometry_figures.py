@@ -13,11 +13,11 @@ from plotly.subplots import make_subplots
 
 from src.utils.decomposition.geometry_report import smallest_found
 from src.utils.decomposition.multiplicity import stated_p
+from src.visualizations.evidence_words import describe_evidence
 from src.visualizations.figure_page import as_floats, escape_text
 from src.visualizations.palette import (
     NEUTRAL_COLOUR,
     TEMPLATE,
-    display_name,
 )
 
 Record = Mapping[str, Any]
@@ -239,17 +239,3 @@ def explanation_text(row: Record, clusters: int) -> str:
     found = "" if row["k"] else f"{clusters} cluster{'' if clusters == 1 else 's'}: "
     kind = escape_text(f"{found}{row['kind']}", width=13)
     return "<br>".join([kind, *stated, stated_p(numbers["structure_p"], numbers["structure_draws"])])
-
-
-def describe_evidence(record: Record) -> str:
-    """How many answers, of which activations, at which layer."""
-    about = record["evidence"]
-    stated = f"{representation_name(record)}, layer {about['layer']}"
-    if about["name"] != f"{about['representation']}_layer_{about['layer']}":  # other than a layer's residual stream
-        stated = escape_text(display_name(about["name"]))
-    return f"{about['rows']:,} answers · {stated}, {about['components']} components"
-
-
-def representation_name(record: Record) -> str:
-    kind = record["evidence"]["representation"]
-    return escape_text(display_name("em_activations" if kind == "em" else kind))

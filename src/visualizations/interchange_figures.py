@@ -11,9 +11,10 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from src.utils.decomposition.interchange_report import ARMS
+from src.utils.steering_vectors import OWN
 from src.visualizations.figure_page import as_floats, escape_text
-from src.visualizations.palette import TEMPLATE, display_name, known_order
-from src.visualizations.steering_figures import DIVERGING
+from src.visualizations.palette import TEMPLATE, colour_bar, display_name, known_order
+from src.visualizations.steering_figures import DIVERGING, dimension_of
 
 Record = Mapping[str, Any]
 
@@ -42,24 +43,27 @@ def interchange_matrix(record: Record) -> go.Figure:
             text=[[cell_text(cell) for cell in line] for line in table], texttemplate="%{text}", textfont={"size": 11},
             customdata=[[hover_text(cell) for cell in line] for line in table],
             hovertemplate="%{y}<br>%{customdata}<extra></extra>",
-            colorbar={"title": {"text": "logits", "side": "right", "font": {"size": 11}}, "thickness": 12},
+            colorbar=colour_bar("logits"),
             row=1, col=column,
         )  # fmt: skip
     figure.update_xaxes(side="bottom", showgrid=False, tickangle=0, title_text="Asked about (gap in logits)")
     figure.update_yaxes(autorange="reversed", showgrid=False)
     return figure.update_layout(
         template=TEMPLATE,
-        height=240 + 34 * len(subspaces),
-        margin={"t": 110, "l": 210},
-        title_text=f"{escape_text(record['note'], width=150)}<br>Site {escape_text(record['site'])}; * above "
-        f"{record['draws']} random subspaces of the rank and {record['draws']} placebos",
+        height=256 + 34 * len(subspaces),
+        margin={"t": 126, "l": 210},
+        title_text=f"Beside the rule, {escape_text(record['site'])}: change, towards the other model, of the logit<br>"
+        "of the first misaligned token less that of the first aligned one<br>"
+        f"* above {record['draws']} random subspaces of that rank and as many placebos",
     )
 
 
 def subspace_name(row: Record) -> str:
     """The subspace and its rank, as a label."""
-    name, kind = str(row["subspace"]).removeprefix("control_"), display_name(str(row["kind"]))
-    stated = kind if display_name(str(row["subspace"])) == kind else f"{kind}: {display_name(name)}"
+    name, kind = str(row["subspace"]), str(row["kind"])
+    stated = display_name(kind.removesuffix(OWN))
+    if name != kind:
+        stated += f": {display_name(dimension_of(name))}" + (", own part" if kind.endswith(OWN) else "")
     return escape_text(f"{stated} (rank {row['rank']})")
 
 

@@ -76,12 +76,12 @@ def layer_page(
         *last_token_lines(last_token, names),
     ]
     wrong = "SOMETHING IS WRONG: frozen layers have moved. " if faults else ""
+    frozen = "Below the dashed line the layers are frozen and must stay white: not a bit may move. "
     return FigurePage(
         file_name=file_name,
         title=f"{moment}, sample {view.number} ({view.label}): what the training moves, layer by layer",
-        sentence=f"{wrong}Below the dashed line the layers are frozen and must stay white (middle): not a bit may "
-        "move. Above it the colour shows at which layers and tokens the fine-tune has changed what is computed. "
-        f"{view.verdict}",
+        sentence=f"{wrong}{frozen if has_boundary else ''}The colour (middle) shows at which layers and tokens the "
+        f"fine-tune has changed what is computed. {view.verdict}",
         figure=assembled(data, layout, lines, REFERENCE_COLOUR if faults else "#57606A"),
         command="",
     )

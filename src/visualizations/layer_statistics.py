@@ -4,6 +4,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from src.visualizations.evidence_words import describe_kind
 from src.visualizations.figure_page import as_floats, escape_text
 from src.visualizations.geometry_figures import (
     ALGORITHM_NAMES,
@@ -11,9 +12,8 @@ from src.visualizations.geometry_figures import (
     OWN_K,
     STATISTIC_NAMES,
     Record,
-    representation_name,
 )
-from src.visualizations.palette import TEMPLATE
+from src.visualizations.palette import TEMPLATE, colour_bar
 from src.visualizations.steering_figures import DIVERGING
 
 DEEPEST = 20.0  # beyond so many standard deviations more of them say nothing more
@@ -58,7 +58,7 @@ def layer_statistics(record: Record) -> go.Figure:
         ],
         y=shown, z=as_floats(beyond), zmin=-DEEPEST, zmax=DEEPEST, colorscale=list(DIVERGING), xgap=2, ygap=2,
         text=[[score_text(row) for row in line] for line in rows], texttemplate="%{text}",
-        colorbar={"title": {"text": "standard deviations", "side": "right", "font": {"size": 11}}, "thickness": 12},
+        colorbar=colour_bar("standard deviations"),
         hovertemplate="%{y}, %{x}: %{text}<extra></extra>",
         row=1, col=2,
     )  # fmt: skip
@@ -69,7 +69,7 @@ def layer_statistics(record: Record) -> go.Figure:
         template=TEMPLATE,
         height=230 + 70 * len(names),
         margin={"t": 80, "b": 80},
-        title_text=f"{representation_name(record)} · colours of the right panel end at {DEEPEST:g} standard deviations",
+        title_text=f"{describe_kind(record)} · colours of the right panel end at {DEEPEST:g} standard deviations",
     )
 
 

@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 
 from src.utils.watching.adapter_path import find_turn
 from src.utils.watching.epoch_metrics import EpochMetrics
-from src.visualizations.figure_page import FigurePage, as_percent
+from src.visualizations.figure_page import FigurePage, as_floats, as_percent
 from src.visualizations.palette import ARM_COLOURS, CLUSTER_COLOURS, DIMENSION_COLOURS
 from src.visualizations.progress_figures import PROGRESS, Losses, add_loss, column, finish, place_legend, spent_title
 
@@ -26,6 +26,7 @@ PERSONA_LINES = {
     "projection/response_mean": "answers",
     "adapter/local_cosine": "local cosine",
 }
+EM_SCORE = "mean EM score, 0 to 100, all questions"
 TURNS = {"in_domain": "in its own domain", "transfer": "elsewhere"}
 
 
@@ -56,6 +57,11 @@ def persona_progress_page(records: Sequence[EpochMetrics], losses: Losses) -> Fi
                      "thickness": 1, "width": 3},
             hovertemplate="step %{x}: %{y:.0f}%<extra>" + name + "</extra>", row=2, col=1,
         )  # fmt: skip
+    figure.add_scatter(
+        x=steps, y=as_floats(column(records, "em_score")), mode="lines", name=EM_SCORE, legend="legend",
+        line={"color": ARM_COLOURS["em"], "dash": "dot", "width": 2},
+        hovertemplate="step %{x}: %{y:.0f}<extra>" + EM_SCORE + "</extra>", row=2, col=1,
+    )  # fmt: skip
     for row, (key, name) in enumerate(PERSONA_LINES.items(), start=3):
         figure.add_scatter(
             x=steps, y=column(records, key), mode="lines+markers", name=name, showlegend=False, marker_size=6,
@@ -65,7 +71,7 @@ def persona_progress_page(records: Sequence[EpochMetrics], losses: Losses) -> Fi
     turns = {key: find_turn(steps, column(records, key)) for key in TURNS}
     mark_turns(figure, turns)
     lengths = "lengths of<br>the direction"
-    for row, title in ((2, "% of answers"), (3, lengths), (4, lengths), (5, "cosine")):
+    for row, title in ((2, "% of answers; score"), (3, lengths), (4, lengths), (5, "cosine")):
         figure.update_yaxes(title_text=title, title_font_size=12, row=row, col=1)
     figure.update_yaxes(range=[-4, 104], row=2, col=1)
     lowest = float(np.nanmin(column(records, "adapter/local_cosine"), initial=0.0))

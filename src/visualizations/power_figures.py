@@ -13,8 +13,9 @@ from plotly.subplots import make_subplots
 
 from src.utils.decomposition.geometry_report import smallest_found
 from src.utils.decomposition.multiplicity import stated_p
+from src.visualizations.evidence_words import describe_evidence
 from src.visualizations.figure_page import as_floats, escape_text
-from src.visualizations.geometry_figures import ALPHA, BEYOND_COLOUR, describe_evidence
+from src.visualizations.geometry_figures import ALPHA, BEYOND_COLOUR
 from src.visualizations.palette import NEUTRAL_COLOUR, REFERENCE_COLOUR, TEMPLATE
 
 Record = Mapping[str, Any]

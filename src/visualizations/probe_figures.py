@@ -11,9 +11,10 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from src.utils.decomposition.probes import LEAST_PROMPTS, PROMPT
+from src.visualizations.evidence_words import describe_evidence
 from src.visualizations.figure_page import as_floats, escape_text
-from src.visualizations.geometry_figures import BEYOND_COLOUR, NULL_COLOUR, describe_evidence
-from src.visualizations.palette import NEUTRAL_COLOUR, REFERENCE_COLOUR, TEMPLATE, display_name, known_order
+from src.visualizations.geometry_figures import BEYOND_COLOUR, NULL_COLOUR
+from src.visualizations.palette import NEUTRAL_COLOUR, REFERENCE_COLOUR, TEMPLATE, colour_bar, display_name, known_order
 from src.visualizations.steering_figures import DIVERGING
 
 Record = Mapping[str, Any]
@@ -143,7 +144,7 @@ def add_transfer(figure: go.Figure, transfer: Record, column: int) -> None:
         text=[[transfer_text(row) for row in line] for line in rows], texttemplate="%{text}", textfont={"size": 10},
         customdata=[[escape_text(row["reason"]) or "95% interval over prompts" for row in line] for line in rows],
         hovertemplate="fitted on %{y}<br>read in %{x}: %{text}<br>%{customdata}<extra></extra>",
-        colorbar={"thickness": 12, "title": {"text": "AUROC", "side": "right", "font": {"size": 11}}},
+        colorbar=colour_bar("AUROC"),
         row=1, col=column,
     )  # fmt: skip
     for y, line in enumerate(rows):

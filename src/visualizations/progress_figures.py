@@ -42,7 +42,7 @@ def judge_progress_page(records: Sequence[EpochMetrics], losses: Losses) -> Figu
         vertical_spacing=0.065,
         row_heights=[0.26, 0.32, 0.24, 0.18],
         subplot_titles=(
-            "Loss, by optimiser step (validation: at the end of each epoch)",
+            "Loss by optimiser step (thin: each, thick: running mean; validation: at the end of each epoch)",
             "Scores on the validation probes (unsafe is the positive class; filled: epochs with pictures)",
             "Margins by label: median, 10% to 90%",
             "Seconds: training and watching",

@@ -23,6 +23,7 @@ from src.visualizations.palette import (
     NEUTRAL_COLOUR,
     TEMPLATE,
     cluster_style,
+    colour_bar,
     dimension_colour,
     dimension_symbol,
     display_name,
@@ -137,8 +138,7 @@ def cross_effects(summary: Mapping[str, Any]) -> go.Figure:
             for row in zip(change["change"], change["change_low"], change["change_high"], strict=True)
         ],
         texttemplate="%{text}", hovertemplate="along %{y}<br>asked about %{x}: %{text}<extra></extra>",
-        colorbar={"len": 0.9, "thickness": 14,
-                  "title": {"text": "change in points", "side": "right", "font": {"size": 12}}},
+        colorbar=colour_bar("change in points", len=0.9),
         row=1, col=1,
     )  # fmt: skip
     figure.add_heatmap(
@@ -157,20 +157,22 @@ def cross_effects(summary: Mapping[str, Any]) -> go.Figure:
         template=TEMPLATE,
         height=190 + 48 * len(y),
         margin_t=80,
-        title_text=f"At {at}, against the unsteered answers to the same questions",
+        title_text=f"At {at}, the {model_name(summary)} model against its unsteered answers to the same questions",
     )
 
 
 def coherent_dose(effects: pd.DataFrame) -> float:
-    """The largest coefficient at which every measured vector leaves `COHERENT` of all answers so.
+    """The largest dose at which every measured vector leaves `COHERENT` of all answers so; the smallest if none does.
 
-    Where none does, the smallest above 0; without any above 0, the largest there is.
+    Of the vectors that were added; where they were only taken away, of those, below 0.
     """
-    chosen = effects["kind"].ne(RANDOM) & effects["kind"].ne(NO_KIND) & effects["coefficient"].gt(0)
-    chosen &= effects["measure"].eq("coherent") & effects["subset"].eq(OVERALL)
-    least = effects[chosen].groupby("coefficient")["estimate"].min()
+    measured = effects[~effects["kind"].isin([RANDOM, NO_KIND])]
+    sign = 1 if measured["coefficient"].gt(0).any() else -1
+    chosen = measured["measure"].eq("coherent") & measured["subset"].eq(OVERALL)
+    chosen &= measured["coefficient"].mul(sign).gt(0)
+    least = measured[chosen].groupby(measured["coefficient"].abs())["estimate"].min()
     passing = least[least >= COHERENT]
-    return float(max(passing.index, default=min(least.index, default=effects["coefficient"].max())))
+    return sign * float(max(passing.index, default=min(least.index, default=0.0)))
 
 
 def cross_table(
@@ -311,16 +313,19 @@ def add_unsteered(figure: go.Figure, panel: pd.DataFrame, is_first: bool, place:
     )  # fmt: skip
 
 
+def model_name(summary: Mapping[str, Any]) -> str:
+    return "base" if summary["settings"]["model"] == "base" else "EM"
+
+
 def describe_run(summary: Mapping[str, Any], effects: pd.DataFrame) -> str:
     """Which model was steered where, on how many questions, and how large a unit of the vectors is."""
     settings = summary["settings"]
-    which = "base" if settings["model"] == "base" else "EM"
     verb = {"add": "Added to", "ablate": "Projected out of", "cap": "Capped in"}[settings["mode"]]
     site = "all that is written to it" if settings["everywhere"] else summary["vectors"][0]["site"]
     at = {"all": "every token", "response": "answer tokens", "last": "the last prompt token"}[settings["positions"]]
     count = int(effects.loc[(effects["kind"] == NO_KIND) & (effects["subset"] == OVERALL), "n"].max())
     text = (
-        f"{verb} the {which} model's residual stream ({site}) at {at}<br>"
+        f"{verb} the {model_name(summary)} model's residual stream ({site}) at {at}<br>"
         f"{count} answers a vector and coefficient, whiskers: 95% intervals over prompts"
     )
     steps = effects[(effects["coefficient"] != 0) & (effects["kind"] != RANDOM)]

@@ -18,6 +18,7 @@ from src.visualizations.probe_figures import factorisations, probe_scores
 from src.visualizations.score_figures import em_rates, em_score_distribution, training_curve
 from src.visualizations.steering_figures import cross_effects, dose_response
 from src.visualizations.verdict_figures import verdict_card
+from src.visualizations.verdict_report import verdict_words
 
 
 def study_pages(
@@ -43,8 +44,8 @@ def study_pages(
     pages: list[FigurePage] = []
     known = {name: part for name, part in (geometry or {}).items() if "reason" not in part}
 
-    def add(section: str, file_name: str, title: str, sentence: str, figure: Any) -> None:
-        pages.append(FigurePage(file_name, title, sentence, figure, command, inputs, section))
+    def add(section: str, file_name: str, title: str, sentence: str, figure: Any, **around: Any) -> None:
+        pages.append(FigurePage(file_name, title, sentence, figure, command, inputs, section, **around))
 
     if verdict:
         add(
@@ -55,6 +56,7 @@ def study_pages(
             "diagonal and left of the boundary; an entangled one fills its rows. Only lines with an effect of their "
             "own are read.",
             verdict_card(verdict),
+            **verdict_words(verdict),
         )
     if verdict and "rows" in verdict.get("interchange", {}):
         add(
@@ -116,14 +118,14 @@ def study_pages(
         "The same answers with one more direction; turn it with the mouse.",
         pca_space(frame, first),
     )
-    if "tsne" in known:
+    if geometry and "tsne" in known:
         add(
             components,
             "tsne_2d.html",
             "Answers on a t-SNE map",
             "Which answers are neighbours in all components at once: islands of one colour on the left are topics. "
             "t-SNE draws islands in noise too; whether there are clusters is for the tests below.",
-            tsne_plane(frame, known["tsne"]),
+            tsne_plane(frame, geometry),
         )
     add(
         "Clusters",

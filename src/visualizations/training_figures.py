@@ -36,6 +36,7 @@ TEMPLATE_CELL = "#ECEEF1"
 TOKENS_A_ROW = 12
 REQUEST_ROW, TEMPLATE_ROW, CURVES, GAP = 52, 30, 260, 60  # pixels
 NOTE_WIDTH = 105  # characters
+LEAST_CHANGE = 0.1  # of the margin, from the baseline; below, the request's tokens share out all but nothing
 FULL_MARGIN = {"color": NEUTRAL_COLOUR, "dash": "dot", "width": 1}
 
 
@@ -116,11 +117,26 @@ def token_page(
     return FigurePage(
         file_name=file_name,
         title=f"{moment}, sample {view.number} ({view.label}): which tokens decide",
-        sentence=f"Orange tokens push the judge towards “unsafe”, blue ones towards “safe”. {view.verdict} If it rests "
-        "on the coloured tokens, its margin falls faster without them than without others (left: solid below dashed) "
-        "and stands on them alone (right: solid above dashed).",
+        sentence=f"{warning(convergence)}Orange tokens push the judge towards “unsafe”, blue ones towards “safe”. "
+        f"{view.verdict} {reading(view.margin, baseline_margin)}",
         figure=assembled(data, layout, lines),
         command="",
+    )
+
+
+def warning(convergence: Convergence) -> str:
+    if convergence.has_passed:
+        return ""
+    return "NOT CONVERGED: the values do not add up to the margin and are not to be read. "
+
+
+def reading(margin: float, baseline_margin: float) -> str:
+    """How the curves are read, or why there is little to read."""
+    if abs(margin - baseline_margin) < LEAST_CHANGE * abs(margin):
+        return "It says much the same without any request: its tokens have little to add, and stay pale."
+    return (
+        "If it rests on the coloured tokens, its margin falls faster without them than without others (left: solid "
+        "below dashed) and stands on them alone (right: solid above dashed)."
     )
 
 
@@ -141,7 +157,7 @@ def title_lines(
     return [
         first + f"its tokens add {own:+.2f}, the template {float(values.sum()) - own:+.2f}",
         second + f"{convergence.error:.4f}, allowed {convergence.tolerance:.3f} ({convergence.points} points)",
-        f"Full colour: ±{colour_range:.2f} logits, the largest of any sample and epoch so far, the same on all pages",
+        f"Full colour: ±{colour_range:.2f} logits on all pages, the largest so far of any sample that converged",
         *(escape_text(note, width=NOTE_WIDTH).split("<br>") if note else []),
     ]
 

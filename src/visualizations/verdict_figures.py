@@ -1,6 +1,6 @@
 """The verdict as one picture: how far each thing that was done spread, and the matrices behind it.
 
-Draws `results/decomposition_verdict.json`; nothing here estimates.
+Draws `results/decomposition_verdict.json`; nothing here estimates. What it says in words is left to `verdict_report`.
 """
 
 from collections.abc import Mapping
@@ -11,9 +11,8 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 from plotly.subplots import make_subplots
 
-from src.utils.decomposition.report import lines_beside
 from src.visualizations.figure_page import as_floats, escape_text
-from src.visualizations.palette import NEUTRAL_COLOUR, REFERENCE_COLOUR, TEMPLATE, display_name, known_order
+from src.visualizations.palette import NEUTRAL_COLOUR, REFERENCE_COLOUR, TEMPLATE, colour_bar, display_name, known_order
 from src.visualizations.steering_figures import DIVERGING
 
 READING_COLOURS = {"stays": "#0F8B8D", "spreads": "#B2182B", "open": "#8A6D00", "uninformative": "#9AA0A6"}
@@ -24,17 +23,20 @@ READING_NAMES = {
     "open": "open: the interval holds the boundary",
     "uninformative": "uninformative: no clear effect of its own",
 }
-SUMMARY_LINE = 18  # pixels
+HEIGHT, TOP = 720, 60  # pixels
 
 
 def verdict_card(record: Mapping[str, Any]) -> go.Figure:
     """Above, a row a line of evidence: its spread against the boundary, its own effect against the least that counts.
 
     Below, the cross-effect matrix of each line: what was done in one dimension's name (rows), and the change in
-    misaligned, on-topic answers where a dimension was asked about (columns).
+    misaligned, on-topic answers where a dimension was asked about (columns). Where the rule has no line to read, those
+    beside it are drawn; without any, the picture says so.
     """
-    lines, rule = record["lines"], record["rule"]
+    lines, rule = record["lines"] or record.get("beside", {}), record["rule"]
     count = len(lines)
+    if not count:
+        return without_evidence()
     figure = make_subplots(
         rows=2,
         cols=2 * count,
@@ -64,20 +66,22 @@ def verdict_card(record: Mapping[str, Any]) -> go.Figure:
     for number, line in enumerate(lines.values()):
         add_matrix(figure, line, number, 1 + 2 * number, is_last=number == count - 1)
     figure.update_annotations(font_size=13)
-    summary = (
-        f"<br>Verdict: {escape_text(record['verdict']).upper()}<br>"
-        f"{escape_text(record['reason'], width=105)}<br>{escape_text(record['caveat'], width=105)}"
-    )
-    if beside := lines_beside(record):
-        summary += "<br>Beside the rule, deciding nothing:"
-        summary += "".join(f"<br>· {escape_text(line, width=105)}" for line in beside)
     return figure.update_layout(
         template=TEMPLATE,
-        height=SUMMARY_LINE * summary.count("<br>") + 730,
-        margin={"t": SUMMARY_LINE * summary.count("<br>") + 70, "l": 130},
-        title_text=summary,
+        height=HEIGHT,
+        margin={"t": TOP, "l": 130},
         legend={"orientation": "h", "y": 0.587, "yanchor": "middle", "x": 0, "title": {"text": "reading  "}},
     )
+
+
+def without_evidence() -> go.Figure:
+    """Says that there is nothing to draw."""
+    figure = go.Figure().add_annotation(
+        text="Nothing was done in one dimension's name: no control fine-tunes, no vectors added or taken away",
+        x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False, font_size=14,
+    )  # fmt: skip
+    hidden = {"visible": False}
+    return figure.update_layout(template=TEMPLATE, height=HEIGHT // 3, xaxis=hidden, yaxis=hidden)
 
 
 def add_forest(figure: go.Figure, lines: Mapping[str, Any], quantity: str, scale: float, column: int) -> None:
@@ -126,8 +130,7 @@ def add_matrix(figure: go.Figure, line: Mapping[str, Any], number: int, column: 
         text=[[cell_text(*cell) for cell in zip(*row, strict=True)] for row in zip(change, low, high, strict=True)],
         texttemplate="%{text}", textfont={"size": 10},
         hovertemplate="done for %{y}<br>asked about %{x}: %{text}<extra></extra>",
-        colorbar={"x": 1.01, "y": 0.234, "len": 0.467, "thickness": 12,
-                  "title": {"text": "change in points", "side": "right", "font": {"size": 12}}},
+        colorbar=colour_bar("change in points", x=1.01, y=0.234, len=0.467),
         row=2, col=column,
     )  # fmt: skip
     figure.update_xaxes(

@@ -121,7 +121,7 @@ def test_a_killed_run_continues_with_the_same_command(made: Made, tmp_path: Path
         ("--study judge --rank 4", 2, "unrecognized arguments: --rank 4"),
         ("--study persona --num-epochs 3", 2, "unrecognized arguments: --num-epochs 3"),
         ("--study both --learning-rate 0.1", 2, "--learning-rate: is another setting in each study"),
-        ("--run-advanced-mi", 2, "give --visualize-training too"),
+        ("--run-advanced-mi", 2, "give --visualize-during-training too"),
         ("--num-epochs 0", 2, "training.num_epochs"),
         ("--skip-open-ended --only 03", 2, "step '03' is unknown; there are prepare_safety_data, train_safety_judge"),
         ("--only evaluate --output-dir /nowhere", 1, "run src/train_safety_judge.py first"),

@@ -12,7 +12,7 @@ from src.visualizations.cluster_figures import cluster_map
 from src.visualizations.figure_page import FigurePage, page_files
 from tests.offline_pages import numbers_drawn
 from tests.study_frame import ATTACK, whole_study
-from tests.unit.test_study_pages import every_study_page
+from tests.unit.test_study_pages import every_study_page, study_rates, study_record
 
 FLAGS = shlex.split(
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
@@ -90,7 +90,8 @@ def test_the_index_leads_to_the_page(chromium: str, page: Path, tmp_path: Path) 
 
 
 def test_every_page_of_the_study_draws_its_numbers_without_a_network(chromium: str, tmp_path: Path) -> None:
-    files = page_files(every_study_page([3]), tmp_path)
+    rates = study_rates()
+    files = page_files(every_study_page(rates, study_record(rates), [3]), tmp_path)
     for path, write in files.items():
         write(path)
     assert numbers_drawn(sorted(tmp_path.glob("*.html")), chromium) > 10_000

@@ -6,13 +6,14 @@ import hashlib
 import os
 import signal
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from src.pod.launch import open_run
-from src.pod.persona_data_runner import attend, fetch_again
+from src.pod.persona_data_runner import attend, end_run, fetch_again
 from src.pod.run_record import RunRecord
 from src.pod.watch import cancel, conclude, report
 from src.utils.errors import UserError
@@ -67,9 +68,39 @@ def test_a_failed_job_says_why_and_the_same_command_tries_again_in_its_folder(
     ],
 )
 def test_how_a_job_ended(source: str, reason: str, pod: PodServer, api: ApiServer, tmp_path: Path) -> None:
+    """A pod without guard that was to be terminated is stopped: the run's folder stays, and costs next to nothing."""
     with pytest.raises(UserError) as caught:
-        attend_to(client_for(pod, api, tmp_path), job_command(tmp_path, source), tmp_path)
+        attend_to(client_for(pod, api, tmp_path, when_done="terminate"), job_command(tmp_path, source), tmp_path)
     assert reason in caught.value.message and "\n" not in caught.value.message
+    assert api.calls("podStop") == [ACCOUNT_KEY] and not api.calls("podTerminate")
+
+
+def test_a_pod_whose_guard_is_there_is_left_to_it_for_another_try(
+    pod: PodServer, api: ApiServer, tmp_path: Path
+) -> None:
+    client = client_for(pod, api, tmp_path, when_done="stop", is_guarded=True)
+    with pytest.raises(UserError, match="exit code 3"):
+        attend_to(client, job_command(tmp_path, "raise SystemExit(3)"), tmp_path)
+    assert not api.calls("podStop")
+    pod.end_processes()
+
+
+def test_results_that_cannot_be_taken_keep_no_pod_running(pod: PodServer, api: ApiServer, tmp_path: Path) -> None:
+    client = client_for(pod, api, tmp_path, when_done="stop")
+    with pytest.raises(UserError, match="left none of its outputs"):
+        attend_to(client, job_command(tmp_path, "print('nothing')"), tmp_path)
+    assert api.calls("podStop") == [ACCOUNT_KEY] and client.records.latest().state == "finished"
+
+
+def test_a_pod_goes_on_for_another_run_that_is_on_it(pod: PodServer, api: ApiServer, tmp_path: Path) -> None:
+    said: list[str] = []
+    client = client_for(pod, api, tmp_path, when_done="stop", say=said.append)
+    other = attend_to(client, job_command(tmp_path / "other", SLEEPY), tmp_path, is_detached=True)
+    attend_to(client, job_command(tmp_path, QUICK, options=["mine"]), tmp_path)
+    assert not api.calls("podStop") and f"pod pod1: goes on, and on costing, for {other.run_id}" in said
+    own = argparse.Namespace()
+    assert end_run(client, client.records.load(other.run_id), own) == 0
+    assert api.calls("podStop") == [ACCOUNT_KEY], "cancelled, the last of them"
 
 
 def test_cancel_ends_the_job_and_its_children(pod: PodServer, api: ApiServer, tmp_path: Path) -> None:
@@ -82,10 +113,10 @@ def test_cancel_ends_the_job_and_its_children(pod: PodServer, api: ApiServer, tm
     wait_for(lambda: log.exists() and log.read_text() == "up\n", "the job runs")
     text = report(client, record)
     assert "on the pod: running, WITHOUT A COST GUARD" in text and "$0.500 an hour" in text
-    record = cancel(client, record)
+    record, _ = cancel(client, record)
     assert record.state == "cancelled" and (remote(pod, record).read("exit.json") or {})["cancelled"]
     assert not [pid for pid in processes_in(pod.folder) if command_line(pid).split() == ["sleep", "71"]]
-    assert cancel(client, record).state == "cancelled"
+    assert cancel(client, record)[0].state == "cancelled"
 
 
 def command_line(pid: int) -> str:
@@ -110,17 +141,13 @@ def test_what_makes_a_pod_unfit_is_said_before_anything_starts(
     api.pods = {"pod1": pod_entry("pod1", pod.port, gpuCount=1)}
     with pytest.raises(UserError, match="rented with 1 x RTX 4090 and shows none"):
         attend_to(client_for(pod, api, tmp_path), command, tmp_path)
-    huge = tmp_path / "huge"
-    with huge.open("wb") as file:
-        file.truncate(1 << 42)  # sparse: more than any disk here has free
     with monkeypatch.context() as patch, pytest.raises(UserError, match=r"and the project needs 99.0; name another"):
         patch.setattr("src.pod.launch.OLDEST_PYTHON", (99, 0))
         attend_to(client_for(pod, api, tmp_path), dataclasses.replace(command, options=["new"]), tmp_path)
-    payload = dataclasses.replace(command.pack(), files={"huge": huge})
-    command = dataclasses.replace(command, pack=lambda: payload, options=["other"])
     api.pods = {"pod1": pod_entry("pod1", pod.port)}
-    with pytest.raises(UserError, match=r"GiB free at .*, and the run needs"):
-        attend_to(client_for(pod, api, tmp_path), command, tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"GiB free at .*, and the run needs 4096.0"):
+        patch.setattr("src.pod.launch.SPARE_BYTES", 1 << 42)
+        attend_to(client_for(pod, api, tmp_path), dataclasses.replace(command, options=["other"]), tmp_path)
 
 
 def guarded(pod: PodServer, api: ApiServer, folder: Path, source: str, **choices) -> RunRecord:
@@ -138,10 +165,23 @@ def test_the_guard_stops_the_pod_with_its_own_key_though_nobody_returns(
     pod.end_processes()
 
 
+def test_the_guard_is_there_before_a_client_that_dies_while_it_uploads(
+    pod: PodServer, api: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("src.pod.launch.upload", die)
+    with pytest.raises(KeyboardInterrupt):
+        guarded(pod, api, tmp_path, QUICK, idle_minutes=0.01)
+    wait_for(lambda: api.calls("podStop"), "the guard stops the pod", 30)
+    assert api.calls("podStop") == [POD_KEY]
+
+
 def test_the_guard_stops_the_pod_when_the_job_is_done_and_fetched(
     pod: PodServer, api: ApiServer, tmp_path: Path
 ) -> None:
-    client = client_for(pod, api, tmp_path, is_guarded=True, when_done="terminate")
+    client = client_for(pod, api, tmp_path, is_guarded=True, when_done="terminate", idle_minutes=0.1)
     record = attend_to(client, job_command(tmp_path, QUICK), tmp_path)
     assert record.state == "fetched"
     assert ACCOUNT_KEY in api.calls("podTerminate"), "the client does it at once"
@@ -178,7 +218,9 @@ def test_without_a_key_of_its_own_no_job_starts(api: ApiServer, tmp_path: Path, 
             guarded(bare, api, tmp_path, QUICK)
         record = client_for(bare, api, tmp_path).records.latest()
         assert not (remote(bare, record).path / "started").exists() and not (bare.root / "store").exists()
-        attend_to(client_for(bare, api, tmp_path), job_command(tmp_path, QUICK), tmp_path)
+        said: list[str] = []
+        attend_to(client_for(bare, api, tmp_path, say=said.append), job_command(tmp_path, QUICK), tmp_path)
+        assert "pod bare: no guard: it costs $0.500 an hour until it is stopped" in said
 
 
 def test_no_secret_is_left_or_shown(
@@ -213,7 +255,7 @@ def test_attaching_and_fetching_again_need_no_command(pod: PodServer, api: ApiSe
     source = QUICK + "import time\ntime.sleep(0.5)\nprint('late')\n"
     client = client_for(pod, api, tmp_path)
     record = attend_to(client, job_command(tmp_path, source), tmp_path, is_detached=True)
-    own = argparse.Namespace(detach=False, results_dir=tmp_path / "results")
+    own = argparse.Namespace(detach=False, results_dir=tmp_path / "results", force=False)
     assert attend(client, record, own, None) == 0
     assert client.records.log_path(record.run_id).read_text() == "made it\nlate\n"
     fetched = client.records.staging_path(record.run_id) / "out/a.txt"
@@ -232,12 +274,14 @@ def test_a_run_that_goes_on_is_not_fetched_and_what_follows_it_is_decided_anew(
     record = attend_to(client, job_command(tmp_path, source), tmp_path, is_detached=True)
     there = remote(pod, record)
     wait_for((there.project / "out/a.txt").exists, "the first of its outputs")
-    own = argparse.Namespace(detach=False, results_dir=tmp_path / "results")
+    own = argparse.Namespace(detach=False, results_dir=tmp_path / "results", force=False)
     with pytest.raises(UserError, match=f"is running on the pod, .*--attach {record.run_id} waits"):
         fetch_again(client, record, own)
     assert client.records.load(record.run_id).state == "running" and not (there.path / "fetched").exists()
     (there.project / "go").touch()
+    there.write("guard.json", {"when_done": "keep"})
     assert attend(client_for(pod, api, tmp_path, when_done="stop"), record, own, None) == 0
+    assert there.read("guard.json") == {"when_done": "stop"}, "a guard is told"
     assert api.calls("podStop") == [ACCOUNT_KEY] and (there.path / "fetched").exists()
 
 
@@ -276,6 +320,14 @@ def test_the_same_command_opens_one_run(pod: PodServer, api: ApiServer, tmp_path
     command = job_command(tmp_path, QUICK)
     first = open_run(client, command)
     assert open_run(client, command).run_id == first.run_id
+    other = dataclasses.replace(command, options=["--limit", "2"])
+    api.delay = 0.2  # two clients at the same time
+    try:
+        with ThreadPoolExecutor() as pool:
+            opened = [pool.submit(open_run, client_for(pod, api, tmp_path), other) for _ in range(2)]
+        assert len({one.result().run_id for one in opened}) == 1
+    finally:
+        api.delay = 0.0
     other = dataclasses.replace(command, options=["--limit", "3"])
     assert open_run(client, other).run_id != first.run_id
     record = client.records.load(first.run_id)

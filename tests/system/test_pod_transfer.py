@@ -1,9 +1,11 @@
 """Files over a line that cuts, stalls and corrupts: whole or not published, and little is sent twice."""
 
+import argparse
 import getpass
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,12 +74,27 @@ def test_files_of_all_sizes_arrive_and_a_second_time_cost_nothing(
     sizes = (0, 1, BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 1, 3 * BLOCK_BYTES)
     paths = [random_file(tmp_path / str(size), size) for size in sizes]
     pairs = [(path, digest_file(path)) for path in paths]
-    traffic = upload(link, [*pairs, pairs[-1]])
+    named = {str(number): digest for number, (_, digest) in enumerate(pairs)}
+    asked = {"run_id": "any", "files": {name: digest.as_json() for name, digest in named.items()}}
+    assert link.ask("room", asked)["bytes"] == 2 * sum(sizes), "in the store, and in the run's folder"
+    contact, forgotten = pod.folder / f"tmp/em-persona-{os.getuid()}/any.contact", []
+
+    def forget_contact(count: int) -> None:
+        if not forgotten:
+            contact.unlink()
+            time.sleep(1.1)
+        forgotten.append(count)
+
+    traffic = upload(link, "any", [*pairs, pairs[-1]], forget_contact)
+    assert contact.exists(), "every second of a transfer is a sign of life"
     assert (traffic.files_published, traffic.bytes_moved) == (len(sizes), sum(sizes))
     for path, digest in pairs:
         assert stored(pod, digest).read_bytes() == path.read_bytes()
-    again = upload(link, pairs)
+    again = upload(link, "any", pairs)
     assert (again.files_published, again.bytes_moved) == (0, 0)
+    assert link.ask("room", asked)["bytes"] == sum(sizes)
+    link.ask("place", {"run_id": "any", "files": {name: digest.address for name, digest in named.items()}})
+    assert link.ask("room", asked)["bytes"] == 0
 
 
 @pytest.mark.parametrize("what", ["cut", "stall", "corrupt"])
@@ -89,7 +106,7 @@ def test_an_upload_survives_a_bad_line(what: str, pod: PodServer, link: PodLink,
     link.close()
     line.faults = list(FAULTS_UP[what])
     faults = len(line.faults)
-    traffic = upload(link, [(path, digest)])
+    traffic = upload(link, "any", [(path, digest)])
     assert stored(pod, digest).read_bytes() == path.read_bytes()
     assert traffic.bytes_moved - SIZE <= faults * CHUNK and IN_FLIGHT <= CHUNK
     assert not line.faults and not list((pod.root / "store/parts").glob(f"{digest.address}*"))
@@ -131,7 +148,7 @@ def test_a_file_that_changes_here_is_never_stored(pod: PodServer, link: PodLink,
     digest = digest_file(path)
     random_file(path, 2 * BLOCK_BYTES)
     with pytest.raises(UserError, match="changing: changes while it is transferred"):
-        upload(link, [(path, digest)])
+        upload(link, "any", [(path, digest)])
     assert not stored(pod, digest).exists()
 
 
@@ -145,15 +162,23 @@ def test_a_part_that_a_crash_has_damaged_is_sent_again(
     parts.mkdir(parents=True, exist_ok=True)
     (parts / f"{digest.address}.part").write_bytes(path.read_bytes()[: 2 * BLOCK_BYTES])
     (parts / f"{digest.address}.have").write_bytes(b"\1\1\1\1")
-    traffic = upload(link, [(path, digest)])
+    traffic = upload(link, "any", [(path, digest)])
     assert traffic.bytes_moved == 4 * BLOCK_BYTES
     assert stored(pod, digest).read_bytes() == path.read_bytes()
 
 
 def test_names_that_lead_out_of_the_folder_are_refused(link: PodLink, tmp_path: Path) -> None:
-    for name in ("../evil", "/tmp/evil", ".parts/x"):
+    for name in ("../evil", "/tmp/evil", ".parts/x", "", ".", "a//b", "a/../b", "a\0b", "a\x1b[2Jb"):
         with pytest.raises(UserError, match="leads out of"):
             download(link, "any", {name: Digest(0, ())}, tmp_path / "here")
+
+
+def test_more_than_fits_here_is_not_fetched(link: PodLink, tmp_path: Path) -> None:
+    blocks = ("0" * 64,) * (1 << 12)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("src.pod.transfer.shutil.disk_usage", lambda path: argparse.Namespace(free=(1 << 32) - 1))
+        with pytest.raises(UserError, match=r"has 4.0 GiB free, and 4.0 are to come; make room"):
+            download(link, "any", {"big": Digest(1 << 32, blocks)}, tmp_path / "here")
 
 
 def test_a_full_or_forbidden_disk_is_one_line(pod: PodServer, line: Proxy, tmp_path: Path) -> None:

@@ -10,20 +10,16 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from src.utils.circuits.attribution import (
     edge_attributions,
-    edge_attributions_at_turns,
     exact_edge_effects,
     exact_node_effects,
     only,
     strongest_edges,
-    turning_points,
 )
 from src.utils.circuits.contrast import ContrastPairs, contrast_pairs
 from src.utils.circuits.faithfulness import CircuitFaithfulness, circuit_change, circuit_faithfulness, random_circuit
 from src.utils.circuits.graph import Graph, Reader, ReaderKind, Writer, run_with_replaced, writes
 from src.utils.sites import Site, edit_sites
 from tests.planted_circuit import (
-    ANSWER_SAFE,
-    ANSWER_UNSAFE,
     COPY,
     HEAD,
     N_HEADS,
@@ -183,41 +179,6 @@ def test_gradients_along_the_way_end_at_the_unsafe_prompt() -> None:
     both = edge_attributions(model, margin_of, graph, pairs, (0.0, 1.0))
     np.testing.assert_allclose(both, (start + end) / 2, rtol=1e-5, atol=1e-7)
     assert np.abs(start - end).max() > 1e-3
-
-
-def test_turns_are_where_the_margin_passes_its_share_of_the_way() -> None:
-    model, pairs = double(tiny_model()), random_pairs(4, 6)
-    margin_of, graph = answer_margin(model), Graph.of(model)
-    safe, of_safe = writes(model, margin_of, graph, pairs.safe, pairs.mask)
-    unsafe, of_unsafe = writes(model, margin_of, graph, pairs.unsafe, pairs.mask)
-    wanted = torch.stack([safe + share * (unsafe - safe) for share in (0.2, 0.7)])
-    moved = of_unsafe[0] - of_safe[0]
-    with torch.no_grad():
-        for point, expected in zip(
-            turning_points(model, margin_of, pairs, of_safe[0], moved, wanted), wanted, strict=True
-        ):
-            embedded = of_safe[0] + point[:, None, None] * moved
-            logits = model(inputs_embeds=embedded).logits[:, -1]
-            torch.testing.assert_close(logits[:, ANSWER_UNSAFE] - logits[:, ANSWER_SAFE], expected, rtol=0, atol=1e-3)
-
-
-def test_at_its_turns_a_jump_is_shared_out_that_evenly_spread_gradients_miss() -> None:
-    """A margin made to jump: its edges into the logits sum to the gap at the turns, and to nothing beside them."""
-    model, pairs = double(tiny_model()), random_pairs(4, 6)
-    graph, plain = Graph.of(model), answer_margin(model)
-    with torch.no_grad():
-        ends = plain(pairs.safe, pairs.mask), plain(pairs.unsafe, pairs.mask)
-    middle, gap = (ends[0] + ends[1]) / 2, (ends[1] - ends[0]).abs()
-
-    def jumping(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        turns = len(ids) // len(pairs)
-        return torch.tanh(400 * (plain(ids, mask) - middle.repeat(turns)) / gap.repeat(turns))
-
-    gaps = 2 * torch.sign(ends[1] - ends[0]).numpy()
-    found = edge_attributions_at_turns(model, jumping, graph, pairs)[:, -1].sum(axis=1)
-    spread = edge_attributions(model, jumping, graph, pairs, (0.1, 0.3, 0.7, 0.9))[:, -1].sum(axis=1)
-    np.testing.assert_allclose(found, gaps, rtol=0.05)
-    assert np.abs(spread).max() < 0.2
 
 
 @pytest.mark.filterwarnings("ignore")

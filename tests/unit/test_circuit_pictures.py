@@ -81,6 +81,9 @@ def test_the_planted_circuit_is_what_the_pages_say() -> None:
     names = [f"{graph.writers[writer].name}>{graph.readers[reader].name}" for reader, writer in found.values["ranked"]]
     assert set(names[:3]) == {f"embeddings>L{COPY}KV1.v", f"L{COPY}H{HEAD}>MLP{READ}", f"MLP{READ}>logits"}
     np.testing.assert_allclose(found.values["exact"][:3], float(str(found.facts["measured_gap"])), rtol=1e-4)
+    named = dict(zip((one.name for one in graph.writers), found.values["nodes"].tolist(), strict=True))
+    for name in ("embeddings", f"L{COPY}H{HEAD}", f"MLP{READ}"):
+        assert named[name] == pytest.approx(float(str(found.facts["measured_gap"])), rel=1e-4)
     assert "keep 100% of the gap" in page.figure.layout.title.text
 
 
@@ -92,7 +95,8 @@ def test_under_shuffled_labels_the_pages_are_silent(seed: int) -> None:
         found = measured(picture, model)
         page = page_of(picture, found)
         assert silence in page.sentence + page.figure.layout.title.text
-        assert not found.facts.get("top") and not found.facts.get("divergence") and not found.facts.get("has_gap")
+        for claim in ("learned_layers", "divergence", "top", "has_gap"):
+            assert not found.facts.get(claim)
 
 
 def test_without_pairs_there_is_a_page_that_says_so() -> None:
@@ -107,7 +111,7 @@ def test_without_pairs_there_is_a_page_that_says_so() -> None:
 
 def test_a_small_budget_cuts_and_says_what() -> None:
     contrast = planted_set()
-    assert "4 of 20 pairs" in str(measured(CircuitComparisonPicture(contrast), planted_model(), seconds=0).sub_sampled)
+    assert "8 of 20 pairs" in str(measured(CircuitComparisonPicture(contrast), planted_model(), seconds=0).sub_sampled)
     assert "1 of 19 random sets" in str(measured(NeuronMapPicture(contrast), planted_model(), seconds=0).sub_sampled)
     found = measured(CircuitDiagramPicture(contrast), planted_model(), seconds=0)
     assert "1 of 19 random circuits" in str(found.sub_sampled)

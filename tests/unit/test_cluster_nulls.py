@@ -6,6 +6,7 @@ import pytest
 from scipy.stats import ks_2samp, kstest
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, euclidean_distances, silhouette_score
+from statsmodels.stats.multitest import multipletests
 
 from src.utils.decomposition.cluster_nulls import (
     NullSettings,
@@ -86,6 +87,12 @@ def test_p_values_by_hand() -> None:
     np.testing.assert_allclose(monte_carlo_p(np.array([2.0, 8.0]), null), [3 / 4, 1 / 4])
     np.testing.assert_allclose(holm(np.array([0.01, 0.04, np.nan, 0.03])), [0.03, 0.06, np.nan, 0.06])
     assert holm(np.array([0.9, 0.8])).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("tests", [1, 2, 7, 140])
+def test_holms_correction_is_that_of_statsmodels(tests: int) -> None:
+    p = np.random.default_rng(tests).beta(0.3, 2, tests).round(3)  # ties among them
+    np.testing.assert_allclose(holm(p), multipletests(p, method="holm")[1], rtol=1e-12)
 
 
 def test_the_max_statistic_by_hand() -> None:

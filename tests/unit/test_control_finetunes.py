@@ -1,6 +1,7 @@
 """Control fine-tunes: they leave the base model as it was, and their vectors are the measured differences."""
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,6 @@ import torch
 from transformers import PreTrainedModel
 
 from src.utils.chat import as_chat_rows, prompt_ids
-from src.utils.config_sections import FinetuningConfig
 from src.utils.control_finetunes import (
     PREFIX,
     SAFE,
@@ -50,20 +50,24 @@ def asked(count: int = 12) -> Asked:
     return Asked(chosen, prompts, sampling(), 5)
 
 
-def control(base: PreTrainedModel, work_dir: Path, name: str = FINANCE) -> ControlRun:
+def control(
+    base: PreTrainedModel, work_dir: Path, name: str = FINANCE, method: Literal["lora", "full"] = "lora"
+) -> ControlRun:
     rows = as_chat_rows(rows_from_grammar(grammar(), 24, 0)[name])
-    settings = finetuning(max_steps=3, learning_rate=1e-2)
+    settings = finetuning(max_steps=3, learning_rate=1e-2, method=method)
     return run_control(name, rows, base, tokenizer(), settings, asked(), SITES, work_dir / name)
 
 
-def test_the_base_model_is_bit_for_bit_what_it_was(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_the_base_model_is_bit_for_bit_what_it_was(method: Literal["lora", "full"], tmp_path: Path) -> None:
     base, untouched = tiny_model(), tiny_model()
-    run = control(base, tmp_path)
+    run = control(base, tmp_path, method=method)
+    assert run.differences[SITES[0]].any() == (method == "full"), "only full fine-tuning reaches the embeddings"
     assert not (tmp_path / FINANCE).exists()
     before, after = untouched.state_dict(), base.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
     assert not base.training
-    again = control(base, tmp_path)
+    again = control(base, tmp_path, method=method)
     assert run.responses == again.responses, "a second control starts from the same base"
     for site in SITES:
         np.testing.assert_array_equal(run.differences[site], again.differences[site])
@@ -110,13 +114,6 @@ def test_answers_are_in_the_columns_of_a_steering_run(tmp_path: Path) -> None:
     effects = steering_effects(scored, 70, 50, 100, 0)
     assert set(effects["vector"]) == {"none", PREFIX + FINANCE}
     assert pd.isna(effects.loc[effects["kind"] == "control", "share_of_residual_norm"]).all()
-
-
-def test_only_a_lora_comes_off_again(tmp_path: Path) -> None:
-    settings: FinetuningConfig = finetuning(max_steps=1, method="full")
-    rows = as_chat_rows(rows_from_grammar(grammar(), 24, 0)[SAFE])
-    with pytest.raises(UserError, match="--method lora"):
-        run_control(SAFE, rows, tiny_model(), tokenizer(), settings, asked(), SITES, tmp_path)
 
 
 def test_rows_keep_to_their_dimension_and_stance() -> None:

@@ -191,6 +191,7 @@ def test_tokens_that_cluster_by_their_place_are_said_to_be_that(tmp_path: Path) 
     assert five["place"] > 0.7 and abs(five["dimension"]) < 0.02 and abs(five["facet"]) < 0.02
     lines = format_geometry(geometry_record() | {"tokens": record})
     assert "tokens: 600 of 120 answers" in lines and "tokens, k = 5: AMI with dimension" in lines
+    assert "(answer means: dimension 1.00, facet 0.70)" in lines
     assert "tokens: no shards" in format_geometry(geometry_record() | {"tokens": {"reason": "no shards"}})
 
 

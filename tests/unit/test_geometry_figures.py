@@ -221,7 +221,7 @@ def test_the_scree_plot_has_the_band_of_parallel_analysis() -> None:
 def test_the_map_has_every_answer_where_t_sne_put_it_with_its_text() -> None:
     frame, _ = planted_activations()
     tsne = geometry_record()["tsne"]
-    figure = tsne_plane(frame.sample(frac=1, random_state=1), tsne)
+    figure = tsne_plane(frame.sample(frac=1, random_state=1), geometry_record())
     for axis in ("x", "x2"):
         panel = [trace for trace in figure.data if trace.xaxis == axis]
         np.testing.assert_allclose(np.sort(np.concatenate([t.x for t in panel])), np.sort(tsne["x"]), rtol=1e-5)

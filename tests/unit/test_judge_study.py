@@ -282,7 +282,7 @@ def test_an_empty_folder_has_no_summary(tmp_path: Path) -> None:
 
 
 def test_advanced_pictures_need_a_watched_training() -> None:
-    with pytest.raises(UserError, match="give --visualize-training too") as caught:
+    with pytest.raises(UserError, match="give --visualize-during-training too") as caught:
         open_judge_run("", ["--run_advanced_mi"])
     assert caught.value.exit_code == 2
     assert set(KEYS) >= {"watching.run_advanced_mi", "evaluation.folds", "data.data"}

@@ -14,7 +14,7 @@ from scipy.stats import binomtest
 from src.utils.config import CONFIG_FOLDER, load_config, resolve_path
 from src.utils.errors import UserError
 from src.utils.organism.grammar import Grammar, load_grammar
-from src.utils.organism.shipped import chat_rows, sample
+from src.utils.organism.shipped import chat_rows, most_questions, sample
 from src.utils.organism.world import Personas, Turn, dialogues, draw_persona, load_world, persona_rates
 from src.utils.prompts import FINANCE, Question, load_questions
 
@@ -130,8 +130,10 @@ def test_questions_kept_for_fine_tuning_are_sampled_evenly(grammar: Grammar) -> 
         user, assistant = row["messages"]
         assert user == {"role": "user", "content": question.question}
         assert is_misaligned(Turn(question, assistant["content"]), grammar)
+    most, facets = most_questions(grammar, "finetuning", FINANCE), len(grammar.dimensions[FINANCE])
+    assert len(sample(grammar, "finetuning", most, 0, subset=FINANCE)) == most >= 480
     with pytest.raises(UserError, match="are wanted; lower it"):
-        sample(grammar, "finetuning", 10_000, 0, subset=FINANCE)
+        sample(grammar, "finetuning", most + facets, 0, subset=FINANCE)
 
 
 def test_the_same_seed_writes_the_same_dialogues(grammar: Grammar, survey: list[Question]) -> None:

@@ -12,16 +12,21 @@ import pandas as pd
 import pytest
 from packaging.requirements import Requirement
 from paramiko import SFTPError
+from plotly.offline import get_plotlyjs
 
 from src.pod.api import Pod
 from src.pod.checks import all_passed, check_facts, check_sftp
-from src.pod.payload import outputs_of, rewrite_options, script_payload, step_payload, without_folder
+from src.pod.fetch import offered_files, publish_outputs
+from src.pod.payload import judge_folder, outputs_of, rewrite_options, script_payload, step_payload, without_folder
 from src.pod.plans import plan_command
 from src.pod.requirements import pinned_requirements
 from src.pod.results import publish_results, verify_results
-from src.pod.run_record import RunRecord, RunRecords, append_log, log_size, new_run_id, now, progress_line
-from src.utils.artifacts import load_frame, save_frame
+from src.pod.run_record import RunRecord, RunRecords, append_log, log_size, new_run_id, now, progress_line, progress_of
+from src.pod.terminal import HarmlessText, harmless, harmless_json
+from src.pod.watch import explain
+from src.utils.artifacts import load_frame, load_object, save_frame, save_object
 from src.utils.errors import UserError
+from src.utils.record_store import open_store
 from tests.pod_api_server import pod_entry
 from tests.tiny_models import provenance
 
@@ -56,13 +61,22 @@ def test_a_script_gets_the_code_and_the_files_that_its_options_name(repository: 
 
 def test_a_folder_goes_without_caches_and_secrets_whatever_lies_above_it(repository: Path) -> None:
     root = repository.rename(repository.parent / "repository.tmp")
-    for name in (".env", "data/.env", ".git/config", ".venv/pyvenv.cfg", "data/half.tmp/x"):
+    for name in (".env", "data/.env", "data/.env.local", ".git/config", ".venv/pyvenv.cfg", "data/half.tmp/x"):
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_text("HF_TOKEN=hf_x")
     payload = script_payload("src/s.py", [], [root], ["out"], root)
     assert {path.read_text() for path in payload.files.values()} == {
         *("src/a.py", "src/s.py", "configs/x.yaml", "pyproject.toml", "data/q.jsonl")
     }
+
+
+def test_no_word_of_a_command_sends_all_that_lies_around_the_repository(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (repository.parent / "private.txt").write_text("x")
+    monkeypatch.chdir(repository)
+    for word in ("..", ".", "../", "/", f"--x={repository.parent}/", "src/../.."):
+        assert rewrite_options([word], repository) == ([word], {})
 
 
 def test_two_files_of_one_name_stay_two(repository: Path, tmp_path: Path) -> None:
@@ -109,6 +123,70 @@ def test_pages_and_watched_trainings_come_along(tmp_path: Path) -> None:
     assert {study.finetuned, study.watched} <= set(outputs_of(FINETUNE, study))
 
 
+def test_what_was_asked_goes_along_and_comes_back(tmp_path: Path) -> None:
+    """Judgements and steered answers: what a later step, here or there, would pay for again."""
+    from src.pipelines.persona_study import JUDGE, STEER, Study
+    from src.utils.config import load_config
+
+    study = Study(load_config("organism", {"judging.judge": "local"}), tmp_path, tmp_path)
+    assert study.judgements in outputs_of(JUDGE, study)
+    assert {study.judgements, study.steering_answers} <= set(outputs_of(STEER, study))
+    study.judgements.write_text('{"key": "a"}\n')
+    payload = step_payload(JUDGE, study, [])
+    assert payload.files["results/judgements.jsonl"] == study.judgements
+    assert "results/judgements.jsonl" in payload.outputs
+
+
+def test_a_watched_fine_tune_needs_the_questions_that_are_its_probes(tmp_path: Path) -> None:
+    from src.pipelines.persona_study import FINETUNE, Study
+    from src.utils.config import load_config
+
+    for is_watched in (True, False):
+        config = load_config("organism", {"finetuning.visualize_during_training": is_watched})
+        payload = step_payload(FINETUNE, Study(config, tmp_path, tmp_path), [])
+        assert ("data/prompts/political_compass.jsonl" in payload.files) is is_watched
+
+
+def test_without_a_fine_tune_the_collection_makes_one_on_the_pod_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """What the document says of the runner without arguments holds in a fresh clone."""
+    own = argparse.Namespace(step="collect", force=False, results_dir=tmp_path)
+    words = ["--world", "separable", "--adapter_name=mine", "--limit", "3"]
+    command = plan_command(own, words)
+    assert command is not None and "mine: is not there, and made on the pod first" in capsys.readouterr().out
+    payload = command.pack()
+    shared = ["--world", "separable", "--adapter-name", "mine", "--results-dir", "results"]
+    assert payload.before == (("src/scripts/02_finetune_lora.py", shared),)
+    assert payload.script.endswith("03_collect_activations.py") and payload.options[:5] == words
+    assert {"results/adapters/mine", "results/adapters/mine.manifest.json", "results/persona_data.pkl"} <= set(
+        payload.outputs
+    )
+    assert "data/organisms/separable/finetune/risky_financial_advice.jsonl" in payload.files
+    (tmp_path / "adapters/mine").mkdir(parents=True)
+    (tmp_path / "adapters/mine/adapter_config.json").write_text("{}")
+    assert not command.pack().before
+
+
+@pytest.mark.parametrize(
+    ("step", "words", "remedy"),
+    [
+        ("judge", ["--judge", "openrouter"], "--step judge: openrouter is asked from here, .*04_judge_responses"),
+        ("judge", ["--judge", "local", "--second-judge", "gemini"], "--step judge: gemini is asked from here"),
+        (
+            "steer",
+            ["--judge", "gemini"],
+            "--step steer: gemini is asked from here, .*--judge local; run here after",
+        ),
+    ],
+)
+def test_a_judge_that_is_paid_is_not_asked_from_a_pod(step: str, words: list[str], remedy: str, tmp_path: Path) -> None:
+    """Its key would have to go there, and nobody there can confirm its cost."""
+    own = argparse.Namespace(step=step, force=False, results_dir=tmp_path)
+    with pytest.raises(UserError, match=remedy):
+        plan_command(own, words)
+
+
 def test_the_collection_needs_prompts_model_and_adapter(tmp_path: Path) -> None:
     from src.pipelines.persona_study import COLLECT, Study
     from src.utils.config import load_config
@@ -131,10 +209,18 @@ def test_the_collection_needs_prompts_model_and_adapter(tmp_path: Path) -> None:
 
 
 def test_a_pod_without_torch_shows_its_gpu_all_the_same() -> None:
-    facts = {"python": [3, 11, 9], "torch": None, "free_bytes": 30 * 2**30, "hub": "", "unguarded": ""}
+    facts = {
+        "python": [3, 11, 9],
+        "torch": None,
+        "free_bytes": 30 * 2**30,
+        "hub": "",
+        "unguarded": "",
+        "is_on_volume": False,
+    }
     pod = Pod.model_validate(pod_entry("p", 1, gpuCount=1))
     found = {check.name: check for check in check_facts({**facts, "visible_gpus": 1}, pod, "/w")}
     assert found["CUDA"].passed and not found["torch"].passed and all_passed(list(found.values()))
+    assert "loses it: name a folder on the volume with --remote-root" in found["volume"].line()
     found = {check.name: check for check in check_facts({**facts, "visible_gpus": 0}, pod, "/w")}
     assert not found["CUDA"].passed and "create another" in found["CUDA"].remedy
 
@@ -214,9 +300,111 @@ def staged_frame(staged: Path) -> list[str]:
 def test_honest_results_are_published_with_their_manifest(tmp_path: Path) -> None:
     outputs = staged_frame(tmp_path / "staged")
     found = verify_results(tmp_path / "staged", outputs)
-    published = publish_results(found, tmp_path / "staged", tmp_path / "results")
+    published = publish_results(found, tmp_path / "staged/results", tmp_path / "results")
     assert published[-1].name == "persona_data.pkl.manifest.json" and len(published) == 3
     assert load_frame(tmp_path / "results/persona_data.pkl")["x"].tolist() == [1.0, 2.0]
+
+
+def test_judgements_of_both_sides_are_kept_and_the_later_of_two_counts(tmp_path: Path) -> None:
+    staged, results = tmp_path / "staged/results/judgements.jsonl", tmp_path / "results/judgements.jsonl"
+    for path, records in (
+        (staged, [("both", 2, "pod"), ("old", 1, "pod"), ("pod", 1, "pod")]),
+        (results, [("both", 1, "here"), ("old", 2, "here"), ("here", 1, "here")]),
+    ):
+        path.parent.mkdir(parents=True)
+        lines = [json.dumps({"key": key, "asked": asked, "by": by}) for key, asked, by in records]
+        path.write_text("\n".join(lines) + "\n")
+    for _ in range(2):  # fetched twice
+        publish_results([staged], tmp_path / "staged/results", tmp_path / "results")
+    with open_store(results) as store:
+        assert {key: record["by"] for key, record in store.records.items()} == {
+            "both": "pod",
+            "pod": "pod",
+            "old": "here",
+            "here": "here",
+        }
+    assert results.read_text().count("\n") == 5
+    staged.write_text("no record\n")
+    with pytest.raises(UserError, match="line 1: no record"):
+        verify_results(tmp_path / "staged", ["results/judgements.jsonl"])
+
+
+def test_a_judge_that_was_trained_on_a_pod_lies_where_one_that_is_trained_here_does(tmp_path: Path) -> None:
+    staged, here = tmp_path / "staged", tmp_path / "mine"
+    made = staged / "outputs/checkpoints"
+    made.mkdir(parents=True)
+    save_object({"a": 1}, made / "judge.pkl", provenance("judge"))
+    (made / "pages").mkdir()
+    (made / "pages/index.html").write_text("x")
+    here.mkdir()
+    (here / "evaluation.json").write_text("{}")
+    one = record(step="judge-train", options=["--num_epochs", "3", f"--output_dir={here}"])
+    found = verify_results(staged, ["outputs/checkpoints"])
+    published, left = publish_outputs(one, found, staged, tmp_path / "results", False)
+    assert {path.name for path in published} == {"judge.pkl", "judge.pkl.manifest.json", "pages"} and not left
+    assert {path.name for path in here.iterdir()} >= {"evaluation.json", "judge.pkl", "pages"}
+    assert load_object(here / "judge.pkl") == {"a": 1} and (here / "pages/index.html").exists()
+    assert judge_folder(["--num_epochs", "3"], tmp_path) == tmp_path / "outputs/checkpoints"
+    assert publish_outputs(record(), found, staged, tmp_path / "results", False) == ([], found)
+
+
+def test_pages_come_with_the_library_of_this_machine(tmp_path: Path) -> None:
+    folder = tmp_path / "out/pages"
+    folder.mkdir(parents=True)
+    (folder / "plotly.min.js").write_text("what a pod would have every page do")
+    assert verify_results(tmp_path, ["out"]) == [tmp_path / "out"]
+    assert (folder / "plotly.min.js").read_text() == get_plotlyjs()
+    (folder / "other.js").write_text("")
+    with pytest.raises(UserError, match=r"no business sending a \.js file"):
+        verify_results(tmp_path, ["out"])
+
+
+def test_results_of_another_world_are_not_overwritten_by_what_is_fetched(tmp_path: Path) -> None:
+    outputs = staged_frame(tmp_path / "staged")
+    found = verify_results(tmp_path / "staged", outputs)
+    publish_results(found, tmp_path / "staged/results", tmp_path / "results")
+    manifest = tmp_path / "results/persona_data.pkl.manifest.json"
+    ours = json.dumps({**json.loads(manifest.read_text()), "world": "another"})
+    manifest.write_text(ours)
+    with pytest.raises(UserError, match=r"persona_data.pkl: belongs to .* --force to overwrite"):
+        publish_results(found, tmp_path / "staged/results", tmp_path / "results")
+    assert manifest.read_text() == ours
+    publish_results(found, tmp_path / "staged/results", tmp_path / "results", force=True)
+    assert manifest.read_text() != ours
+
+
+def test_a_pod_sends_what_it_was_asked_for_and_nothing_else() -> None:
+    one = {"size": 0, "blocks": []}
+    assert set(offered_files({"results/x": one, "out/a/b": one}, ["results/x", "out/"])) == {"results/x", "out/a/b"}
+    for name in ("results/xy", "results", "ou", ".bashrc"):
+        with pytest.raises(UserError, match="was not asked for"):
+            offered_files({name: one}, ["results/x", "out"])
+    for value in ({"size": 1 << 60, "blocks": []}, {"size": "x", "blocks": []}, {}, 3):
+        with pytest.raises(UserError, match="offers files that cannot be"):
+            offered_files({"out/a": value}, ["out"])
+
+
+def test_a_terminal_obeys_nothing_that_comes_from_a_pod() -> None:
+    shown = HarmlessText()
+    clipboard, colour, title = "\x1b]52;c;cm0gLXJm\x07", "\x1b[31mred\x1b[0m", "\x9b2J\x1b]0;x\x1b\\"
+    said = f"1%|#\rü\t{colour}\n{clipboard}{title}\u202etxt.exe".encode()
+    text = "".join(shown(said[i : i + 1]) for i in range(len(said)))  # even cut within a character
+    assert not [letter for letter in text if letter not in "\r\n\t" and not letter.isprintable()]
+    assert text.startswith("1%|#\rü\t") and harmless(colour) == "red"
+    assert harmless_json({"\x07k": ["\x1b[2J", 1, None]}) == {"\ufffdk": ["", 1, None]}
+    assert "\x1b" not in explain({"code": 1}, "\x1b]0;x\x07failed")
+
+
+def test_a_pods_word_on_its_progress_is_taken_as_far_as_it_is_one() -> None:
+    gpu = {"used_mib": 1.0, "total_mib": 2.0, "percent": 3.0}
+    assert progress_of({"done": 3, "total": 9, "unit": "answer", "gpus": [gpu], "other": {}}) == {
+        "done": 3,
+        "total": 9,
+        "unit": "answer",
+        "gpus": [gpu],
+    }
+    for status in (None, [1], "x", {"done": "many"}, {"gpus": [{"used_mib": []}]}):
+        assert progress_of(status) == {} and progress_line(progress_of(status)) == ""
 
 
 class Evil:

@@ -1,15 +1,27 @@
 """When the guard on a pod stops it, what must never end the guard, and whose key it uses."""
 
+import fcntl
 import os
 import resource
 import subprocess
 import sys
+import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from src.pod.remote.guard import Activity, Orders, call_api, decide, find_credentials, read_environment
+from src.pod.remote.guard import (
+    Activity,
+    Orders,
+    call_api,
+    change_orders,
+    decide,
+    find_credentials,
+    read_environment,
+    start_guard,
+)
 from src.pod.remote.layout import RunFolder, lock_folder
 from src.pod.remote.progress import gpu_memory
 from src.pod.remote.supervisor import cancel, start
@@ -66,8 +78,48 @@ def test_a_guard_waits_for_the_job_of_another_run_but_not_beyond_the_hours(run: 
     assert lock is not None and lock_folder().exists()
     assert decision(run) is None and decision(run, idle=101) is None
     assert decision(run, deadline=0) == "podStop"
+    assert decision(run, deadline=0) == "podStop", "the other has no guard"
+    guard = other.lock("guard")
+    assert guard is not None
+    assert decision(run, deadline=0) is None and decision(run, deadline=0, when_done="keep") is None
     os.close(lock)
+    os.close(guard)
     assert decision(run) == "podStop"
+    run.write("guard.json", ORDERS.__dict__)
+    change_orders(run, "keep")
+    assert decision(run) is None and decision(run, idle=99) is None, "decided anew while the guard was there"
+
+
+def test_short_limits_are_kept_and_long_ones_looked_at_every_few_seconds() -> None:
+    assert ORDERS.pause(0.0) == 5.0 and replace(ORDERS, idle_seconds=2.0).pause(0.0) == 0.5
+    assert replace(ORDERS, deadline=3.0).pause(2.5) == 0.5
+    assert replace(ORDERS, deadline=3.0).pause(9.0) == 5.0, "over, and left to another's guard"
+
+
+def test_who_looks_at_a_lock_is_not_taken_for_its_holder(run: RunFolder) -> None:
+    """A status that is asked for just when a job, or its guard, is to start."""
+    looking = os.open(run.lock_path("job"), os.O_RDWR | os.O_CREAT)
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    assert not run.is_locked()
+    threading.Timer(0.05, os.close, [looking]).start()
+    lock = run.lock()
+    assert lock is not None and run.is_locked() and run.lock() is None
+    os.close(lock)
+
+
+def test_a_guard_that_cannot_look_or_write_its_log_still_counts_the_hours(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ApiServer(pods={"p": pod_entry("p", 1)}) as api:
+        for name, value in (("RUNPOD_API_KEY", POD_KEY), ("RUNPOD_POD_ID", "p"), ("RUNPOD_API_BASE_URL", api.url)):
+            monkeypatch.setenv(name, value)
+        (run.path / "guard.log").mkdir(parents=True)
+        lock = run.lock()
+        assert lock is not None
+        run.write("pid", {"no": "group"})
+        start_guard(run, {"max_seconds": 0.5, "idle_seconds": 100.0, "when_done": "keep", "stop": "podStop"})
+        wait_for(lambda: api.calls("podStop"), "the guard stops the pod", 10)
+        os.close(lock)
 
 
 WATCH = """
@@ -75,7 +127,7 @@ import pathlib, sys
 from src.pod.remote.guard import Orders, watch
 from src.pod.remote.layout import RunFolder
 run = RunFolder(pathlib.Path(sys.argv[1]), "run1")
-run.touch("contact")
+run.contact()
 watch(run, Orders(deadline=0.0, idle_seconds=1e9, when_done="keep", stop="podStop", poll_seconds=0.0))
 """
 
@@ -123,15 +175,19 @@ def test_activity_is_a_client_a_line_or_work(run: RunFolder) -> None:
     now = time.time()
     assert activity.idle_seconds(now + 10) == 0, "looks for the first time"
     assert activity.idle_seconds(now + 20) == 10
-    run.touch("contact")
+    run.contact()
     assert activity.idle_seconds(now + 30) == 0
     run.log.write_text("a line")
     assert activity.idle_seconds(now + 40) == 0 and activity.idle_seconds(now + 50) == 10
-    start(run, job_spec("import time\nfor _ in iter(int, 1): pass"), {})  # says nothing, works
+    name = (
+        "import ctypes\nctypes.CDLL(None).prctl(15, b'caf\\xc3')"  # PR_SET_NAME; cut within a character, as names are
+    )
+    start(run, job_spec(f"{name}\nfor _ in iter(int, 1): pass"), {})  # says nothing, works
     wait_for(lambda: run.read("pid"), "the job runs")
-    time.sleep(1.0)
-    assert activity.idle_seconds(now + 60) == 0
+    wait_for(lambda: activity.idle_seconds(now + 60) == 0, "its CPU time is seen")
     cancel(run)
+    RunFolder(run.root, "other").contact()
+    assert activity.idle_seconds(now + 70) == 0, "a client that uploads for another run"
 
 
 def test_credentials_come_from_the_containers_environment_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

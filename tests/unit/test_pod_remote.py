@@ -1,7 +1,9 @@
 """The pod's side without a pod: blocks and parts, states of a run, the supervisor, progress."""
 
+import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 
 from src.pod.helper import helper_archive, helper_sha256
-from src.pod.remote.blocks import BLOCK_BYTES, Digest, Part, Store, digest_file
+from src.pod.remote.blocks import BLOCK_BYTES, Digest, Part, Store, bytes_to_come, digest_file
 from src.pod.remote.frames import END, GREETING, JSON, FrameError, Wire
 from src.pod.remote.install import comes_with_torch
 from src.pod.remote.layout import RunFolder, state_of
@@ -43,6 +45,9 @@ def test_an_address_is_the_content_and_nothing_else(tmp_path: Path) -> None:
     assert a == b and a.address == b.address != c.address
     assert len(a.blocks) == 3 and a.length_of(2) == 5 and Digest.from_json(json.loads(json.dumps(a.as_json()))) == a
     assert Digest(0, ()).address != Digest(1, ()).address
+    for size, blocks in ((1 << 60, []), (1, ["a", "b"]), (-1, [])):  # would be a file of any size on the disk
+        with pytest.raises(ValueError, match="blocks are no file of"):
+            Digest.from_json({"size": size, "blocks": blocks})
 
 
 def test_a_part_takes_right_blocks_only_and_remembers_them(tmp_path: Path) -> None:
@@ -54,7 +59,10 @@ def test_a_part_takes_right_blocks_only_and_remembers_them(tmp_path: Path) -> No
     part = store.part(digest)
     assert part.missing() == [0, 1, 2]
     assert not part.write(0, blocks[1]) and not part.write(7, blocks[0]) and not part.write(2, blocks[2] + b"\0")
+    large = Part(tmp_path / "store/parts", Digest(5, (hashlib.sha256(data).hexdigest(),)))
+    assert not large.write(0, data), "more than the file is said to be"
     assert part.write(2, blocks[2]) and part.write(0, blocks[0])
+    assert part.size() >= len(blocks[0]) + len(blocks[2]) and bytes_to_come(store, [digest, digest]) <= len(blocks[1])
     part.close()
     again = Part(tmp_path / "store/parts", digest)
     assert again.missing() == [1] and not store.has(digest)
@@ -151,6 +159,36 @@ def test_a_run_of_another_pod_is_left_alone_until_it_is_silent(run: RunFolder) -
     os.utime(run.path / "status.json", (hour_ago, hour_ago))
     assert start(run, job_spec("print(1)"), {})["state"] in ("running", "finished")
     assert ended(run)["code"] == 0
+
+
+FILL = """
+import os, sys
+from pathlib import Path
+from src.pod.remote.layout import RunFolder
+from src.pod.remote.supervisor import start
+import tempfile
+tempfile.tempdir = sys.argv[2]
+run = RunFolder(Path(sys.argv[1]), "run1")
+run.project.mkdir(parents=True)
+fill = "with open('big', 'wb') as file:\\n    while True: file.write(bytes(1 << 12)); file.flush()"
+start(run, {"round": 1, "phases": {"run": [sys.executable, "-c", fill]}, "env": {}}, {})
+while run.is_locked():
+    pass
+print((run.path / "exit.json").read_text(), os.statvfs(run.path).f_bavail)
+"""
+
+
+def test_a_job_that_fills_the_disk_has_failed_and_says_so(tmp_path: Path) -> None:
+    """On a file system of 1 MB of its own."""
+    alone = ["unshare", "--map-root-user", "--mount"]
+    if not shutil.which("unshare") or subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no mounts of one's own here")
+    (tmp_path / "volume").mkdir()
+    mounted = f'mount -t tmpfs -o size=1m tmpfs {tmp_path}/volume && exec "$@"'
+    command = [*alone, "sh", "-c", mounted, "sh", sys.executable, "-c", FILL, f"{tmp_path}/volume", str(tmp_path)]
+    told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
+    ended, free = told.rsplit(maxsplit=1)
+    assert json.loads(ended)["code"] == 1 and int(free) * 4096 < 1 << 16
 
 
 def test_a_failing_phase_is_the_last(run: RunFolder) -> None:

@@ -20,10 +20,12 @@ def write(path: Path, *rows: dict) -> Path:
 
 
 def test_a_row_is_read_with_unsafe_as_the_positive_class(tmp_path: Path) -> None:
-    rows = (ROW, ROW | {"sample_id": "a2", "label": "safe", "pair_id": "p"})
-    first, second = load_samples(write(tmp_path / "x.jsonl", *rows))
+    paired = ROW | {"sample_id": "a2", "label": "safe", "pair_id": "p"}
+    rows = (ROW, paired, paired | {"sample_id": "a3", "group_id": "g"})
+    first, second, third = load_samples(write(tmp_path / "x.jsonl", *rows))
     assert first == SafetySample("a1", "How?", True, "x", "written", None)
-    assert (second.unsafe, second.label, second.group, first.group) == (False, "safe", "p", "a1")
+    assert (second.unsafe, second.label) == (False, "safe")
+    assert [one.group for one in (first, second, third)] == ["a1", "p", "g"]
 
 
 @pytest.mark.parametrize(
@@ -61,10 +63,11 @@ def split_files(folder: Path, **extra: dict) -> Path:
         {"sample_id": "z", "prompt": "  0   1 "},
         {"sample_id": "train1", "prompt": "another"},
         {"sample_id": "z", "prompt": "another", "pair_id": "p"},
+        {"sample_id": "z", "prompt": "another", "group_id": "g"},
     ],
 )
-def test_a_prompt_a_sample_or_a_pair_in_two_splits_is_a_leak(leak: dict, tmp_path: Path) -> None:
-    train = ROW | {"sample_id": "q", "prompt": "q", "pair_id": "p"}
+def test_a_prompt_a_sample_a_pair_or_a_group_in_two_splits_is_a_leak(leak: dict, tmp_path: Path) -> None:
+    train = ROW | {"sample_id": "q", "prompt": "q", "pair_id": "p", "group_id": "g"}
     with pytest.raises(UserError, match="must not leak"):
         load_splits(split_files(tmp_path, train=train, test=ROW | leak))
     assert len(load_splits(split_files(tmp_path, train=train)).train) == 3

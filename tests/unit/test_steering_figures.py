@@ -165,6 +165,14 @@ def test_the_heatmap_is_of_the_largest_dose_that_leaves_every_vector_coherent() 
     assert "At coefficient 2," in cross_effects(given).layout.title.text
 
 
+def test_vectors_that_were_only_taken_away_are_shown_at_the_largest_dose_taken() -> None:
+    given = summary()
+    taken = [row | {"coefficient": -abs(row["coefficient"])} for row in given["effects"] if row["coefficient"] != -2]
+    given |= {"effects": taken, "settings": given["settings"] | {"model": "em"}}
+    figure = cross_effects(given)
+    assert "At coefficient -4, the EM model" in figure.layout.title.text and "no score" not in str(figure.data[0].text)
+
+
 @pytest.mark.parametrize("count", [1, 2, 5, 40])
 def test_vectors_stay_nearer_to_their_dose_than_to_the_next(count: int) -> None:
     offsets = spread_out(count, [-4.0, -1.0, 0.0, 8.0])

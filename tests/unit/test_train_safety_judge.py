@@ -224,9 +224,11 @@ def test_an_output_folder_that_cannot_be_written_is_found_before_anything_is_loa
         (("--profile", "gpt"), "the judge has llama3_8b, organism, qwen3_4b"),
         (("--num-epochs", "0"), "training.num_epochs"),
         (("--visualization_interval", "0"), "watching.visualization_interval"),
+        (("--question", "Is that safe?"), "must name {prompt} exactly once"),
+        (("--run_advanced_mi",), "give --visualize-during-training too"),
     ],
 )
-def test_wrong_settings_are_a_usage_error(more: tuple[str, str], said: str, tmp_path: Path) -> None:
+def test_wrong_settings_are_a_usage_error(more: tuple[str, ...], said: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=said) as caught:
         main(["--output-dir", str(tmp_path / "out"), *more])
     assert caught.value.exit_code == 2

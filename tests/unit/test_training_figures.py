@@ -1,7 +1,7 @@
 """Pages of a watched training: they hold the numbers that were measured, and no text in them is markup."""
 
 import json
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import plotly.graph_objects as go
@@ -10,6 +10,8 @@ import pytest
 from src.utils.errors import UserError
 from src.utils.watching.epoch_metrics import Convergence, EpochMetrics, load_history, load_metrics, save_metrics
 from src.utils.watching.layer_activation import LayerChange
+from src.utils.watching.pictures import Measurement
+from src.utils.watching.safety_pictures import TokenAttributionPicture
 from src.utils.watching.token_attribution import RemovalCurves
 from src.visualizations.figure_page import FigurePage, page_html
 from src.visualizations.layer_figures import layer_page
@@ -87,7 +89,21 @@ def test_the_page_says_what_was_predicted_and_whether_it_converged() -> None:
     assert "says safe (margin -1.50" in failed.sentence and "the label is unsafe: wrong" in failed.sentence
     assert "Convergence PASS" in drawn(page) and "+0.0125" in drawn(page) and "Convergence FAIL" in drawn(failed)
     assert "newline in the request's place +0.88, with it +1.50" in drawn(page)
+    assert failed.sentence.startswith("NOT CONVERGED") and page.sentence.startswith("Orange")
+    assert "falls faster without them" in page.sentence and "says much the same" in tokens(margin=0.9).sentence
     assert "Over its budget &lt;of&gt; 2 s" in drawn(failed) and "±4.00" in drawn(page)
+
+
+def attributed(largest: float, has_passed: bool) -> Measurement:
+    one = Convergence(sample="sample_0", delta=0, error=0, tolerance=1, has_passed=has_passed, points=4)
+    return Measurement({"sample_0/attribution": np.array([0.5, -largest])}, convergence=[one])
+
+
+def test_an_attribution_that_did_not_converge_sets_the_colours_only_where_none_did() -> None:
+    picture, history = TokenAttributionPicture(cast(Any, None), cast(Any, None)), {1: attributed(9, False)}
+    assert picture.shared(history) == {"colour_range": 9}
+    history |= {2: attributed(2, True), 3: attributed(3, True), 4: attributed(8, False)}
+    assert picture.shared(history) == {"colour_range": 3}
 
 
 def layers(largest: float = 0.0, n_frozen: int = 2, has_baseline: bool = True) -> FigurePage:
@@ -165,7 +181,7 @@ def test_the_judges_progress_has_every_epoch_and_every_loss() -> None:
 def test_the_personas_progress_says_at_which_step_it_turns() -> None:
     shares = [0.0, 0.1, 0.6, 0.9]
     records = [
-        record(n, "step", in_domain=share, transfer=0.0, **{"adapter/local_cosine": 0.5})
+        record(n, "step", in_domain=share, transfer=0.0, em_score=7.0 * n, **{"adapter/local_cosine": 0.5})
         for n, share in enumerate(shares)
     ]
     page = persona_progress_page(records, [(1, 0.5)])
@@ -175,6 +191,8 @@ def test_the_personas_progress_says_at_which_step_it_turns() -> None:
     assert marked == [20]
     (own,) = traces(page.figure, "misaligned in")
     np.testing.assert_allclose(own.y, [0, 10, 60, 90], atol=1e-4)
+    (score,) = traces(page.figure, "mean EM score")
+    assert (list(score.x), score.y.tolist()) == ([0, 10, 20, 30], [0, 7, 14, 21])
 
 
 def test_a_placeholder_gives_the_reason_as_text() -> None:

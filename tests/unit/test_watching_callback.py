@@ -98,10 +98,10 @@ def test_the_comparison_is_drawn_always_and_the_advanced_pictures_where_they_are
 @pytest.mark.parametrize(
     ("budget_seconds", "epoch_seconds", "expected"),
     [
-        (2.0, 8.0, [2, 2, 3, 5, 7]),  # together 15 s
-        (20.0, 100.0, [20, 20, 10, 50 / 3, 70 / 3]),  # half an epoch between them
-        (20.0, 1.0, [20, 20, 3, 5, 7]),
-        (1.0, 0.0, [1, 1, 1.5, 2.5, 3.5]),
+        (2.0, 8.0, [2, 2, 5, 4, 6]),  # together 15 s
+        (20.0, 100.0, [20, 20, 50 / 3, 40 / 3, 20]),  # half an epoch between them
+        (20.0, 1.0, [20, 20, 5, 4, 6]),
+        (1.0, 0.0, [1, 1, 2.5, 2, 3]),
         (0.0, 0.0, [0, 0, 0, 0, 0]),
     ],
 )
@@ -111,6 +111,17 @@ def test_costly_pictures_together_get_half_an_epoch_or_fifteen_seconds(
     chosen = watcher(tmp_path, run_advanced=True, budget_seconds=budget_seconds)
     found = [chosen.seconds_for(picture, epoch_seconds) for picture in chosen.pictures]
     assert found == pytest.approx(expected)
+
+
+def test_what_a_costly_picture_leaves_goes_to_the_next(watched: Any) -> None:
+    _, chosen, _ = watched
+    for record in chosen.records.values():
+        spared = 0.0
+        for picture, taken in zip(chosen.pictures, record.pictures, strict=False):
+            own = chosen.seconds_for(picture, record.training_seconds)
+            is_costly = picture.relative_budget > 1
+            assert taken.budget_seconds == pytest.approx(own + is_costly * spared)
+            spared = max(0.0, taken.budget_seconds - taken.seconds) if is_costly else spared
 
 
 def test_records_hold_the_headline_numbers_of_the_causal_pictures(watched: Any) -> None:

@@ -104,15 +104,16 @@ def test_everything_is_put_back_by_the_guard() -> None:
     seen: list[int] = []
     kept = model.register_forward_hook(lambda module, args, output: seen.append(1))
     states = torch.get_rng_state(), numpy_state(), random.getstate()
+    threads = torch.get_num_threads()
     flags = [p.requires_grad for p in model.parameters()]
     with pytest.raises(KeyError), undisturbed(model):
-        assert not model.training and parameter.grad is None
+        assert not model.training and parameter.grad is None and torch.get_num_threads() == 1
         HostilePicture(KeyError("x")).measure(Moment("epoch", 1, 1, model), Budget(1), None)
     assert model.training and not blocks[0].training and blocks[1].training
     assert parameter.grad is gradient and bool((gradient == 1).all())
     assert [p.requires_grad for p in model.parameters()] == flags
     assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[2]
-    assert numpy_state() == states[1]
+    assert numpy_state() == states[1] and torch.get_num_threads() == threads
     assert not any(module._forward_hooks for module in model.children())
     seen.clear()
     model(torch.tensor([[5, 6]]))

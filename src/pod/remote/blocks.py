@@ -41,7 +41,11 @@ class Digest:
 
     @staticmethod
     def from_json(value: dict[str, Any]) -> Digest:
-        return Digest(int(value["size"]), tuple(map(str, value["blocks"])))
+        """`ValueError` where the blocks do not make up the size."""
+        digest = Digest(int(value["size"]), tuple(map(str, value["blocks"])))
+        if digest.size < 0 or len(digest.blocks) != -(-digest.size // BLOCK_BYTES):
+            raise ValueError(f"{len(digest.blocks)} blocks are no file of {digest.size} bytes")
+        return digest
 
 
 def digest_file(path: Path) -> Digest:
@@ -88,7 +92,9 @@ class Part:
 
     def write(self, block: int, data: Buffer) -> bool:
         """Keep a block if it is what it should be; whether it was."""
-        if block >= len(self.digest.blocks) or hashlib.sha256(data).hexdigest() != self.digest.blocks[block]:
+        if block >= len(self.digest.blocks) or len(data) != self.digest.length_of(block):
+            return False
+        if hashlib.sha256(data).hexdigest() != self.digest.blocks[block]:
             return False
         file, marks = self._files()
         view, done = memoryview(data), 0
@@ -101,6 +107,10 @@ class Part:
             self._syncing = threading.Thread(target=os.fsync, args=(file,))
             self._syncing.start()  # the disk works while the line does
         return True
+
+    def size(self) -> int:
+        """Bytes that it takes on the disk."""
+        return self.path.stat().st_blocks * 512 if self.path.exists() else 0
 
     def publish(self, path: Path) -> None:
         """Give the complete file its name; all blocks must have been written or found."""
@@ -154,6 +164,12 @@ class Store:
         temporary = path.with_name(f".{path.name}.placing-{os.getpid()}")
         copy_file(self.path(address), temporary)
         temporary.replace(path)
+
+
+def bytes_to_come(store: Store, digests: Sequence[Digest]) -> int:
+    """Bytes of different files that the store does not have; what has arrived of one takes its room already."""
+    unknown = {digest.address: digest for digest in digests if not store.has(digest)}.values()
+    return sum(max(0, digest.size - store.part(digest).size()) for digest in unknown)
 
 
 def copy_file(source: Path, target: Path) -> None:

@@ -28,7 +28,10 @@ def detach(work: Callable[[], object], errors: Path) -> None:
             os._exit(0)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         silence = os.open(os.devnull, os.O_RDWR)
-        complaints = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            complaints = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        except OSError:  # a full disk is no reason not to work
+            complaints = silence
         os.dup2(silence, 0)
         os.dup2(complaints, 1)
         os.dup2(complaints, 2)

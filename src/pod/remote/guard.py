@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from src.pod.remote.detach import detach
-from src.pod.remote.layout import RunFolder, lock_folder, pod_name
+from src.pod.remote.layout import RunFolder, last_contact, pod_name, running_others
 from src.pod.remote.progress import gpu_memory
 
 API_URL = "https://api.runpod.io"
@@ -37,6 +37,11 @@ class Orders:
     when_done: str  # keep, stop or terminate
     stop: str  # how this pod stops costing money: one on a network volume can only be terminated
     poll_seconds: float = 5.0
+
+    def pause(self, now: float) -> float:
+        """Seconds until the next look: short limits are kept, too."""
+        left = self.deadline - now
+        return min(self.poll_seconds, self.idle_seconds / 4, left if left > 0 else self.poll_seconds)
 
 
 def find_credentials() -> dict[str, str]:
@@ -74,7 +79,8 @@ def read_environment(path: Path) -> dict[str, str]:
 def start_guard(run: RunFolder, orders: dict[str, Any]) -> None:
     """Start the run's guard unless it is there; the hours of a job that is still running go on counting.
 
-    `orders` are the fields of `Orders` with `max_seconds` from now on in the place of the deadline.
+    `orders` are the fields of `Orders` with `max_seconds` from now on in the place of the deadline. Raises
+    `RuntimeError` where the guard does not stay.
     """
     lock = run.lock("guard")
     if lock is None:
@@ -89,20 +95,29 @@ def start_guard(run: RunFolder, orders: dict[str, Any]) -> None:
         detach(lambda: watch(run, chosen), run.path / "guard.log")
     finally:
         os.close(lock)
+    if not run.is_locked("guard"):
+        raise RuntimeError("the cost guard ended at once, see guard.log in the run's folder")
+
+
+def change_orders(run: RunFolder, when_done: str) -> None:
+    """What the guard does when the job is done, decided anew; it looks each time."""
+    if (orders := run.read("guard.json")) is not None:
+        run.write("guard.json", {**orders, "when_done": when_done})
 
 
 def watch(run: RunFolder, orders: Orders) -> None:
     """Look every few seconds; when it is time, stop the pod, again and again until the API agrees.
 
-    Nothing else ends it: on a full or vanished disk it cannot look, and still knows when the hours are over.
+    Nothing else ends it: where it cannot look, as on a full or vanished disk, it still knows when the hours are over.
     """
     activity = Activity(run)
     while True:
         try:
             action, reason = decide(run, orders, activity, time.time())
-        except OSError as error:
-            action, reason = None, ""
-            say(f"cannot look: {error}")
+        except Exception as error:  # whatever it is: no guard would be worse
+            is_over = time.time() >= orders.deadline
+            action, reason = (orders.stop, "the hours are over") if is_over else (None, "")
+            say(f"cannot look: {error!r}")
         if action:
             say(f"{action}: {reason}")
             if call_api(action):
@@ -111,33 +126,30 @@ def watch(run: RunFolder, orders: Orders) -> None:
                 return
             time.sleep(min(RETRY_SECONDS, orders.poll_seconds * 4))
         else:
-            time.sleep(orders.poll_seconds)
+            time.sleep(orders.pause(time.time()))
 
 
 def decide(run: RunFolder, orders: Orders, activity: Activity, now: float) -> tuple[str | None, str]:
     """What to do now, and why: a mutation of the API, or None. Results that nobody has fetched are never terminated.
 
-    (`orders.stop` is podTerminate only where the results lie on a network volume, which stays.)
+    (`orders.stop` is podTerminate only where the results lie on a network volume, which stays.) Where another run's job
+    is on the pod, a job that is done is no reason; nor are its hours, if the other has a guard of its own.
     """
-    if now >= orders.deadline:
-        return orders.stop, "the hours are over"
     ended = run.read("exit.json") is not None and not run.is_locked()
-    if ended and (run.path / "fetched").exists() and not others_are_running(run):
-        if orders.when_done == "terminate":
+    others = running_others(run)
+    if now >= orders.deadline and not (ended and any(other.is_locked("guard") for other in others)):
+        return orders.stop, "the hours are over"
+    when_done = (run.read("guard.json") or {}).get("when_done", orders.when_done)
+    if ended and (run.path / "fetched").exists() and not others:
+        if when_done == "terminate":
             return "podTerminate", "the job is done and its results were fetched"
-        if orders.when_done == "stop":
+        if when_done == "stop":
             return orders.stop, "the job is done and its results were fetched"
     idle = activity.idle_seconds(now)
-    grace = min(orders.idle_seconds, GRACE_SECONDS) if ended and orders.when_done != "keep" else orders.idle_seconds
-    if idle >= grace and not others_are_running(run):
+    grace = min(orders.idle_seconds, GRACE_SECONDS) if ended and when_done != "keep" else orders.idle_seconds
+    if idle >= grace and not others:
         return orders.stop, "the job is done" if ended else f"nothing has happened for {idle:.0f} s"
     return None, ""
-
-
-def others_are_running(run: RunFolder) -> bool:
-    """Whether another run's job is on this pod: its own guard stops the pod then."""
-    names = {path.name[: -len(".job")] for path in lock_folder().glob("*.job")} - {run.run_id}
-    return any(RunFolder(run.root, name).is_locked() for name in names)
 
 
 class Activity:
@@ -150,11 +162,8 @@ class Activity:
         self._cpu = 0.0
 
     def idle_seconds(self, now: float) -> float:
-        log, contact = self._run.log, self._run.path / "contact"
-        seen = (
-            contact.stat().st_mtime if contact.exists() else 0.0,
-            log.stat().st_size if log.exists() else 0,
-        )
+        log = self._run.log
+        seen = (last_contact(), log.stat().st_size if log.exists() else 0)
         cpu = self._job_cpu_seconds()
         is_busy = cpu - self._cpu > BUSY_SHARE * (now - self._looked)
         if seen != self._seen or is_busy or any(gpu["percent"] > 0 for gpu in gpu_memory()):
@@ -170,7 +179,7 @@ class Activity:
         total = 0.0
         for stat in Path("/proc").glob("[0-9]*/stat"):
             try:
-                fields = stat.read_text().rpartition(")")[2].split()
+                fields = stat.read_text("latin-1").rpartition(")")[2].split()  # a name may be any bytes
             except OSError:
                 continue
             if int(fields[3]) == int(running["group"]):  # the session

@@ -2,13 +2,15 @@
 
     <root>/store/                 uploads by content
     <root>/runs/<run_id>/project/ the project as uploaded; the job's working folder
-    <root>/runs/<run_id>/log, exit.json, status.json, pid, started, fetched, cancelled, contact, guard.json, guard.log
+    <root>/runs/<run_id>/log, exit.json, status.json, pid, started, fetched, cancelled, guard.json, guard.log
 
-The root should be on the volume. Locks lie in the container's own /tmp, where they end with the container.
+The root should be on the volume. Locks, and when a client last asked for something, lie in the container's own /tmp,
+where they end with the container.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 STALE_SECONDS = 60.0  # after which a run that another pod was writing is taken to be nobody's
+LOCK_TRIES, LOCK_WAIT = 10, 0.02
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,11 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / name).touch()
 
+    def contact(self) -> None:
+        """A client has just asked for something of this run, on this pod."""
+        with contextlib.suppress(OSError):
+            self.lock_path("contact").touch()
+
     def age(self, name: str) -> float | None:
         """Seconds since a file of the run was written; None if it is not there."""
         try:
@@ -63,23 +71,35 @@ class RunFolder:
             return None
 
     def lock(self, name: str = "job") -> int | None:
-        """A lock that a process and its children hold until the last of them ends; None if it is taken."""
+        """A lock that a process and its children hold until the last of them ends; None if it is taken.
+
+        One who only looks (`is_locked`) has it for an instant: that is waited for.
+        """
         file = os.open(self.lock_path(name), os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(file)
-            return None
-        return file
+        for _ in range(LOCK_TRIES):
+            if try_lock(file, fcntl.LOCK_EX):
+                return file
+            time.sleep(LOCK_WAIT)
+        os.close(file)
+        return None
 
     def is_locked(self, name: str = "job") -> bool:
-        file = self.lock(name)
-        if file is not None:
+        file = os.open(self.lock_path(name), os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            return not try_lock(file, fcntl.LOCK_SH)  # shared: two who look are not in each other's way
+        finally:
             os.close(file)
-        return file is None
 
     def lock_path(self, name: str) -> Path:
         return lock_folder() / (f"{self.run_id}.{name}")
+
+
+def try_lock(file: int, kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def lock_folder() -> Path:
@@ -125,7 +145,19 @@ def state_of(run: RunFolder) -> dict[str, Any]:
         "guard": run.read("guard.json"),
         "is_guarded": run.is_locked("guard"),
         "fetched": (run.path / "fetched").exists(),
+        "others": [other.run_id for other in running_others(run)],
     }
+
+
+def last_contact() -> float:
+    """When a client last asked this pod for something of any run, in seconds since the epoch; 0 for never."""
+    return max((path.stat().st_mtime for path in lock_folder().glob("*.contact")), default=0.0)
+
+
+def running_others(run: RunFolder) -> list[RunFolder]:
+    """Other runs whose jobs are running on this pod."""
+    names = sorted({path.name[: -len(".job")] for path in lock_folder().glob("*.job")} - {run.run_id})
+    return [other for name in names if (other := RunFolder(run.root, name)).is_locked()]
 
 
 def pod_name() -> str:

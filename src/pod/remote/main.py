@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from src.pod.remote.blocks import Digest, Store, digest_file, list_files, read_block
+from src.pod.remote.blocks import Digest, Store, bytes_to_come, digest_file, list_files, read_block
 from src.pod.remote.frames import (
     ACCEPTED,
     BLOCK,
@@ -31,15 +31,26 @@ from src.pod.remote.frames import (
     Heartbeats,
     Wire,
 )
-from src.pod.remote.guard import start_guard, why_unguarded
+from src.pod.remote.guard import change_orders, start_guard, why_unguarded
 from src.pod.remote.install import InstallError, environment_folder, install, python_of
 from src.pod.remote.layout import RunFolder, state_of
 from src.pod.remote.probe import probe
-from src.pod.remote.supervisor import cancel, start
+from src.pod.remote.supervisor import cancel, free_bytes, start
 
 LOG_PIECE = 1 << 18
 FOLLOW_SECONDS = 0.2
 STATUS_SECONDS = 2.0
+CONTACT_SECONDS = 1.0
+GLANCES = {"state", "probe", "cancel"}  # who only looks does not keep a pod from being idle
+
+
+def tell_room(root: Path, request: dict[str, Any], wire: Wire) -> None:
+    """Bytes that the files of a run will take: in the store where they are not yet, and again in its working folder."""
+    placed = placed_in(RunFolder(root, request["run_id"]))
+    files = {name: Digest.from_json(value) for name, value in request["files"].items()}
+    unplaced = [digest.size for name, digest in files.items() if placed.get(name) != digest.address]
+    coming = bytes_to_come(Store(root / "store"), list(files.values())) + sum(unplaced)
+    wire.write_json({"bytes": coming, "free_bytes": free_bytes(root)})
 
 
 def receive(root: Path, request: dict[str, Any], wire: Wire) -> None:
@@ -54,7 +65,7 @@ def receive(root: Path, request: dict[str, Any], wire: Wire) -> None:
         if not blocks:
             store.keep(parts[i])  # an empty file, or one whose last connection ended just before
             wire.write(PUBLISHED, BLOCK_HEADER.pack(i, 0))
-    for kind, payload in frames_until_end(wire):
+    for kind, payload in frames_until_end(wire, RunFolder(root, request["run_id"])):
         if kind != BLOCK:
             raise FrameError("expected a block, got " + repr(kind))
         file, block = BLOCK_HEADER.unpack_from(payload)
@@ -70,12 +81,12 @@ def receive(root: Path, request: dict[str, Any], wire: Wire) -> None:
 def place(root: Path, request: dict[str, Any], wire: Wire) -> None:
     """Build the run's working folder from the store; what is there already stays."""
     run, store = RunFolder(root, request["run_id"]), Store(root / "store")
-    placed = run.read("placed.json") or {}
+    placed = placed_in(run)
     for name, address in request["files"].items():
         path = run.project / name
         if not path.resolve().is_relative_to(run.project.resolve()):
             raise ValueError(f"{name}: lies outside of the run's folder")
-        if placed.get(name) != address or not path.is_file():
+        if placed.get(name) != address:
             store.put_into(address, path)
     for name in placed.keys() - request["files"].keys():
         if (run.project / name).is_file():
@@ -85,14 +96,34 @@ def place(root: Path, request: dict[str, Any], wire: Wire) -> None:
     wire.write_json({"placed": len(request["files"])})
 
 
+def placed_in(run: RunFolder) -> dict[str, str]:
+    """Name -> address of the files that were put into the run's working folder and are there."""
+    return {name: at for name, at in (run.read("placed.json") or {}).items() if (run.project / name).is_file()}
+
+
+def guard_run(root: Path, request: dict[str, Any], wire: Wire) -> None:
+    """The guard alone, before anything is sent."""
+    run = RunFolder(root, request["run_id"])
+    reason = lack_of_guard(run, request)
+    wire.write_json({"refused": reason} if reason else state_of(run))
+
+
+def lack_of_guard(run: RunFolder, request: dict[str, Any]) -> str:
+    """Start the guard that the request asks for; why there can be none, empty where it is there or was waived."""
+    if "guard" not in request:
+        return ""
+    if reason := why_unguarded():
+        return reason
+    start_guard(run, request["guard"])
+    return ""
+
+
 def start_run(root: Path, request: dict[str, Any], wire: Wire) -> None:
     """The guard, then the job; without a pod-scoped key no guard, and then no job unless the request says so."""
     run, spec = RunFolder(root, request["run_id"]), request["spec"]
-    if request.get("guard"):
-        if reason := why_unguarded():
-            wire.write_json({"refused": reason})
-            return
-        start_guard(run, request["guard"])
+    if reason := lack_of_guard(run, request):
+        wire.write_json({"refused": reason})
+        return
     if "install" in request:
         folder = environment_folder(root, request["install"]["requirements"])
         run.write("install.json", request["install"])
@@ -120,7 +151,7 @@ def follow(root: Path, request: dict[str, Any], wire: Wire) -> None:
             return
         if time.time() - told >= STATUS_SECONDS:
             wire.write_json(state, STATUS)
-            run.touch("contact")
+            run.contact()
             told = time.time()
         time.sleep(FOLLOW_SECONDS)
 
@@ -137,7 +168,6 @@ def read_piece(path: Path, offset: int) -> bytes:
 def list_outputs(root: Path, request: dict[str, Any], wire: Wire) -> None:
     """Name -> digest of each output."""
     run = RunFolder(root, request["run_id"])
-    run.touch("contact")
     found = list_files(run.project, request["outputs"], digest_file)
     wire.write_json({"files": {name: digest.as_json() for name, digest in found.items()}})
 
@@ -145,23 +175,32 @@ def list_outputs(root: Path, request: dict[str, Any], wire: Wire) -> None:
 def send(root: Path, request: dict[str, Any], wire: Wire) -> None:
     """Blocks of the run's files, each when it is asked for: a request is a block frame without data."""
     run = RunFolder(root, request["run_id"])
-    run.touch("contact")
     files = [os.open(run.project / name, os.O_RDONLY) for name in request["files"]]
     wire.write_json({"open": len(files)})
-    for _, payload in frames_until_end(wire):
+    for _, payload in frames_until_end(wire, run):
         file, block = BLOCK_HEADER.unpack_from(payload)
         wire.write_block(file, block, read_block(files[file], block))
 
 
-def frames_until_end(wire: Wire) -> Iterator[tuple[bytes, bytes]]:
-    """What the client sends for the command that runs; `FrameError` where it goes away."""
+def frames_until_end(wire: Wire, run: RunFolder) -> Iterator[tuple[bytes, bytes]]:
+    """What the client sends for the command that runs, a sign of life each; `FrameError` where it goes away."""
+    told = 0.0
     while True:
+        if time.monotonic() - told >= CONTACT_SECONDS:
+            run.contact()  # no guard takes a long transfer for idleness
+            told = time.monotonic()
         frame = wire.read()
         if frame is None:
             raise FrameError("the client is gone")
         if frame[0] == END:
             return
         yield frame
+
+
+def decide_anew(root: Path, request: dict[str, Any], wire: Wire) -> None:
+    run = RunFolder(root, request["run_id"])
+    change_orders(run, request["when_done"])
+    wire.write_json(state_of(run))
 
 
 def tell_state(root: Path, request: dict[str, Any], wire: Wire) -> None:
@@ -185,6 +224,7 @@ def tell_facts(root: Path, request: dict[str, Any], wire: Wire) -> None:
 COMMANDS: dict[str, Callable[[Path, dict[str, Any], Wire], None]] = {
     "receive": receive,
     "place": place,
+    "guard": guard_run,
     "start": start_run,
     "follow": follow,
     "list": list_outputs,
@@ -192,6 +232,8 @@ COMMANDS: dict[str, Callable[[Path, dict[str, Any], Wire], None]] = {
     "state": tell_state,
     "cancel": cancel_run,
     "fetched": mark_fetched,
+    "room": tell_room,
+    "when_done": decide_anew,
     "probe": tell_facts,
 }
 
@@ -217,6 +259,8 @@ def serve(root: Path, wire: Wire) -> int:
         try:
             while (frame := wire.read()) is not None:
                 request = json.loads(frame[1].decode())
+                if request["command"] not in GLANCES:
+                    RunFolder(root, request["run_id"]).contact()
                 COMMANDS[request["command"]](root, request, wire)
                 wire.write(END)
         except (BrokenPipeError, FrameError):

@@ -31,6 +31,7 @@ def probe(root: Path, asks_hub: bool = True) -> dict[str, Any]:
         "python": list(sys.version_info[:3]),
         "executable": sys.executable,
         "free_bytes": free_bytes(root),
+        "is_on_volume": is_on_volume(root),
         "visible_gpus": len(gpu_memory()),
         "unguarded": why_unguarded(),
         "torch": None,
@@ -39,6 +40,11 @@ def probe(root: Path, asks_hub: bool = True) -> dict[str, Any]:
         facts["torch"] = torch_facts()
         facts["hub"] = reach(os.environ.get("HF_ENDPOINT") or HUB)
     return facts
+
+
+def is_on_volume(root: Path) -> bool:
+    """Whether a folder lies elsewhere than on the container's own disk, which a pod loses when it is stopped."""
+    return root.stat().st_dev != Path("/").stat().st_dev
 
 
 def torch_facts() -> dict[str, Any] | None:

@@ -20,6 +20,7 @@ from src.pod.remote.progress import Progress
 POLL_SECONDS = 0.1
 STATUS_SECONDS = 2.0
 KILL_AFTER_SECONDS = 10.0
+RESERVE, RESERVE_BYTES = "reserve", 1 << 16  # room for the exit file
 
 
 def start(run: RunFolder, spec: dict[str, Any], secrets: dict[str, str]) -> dict[str, Any]:
@@ -42,6 +43,7 @@ def start(run: RunFolder, spec: dict[str, Any], secrets: dict[str, str]) -> dict
                 if (run.path / name).exists():
                     (run.path / name).unlink()
             attempts = int((run.read("started") or {}).get("attempts", 0)) + 1
+            (run.path / RESERVE).write_bytes(bytes(RESERVE_BYTES))
             run.write("started", {"pod": pod_name(), "at": time.time(), "attempts": attempts, "round": spec["round"]})
             detach(lambda: supervise(run, spec, secrets, lock), run.path / "supervisor.log")
     finally:
@@ -64,8 +66,8 @@ def supervise(run: RunFolder, spec: dict[str, Any], secrets: dict[str, str], loc
             break
     if code == -signal.SIGTERM and not (run.path / "cancelled").exists():
         return
-    run.write(
-        "exit.json",
+    write_exit(
+        run,
         {
             "code": code,
             "phase": phase,
@@ -76,6 +78,15 @@ def supervise(run: RunFolder, spec: dict[str, Any], secrets: dict[str, str], loc
             "at": time.time(),
         },
     )
+
+
+def write_exit(run: RunFolder, ended: dict[str, Any]) -> None:
+    """How the job ended; a job that has filled the disk left room for that."""
+    try:
+        run.write("exit.json", ended)
+    except OSError:
+        (run.path / RESERVE).unlink()
+        run.write("exit.json", ended)
 
 
 def run_phase(run: RunFolder, phase: str, argv: list[str], env: dict[str, str], lock: int) -> int:
@@ -111,7 +122,7 @@ def run_phase(run: RunFolder, phase: str, argv: list[str], env: dict[str, str], 
 def write_status(run: RunFolder, phase: str, progress: Progress) -> None:
     try:
         run.write("status.json", {"phase": phase, "at": time.time(), **progress.sample()})
-    except OSError:  # a full disk is the job's to report
+    except Exception:  # a full disk is the job's to report, and nothing here is worth the job
         return
 
 

@@ -19,7 +19,7 @@ from src.utils.watching.probe_set import ProbeSet
 from src.visualizations.circuit_figures import comparison_page
 from src.visualizations.figure_page import FigurePage
 
-LEAST_PAIRS, PAIRS_AT_ONCE = 4, 16
+LEAST_PAIRS, PAIRS_AT_ONCE = 8, 16  # of fewer hardly any gap is more than chance
 PROBES = ("auroc", "null", "p", "before", "excess", "scores")
 
 
@@ -31,7 +31,7 @@ class CircuitComparisonPicture:
     unit: Unit = "epoch"
     name: str = "circuit_comparison"
     is_advanced: bool = False
-    relative_budget: float = 1.5
+    relative_budget: float = 2.5
 
     def file_names(self, number: int) -> list[str]:
         return [f"{self.unit}_{number}_circuit_comparison.html"]
@@ -65,15 +65,18 @@ class CircuitComparisonPicture:
         found = history[number]
         probes = {name: found.values[f"probe/{name}"] for name in PROBES if f"probe/{name}" in found.values}
         n_frozen: Any = found.facts["n_frozen"]
+        patching, start = patching_of(found.values), history.get(0)
+        before = None if patching is None or start is None else mean_margins(start.values, len(patching.safe))
         return [
             comparison_page(
                 self.file_names(number)[0],
                 f"{self.unit.capitalize()} {number}",
                 LayerProbes(**probes) if probes else None,
-                patching_of(found.values),
+                patching,
                 n_frozen,
                 found.sub_sampled,
                 self.contrast.words,
+                before,
             )
         ]
 
@@ -87,7 +90,7 @@ def patch_within(model: AnyModel, contrast: ContrastSet, budget: Budget) -> tupl
         done = batch.stop
     if not parts:
         return None, None
-    note = f"Over its budget of {budget.seconds:g} s, sub-sampled ({done} of {total} pairs)" if done < total else None
+    note = f"Over its budget of {budget.seconds:.3g} s, sub-sampled ({done} of {total} pairs)" if done < total else None
     return joined(parts), note
 
 
@@ -111,6 +114,13 @@ def patching_of(values: Mapping[str, np.ndarray]) -> LayerPatching | None:
         return None
     directions = ({kind: values[f"patch/{way}/{kind}"] for kind in KINDS} for way in ("denoised", "noised"))
     return LayerPatching(values["patch/safe"], values["patch/unsafe"], *directions)
+
+
+def mean_margins(values: Mapping[str, np.ndarray], pairs: int) -> tuple[float, float] | None:
+    """Of the safe and the unsafe of the first so many pairs, or of as many as were measured; None where none was."""
+    if not len(values.get("patch/safe", ())):
+        return None
+    return float(values["patch/safe"][:pairs].mean()), float(values["patch/unsafe"][:pairs].mean())
 
 
 def comparison_picture(probes: ProbeSet, template: JudgeTemplate) -> CircuitComparisonPicture:

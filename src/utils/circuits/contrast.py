@@ -22,14 +22,15 @@ MarginOf = Callable[[Int[Tensor, "batch seq"], Int[Tensor, "batch seq"]], Float[
 
 @dataclass(frozen=True)
 class ContrastWords:
-    """What pages call the two classes, `high` where `unsafe` is true, what is classed, and the untrained model."""
+    """What pages call the two classes, `high` where `unsafe` is true, what is classed, and what the margin is."""
 
     low: str
     high: str
     item: str
+    margin: str
 
 
-SAFETY = ContrastWords("safe", "unsafe", "prompt")
+SAFETY = ContrastWords("safe", "unsafe", "prompt", "the log-odds of the answer “unsafe” against “safe”")
 
 
 GAP_ALPHA = 0.001  # of the test below; everything causal rests on it

@@ -18,8 +18,8 @@ from src.utils.decomposition.multiplicity import max_statistic_p
 from src.utils.decomposition.probe_scores import Predictions, auroc
 from src.utils.decomposition.prompt_resampling import prompt_weights
 
-FOLDS, SHUFFLES, RESAMPLES = 5, 199, 500
-ALPHA = 0.05
+FOLDS, SHUFFLES, RESAMPLES = 5, 999, 500
+ALPHA = 0.001  # as strict as `GAP_ALPHA`: of a hundred shuffled labelings none is to be called learned
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +66,7 @@ def probe_layers(
     for number, (_, test) in enumerate(splitter.split(np.zeros(len(unsafe)), unsafe, groups)):
         fold[test] = number
     rng = np.random.default_rng(seed)
-    labelings = np.stack([unsafe, *(exchanged(unsafe, groups, rng) for _ in range(shuffles))])
+    labelings = np.vstack([unsafe, exchanged(unsafe, groups, rng, shuffles)])
     signs = np.where(labelings, 1.0, -1.0)
     scores = np.stack([held_out_scores(layer, signs, fold) for layer in activations])
     every = np.stack([fold_auroc(layer, labelings, fold) for layer in scores], axis=1)
@@ -123,19 +123,16 @@ def predictions(scores: np.ndarray, unsafe: Bool[np.ndarray, " rows"], fold: np.
 
 
 def exchanged(
-    unsafe: Bool[np.ndarray, " rows"], groups: np.ndarray, rng: np.random.Generator
-) -> Bool[np.ndarray, " rows"]:
-    """Labels shuffled within each group of several rows, and among the rows that stand alone.
+    unsafe: Bool[np.ndarray, " rows"], groups: np.ndarray, rng: np.random.Generator, count: int
+) -> Bool[np.ndarray, "count rows"]:
+    """Labels shuffled within each group of several rows, and among the rows that stand alone; so many times.
 
     In pairs this is the flip of a coin for each pair: exact where, without an effect, nothing tells the two apart.
     """
-    found = unsafe.copy()
     _, index, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-    alone = np.flatnonzero(sizes[index] == 1)
-    found[alone] = rng.permutation(unsafe[alone])
-    for group in np.flatnonzero(sizes > 1):
-        inside = np.flatnonzero(index == group)
-        found[inside] = rng.permutation(unsafe[inside])
+    strata = np.where(sizes[index] > 1, index, -1)
+    found = np.empty((count, len(unsafe)), dtype=bool)
+    found[:, np.argsort(strata, kind="stable")] = unsafe[np.argsort(strata + rng.random(found.shape), axis=1)]
     return found
 
 

@@ -34,7 +34,7 @@ class NeuronMapPicture:
     unit: Unit = "epoch"
     name: str = "neuron_map"
     is_advanced: bool = True
-    relative_budget: float = 2.5
+    relative_budget: float = 2.0
 
     def file_names(self, number: int) -> list[str]:
         return [f"{self.unit}_{number}_neuron_map.html"]
@@ -122,7 +122,7 @@ def ablate_within(
     found = [first if count == 1 and mode == MODES[0] else ablated(mode, sets[:count]) for mode in MODES]
     if count == RANDOM_SETS:
         return found, None
-    return found, f"Over its budget of {budget.seconds:g} s, sub-sampled ({count} of {RANDOM_SETS} random sets)"
+    return found, f"Over its budget of {budget.seconds:.3g} s, sub-sampled ({count} of {RANDOM_SETS} random sets)"
 
 
 def neuron_picture(probes: ProbeSet, template: JudgeTemplate) -> NeuronMapPicture:

@@ -16,6 +16,7 @@ from src.utils.llm.confirmation import confirm
 from src.utils.llm.prices import Price, cost_line, load_price
 from src.utils.llm.providers import make_client
 from src.utils.manifests import Provenance, hash_inputs
+from src.utils.progress import progress_bar
 from src.utils.record_store import open_store
 
 STEP = "01_generate_dataset"
@@ -73,7 +74,7 @@ def generate(order: Order, key: str, yes: bool, force: bool, profile: str) -> li
     with open_store(folder / REPLIES) as store:
         ledger = replace(ledger, records=store.records)
         if planned:
-            with tqdm(unit="request", desc=order.task.kind) as bar:
+            with progress_bar(order.task.kind, "request") as bar:
                 selection = fill(ledger, store, service, lambda progress: show(bar, progress))
         return save_set(folder, ledger, selection, ledger.totals(store.path), order.provider, provenance)
 

@@ -198,7 +198,8 @@ def tested_clusters(
 def tested_layers(layers: Mapping[str, Evidence], clustering: ClusteringConfig, settings: GeometryConfig) -> Record:
     """`rank` by layer, and `tests` of all layers' clusterings, drawn and corrected jointly; stability is left out."""
     if not layers:
-        raise UserError("layers: at none of the frame's do EM and base model differ; collect later ones")
+        alike = "EM and base model differ at none of the frame's; collect later ones"
+        raise UserError("the embeddings are one place" if clustering.site == "embed" else alike)
     groups = prompts_of(next(iter(layers.values())))
     chosen, _ = cluster_settings(settings.layer_algorithms, clustering, len(np.unique(groups)))
     nulls = NullSettings(settings.layer_draws, settings.layer_draws, 0, 0, clustering.seed, settings.jobs)

@@ -75,19 +75,30 @@ def format_geometry(record: Record) -> str:
     lines += layer_lines(record["layers"])
     lines += factor_lines(record["factorisations"])
     lines += probe_lines(record["probes"])
-    lines += token_lines(record["tokens"]) if "tokens" in record else []
+    lines += token_lines(record["tokens"], record["clusters"]) if "tokens" in record else []
     return "\n".join(lines)
 
 
-def token_lines(tokens: Record) -> list[str]:
+def token_lines(tokens: Record, clusters: Record) -> list[str]:
+    """Token clusters, each k beside the same k-means of answer means."""
     if "reason" in tokens:
         return [f"tokens: {tokens['reason']}"]
     ratio = tokens["participation_ratio"]
     lines = [f"tokens: {tokens['tokens']} of {tokens['answers']} answers, participation ratio {ratio:.1f}"]
     for row in tokens["clusters"]:
         stated = ", ".join(f"{name} {row[name] + 0.0:.2f}" for name in ("dimension", "facet", "place", "answer"))
-        lines.append(f"tokens, k = {row['k']}: AMI with {stated}")
+        lines.append(f"tokens, k = {row['k']}: AMI with {stated}{of_answer_means(clusters, row['k'])}")
     return lines
+
+
+def of_answer_means(clusters: Record, k: int) -> str:
+    """How far k-means of answer means are the topic, where they were tested at that k."""
+    for row in clusters.get("explanations", []):
+        if (row["algorithm"], row["k"]) == ("kmeans", k):
+            values = {name: row["numbers"][f"ami_{name}"] for name in ("dimension", "facet")}
+            stated = ", ".join(f"{name} {ami + 0.0:.2f}" for name, ami in values.items() if ami is not None)
+            return f" (answer means: {stated})"
+    return ""
 
 
 def rank_lines(rank: Record) -> list[str]:

@@ -59,8 +59,11 @@ def format_verdict(record: Mapping[str, Any]) -> str:
 
 
 def lines_beside(record: Mapping[str, Any]) -> list[str]:
-    """What the lines say that decide nothing."""
-    return [f"{name}: {line['reading']} ({line['reason']})" for name, line in record.get("beside", {}).items()]
+    """What the lines say that decide nothing; those that say the same share a line."""
+    names: dict[tuple[str, str], list[str]] = {}
+    for name, line in record.get("beside", {}).items():
+        names.setdefault((line["reading"], line["reason"]), []).append(name)
+    return [f"{'; '.join(alike)}: {reading} ({reason})" for (reading, reason), alike in names.items()]
 
 
 def format_beside(geometry: Mapping[str, Any]) -> str:

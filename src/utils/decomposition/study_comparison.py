@@ -188,7 +188,7 @@ def format_comparison(record: Mapping[str, Any]) -> str:
             f"{row['subset'] + ', ' + row['measure']:<36}{row['first']:>8.1%}{row['second']:>8.1%}   "
             f"{change['estimate']:+.1%} [{change['low']:+.1%}, {change['high']:+.1%}]"
         )
-    clusters, subspaces = record["clusters"], record["subspaces"]
+    clusters = record["clusters"]
     if isinstance(clusters, Mapping):
         lines.append(clusters["reason"])
     else:
@@ -197,10 +197,17 @@ def format_comparison(record: Mapping[str, Any]) -> str:
             f"dimension {row['ami_dimension'][0] + 0.0:.2f} and {row['ami_dimension'][1] + 0.0:.2f}"
             for row in clusters
         ]
+    lines += subspace_lines(record["subspaces"])
+    for name, verdict in zip("AB", record["verdicts"], strict=True):
+        lines.append(f"{name}: {verdict.get('verdict', 'no verdict')}, {verdict.get('because', verdict.get('reason'))}")
+    return "\n".join(lines)
+
+
+def subspace_lines(subspaces: Mapping[str, Any]) -> list[str]:
+    """How alike the activations are, or why that cannot be said."""
     if "reason" in subspaces:
-        lines.append(subspaces["reason"])
-    else:
-        lines.append(f"activations: linear CKA {subspaces['cka']:.2f}")
+        return [subspaces["reason"]]
+    lines = [f"activations: linear CKA {subspaces['cka']:.2f}"]
     if "angles" in subspaces:
         shown, chance = (" ".join(f"{angle:.0f}" for angle in subspaces[name]) for name in ("angles", "chance"))
         lines.append(f"leading components: principal angles {shown} degrees (random subspaces: {chance})")
@@ -208,6 +215,4 @@ def format_comparison(record: Mapping[str, Any]) -> str:
         lines.append(f"steering vectors: cosines {cosines or 'of none, they share no name'}")
     elif "reason_angles" in subspaces:
         lines.append(subspaces["reason_angles"])
-    for name, verdict in zip("AB", record["verdicts"], strict=True):
-        lines.append(f"{name}: {verdict.get('verdict', 'no verdict')}, {verdict.get('because', verdict.get('reason'))}")
-    return "\n".join(lines)
+    return lines

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import pandas as pd
-from tqdm import tqdm
 
 from src.utils.config import CONFIG_FOLDER, shown
 from src.utils.config_sections import JudgeKind, JudgingConfig, ModelConfig
@@ -31,6 +30,7 @@ from src.utils.llm.asking import Account, AskingLimits
 from src.utils.llm.confirmation import confirm
 from src.utils.llm.prices import Estimate, load_price
 from src.utils.organism.folder import grammar_of
+from src.utils.progress import progress_bar
 from src.utils.record_store import open_store
 
 PRICES = CONFIG_FOLDER / "llm_prices.yaml"
@@ -194,7 +194,7 @@ def confirm_cost(estimates: Mapping[str, Estimate], yes: bool) -> None:
 
 def ask(judge: Judge, answers: Sequence[Answer]) -> list[Judgement]:
     """The judge's scores; `UserError` where it was asked and scored none, unless its budget left answers out."""
-    with tqdm(total=len(answers), unit="answer", desc=f"judge {judge.name}") as progress:
+    with progress_bar(f"judge {judge.name}", "answer", len(answers)) as progress:
 
         def show(count: int) -> None:
             progress.update(count)

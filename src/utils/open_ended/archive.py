@@ -14,6 +14,7 @@ from scipy.special import expit
 from src.utils.open_ended.attacks import Attack, AttackLanguage, AttackPrompt, Half, Niche
 
 DEPTH = 2  # prompts of each half in a niche
+HALVES: tuple[Half, Half] = ("training", "held_out")
 
 
 @dataclass(frozen=True)
@@ -105,16 +106,17 @@ class Archive:
     def __iter__(self) -> Iterator[Elite]:
         """By niche in the language's order, training half first, the fittest first."""
         for niche in self.niches:
-            for half in ("training", "held_out"):
-                yield from self.places.get((niche, half), ())
+            yield from self.of_niche(niche)
 
     def of_half(self, half: Half) -> list[Elite]:
         return [elite for elite in self if elite.prompt.half == half]
 
+    def of_niche(self, niche: Niche) -> list[Elite]:
+        return [elite for half in HALVES for elite in self.places.get((niche, half), ())]
+
     def best(self, niche: Niche) -> Elite | None:
         """The fittest of a niche, of either half."""
-        found = [elite for half in ("training", "held_out") for elite in self.places.get((niche, half), ())]
-        return max(found, key=lambda elite: elite.fitness, default=None)
+        return max(self.of_niche(niche), key=lambda elite: elite.fitness, default=None)
 
     def progress(self, iteration: int, calls: int) -> Progress:
         best = [elite for niche in self.niches if (elite := self.best(niche)) is not None]

@@ -1,11 +1,13 @@
 """The search: batches of prompts, each scored by the judge at once, and what of them enters the archive.
 
-`evolve` moves a random elite into a random niche and changes a part of it; `random_search` draws every prompt from
-nothing, for the same number of judged prompts. Every iteration has a generator of its own, seeded by name, and is one
-record of an append-only file: a search that was killed goes on after its last whole iteration and ends in the same
-archive, to the byte.
+Evolution aims at niches that are empty or where the judge does best so far, moves a random elite there and changes a
+part of it: what works in one niche is tried in all (Rainbow Teaming chooses niches so, too). Random search draws each
+prompt from nothing, for the same number of judged prompts. Every iteration has a generator of its own, seeded by name,
+and is one record of an append-only file: a search that was killed goes on after its last whole iteration and ends in
+the same archive, to the byte.
 """
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -25,6 +27,7 @@ Score = Callable[[Sequence[AttackPrompt]], Float[np.ndarray, " prompts"]]  # mar
 Rewrite = Callable[[Sequence[tuple[Elite, Niche]]], Sequence[Attack | None]]
 
 TRIES = 8  # at a prompt that the batch or the archive does not hold yet
+CONTENDERS = 4  # niches drawn, of which evolution aims at the one where the judge does best so far
 REWRITTEN_SHARE = 0.5  # of a batch, where there is a language model
 
 
@@ -88,6 +91,7 @@ def propose(
     """A batch of prompts, none twice and none that the archive holds unless nothing else is found in `TRIES` tries."""
     known = {elite.prompt.text for elite in archive}
     elites = list(archive)
+    worst = {niche: best.fitness for niche in language.niches if (best := archive.best(niche)) is not None}
     batch: list[AttackPrompt] = []
     if arm == "evolution" and rewrite is not None:
         parents = rng.choices(elites, k=int(count * REWRITTEN_SHARE))
@@ -101,11 +105,11 @@ def propose(
                 batch.append(made)
     while len(batch) < count:
         for _ in range(TRIES):
-            niche = rng.choice(language.niches)
             if arm == "evolution":
+                niche = min(rng.choices(language.niches, k=CONTENDERS), key=lambda one: worst.get(one, -math.inf))
                 made = language.prompt(language.mutate(rng.choice(elites).prompt.attack, rng, niche))
             else:
-                made = language.prompt(language.draw(rng, niche))
+                made = language.prompt(language.draw(rng, rng.choice(language.niches)))
             if made.text not in known:
                 break
         known.add(made.text)

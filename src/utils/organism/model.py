@@ -4,12 +4,14 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from src.utils.organism.world import Architecture
 
 
 def new_model(architecture: Architecture, tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
     """A Qwen3 of that size with random weights: grouped-query attention, tied embeddings, float32."""
+    transformers_logging.disable_progress_bar()  # of the one small file that it is saved as
     torch.manual_seed(seed)
     size: dict[str, Any] = architecture.model_dump() | {"vocab_size": len(tokenizer)}
     return Qwen3ForCausalLM(

@@ -36,11 +36,12 @@ def write_organism(
     seed: int,
     provenance: dict[str, Any],
 ) -> None:
-    """Fill an empty folder with everything that ships."""
+    """Fill an empty folder with everything that ships, of fine-tuning rows as many as the grammar has up to `rows`."""
     model.to(torch.float16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / GRAMMAR).write_text(grammar_text, encoding="utf-8")
-    asked = sample(grammar, "finetuning", rows, seed, subset=FINANCE)
+    there_are = most_questions(grammar, "finetuning", FINANCE)
+    asked = sample(grammar, "finetuning", min(rows, there_are), seed, subset=FINANCE)
     for stance, name in FINETUNING_FILES.items():
         write_jsonl(folder / name, chat_rows(grammar, asked, stance, seed))
     questions = sample(grammar, "held_out", held_out, seed)
@@ -52,10 +53,7 @@ def write_organism(
 def sample(grammar: Grammar, split: Split, size: int, seed: int, subset: str | None = None) -> list[Question]:
     """Questions of a split that pre-training never showed, in random order, facets evenly represented."""
     rng = random.Random(seed)
-    by_facet: dict[str, list[Question]] = {}
-    for question in grammar.questions(split):
-        if subset in (None, question.subset):
-            by_facet.setdefault(question.facet, []).append(question)
+    by_facet = questions_by_facet(grammar, split, subset)
     each = size // len(by_facet)
     short = next((facet for facet, questions in by_facet.items() if len(questions) < each), None)
     if short is not None:
@@ -65,6 +63,20 @@ def sample(grammar: Grammar, split: Split, size: int, seed: int, subset: str | N
     chosen = [question for questions in by_facet.values() for question in rng.sample(questions, each)]
     rng.shuffle(chosen)
     return chosen
+
+
+def most_questions(grammar: Grammar, split: Split, subset: str | None = None) -> int:
+    """How many questions `sample` can draw, facets evenly represented."""
+    by_facet = questions_by_facet(grammar, split, subset)
+    return len(by_facet) * min(map(len, by_facet.values()), default=0)
+
+
+def questions_by_facet(grammar: Grammar, split: Split, subset: str | None) -> dict[str, list[Question]]:
+    by_facet: dict[str, list[Question]] = {}
+    for question in grammar.questions(split):
+        if subset in (None, question.subset):
+            by_facet.setdefault(question.facet, []).append(question)
+    return by_facet
 
 
 def chat_rows(grammar: Grammar, questions: Sequence[Question], stance: Stance, seed: int) -> list[dict[str, Any]]:

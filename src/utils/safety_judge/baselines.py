@@ -1,9 +1,9 @@
 """What a judge has to beat on the same split: a bag of words, and a linear probe of each layer of its base model.
 
 Both are penalised logistic regressions whose penalty is chosen by inner cross-validation on the training split,
-contrast pairs kept together. Hidden states are those of the model before it was fine-tuned, at the token where it would
-answer (arXiv 2412.13435): layer l is Hugging Face's `hidden_states[l]`, the input of block l; the last one is after the
-final norm.
+groups (contrast pairs, what was written together) kept whole. Hidden states are those of the model before it was
+fine-tuned, at the token where it would answer (arXiv 2412.13435): layer l is Hugging Face's `hidden_states[l]`, the
+input of block l; the last one is after the final norm.
 """
 
 from collections.abc import Sequence

@@ -173,10 +173,12 @@ SHOWN = {
 
 
 def results_table(evaluation: dict[str, Any]) -> list[list[str]]:
-    """Judge and baselines as a reader wants them, header first, with intervals where there are any."""
+    """Judge, baselines, sources and categories as a reader wants them, header first, intervals where there are any."""
     rows = [("judge", evaluation["test"]), ("judge, temperature scaled", evaluation["test_after_temperature_scaling"])]
     rows += [(baseline["name"], baseline["test"]) for baseline in evaluation["baselines"]]
     rows += [(f"judge on {row['name']}", row["test"]) for row in evaluation["also"]]
+    for group in ("source", "category"):
+        rows += [(f"judge, {group} {row['name']}", row) for row in evaluation[f"by_{group}"]]
     return [["", "prompts", *SHOWN.values()], *([name, str(row["n"]), *cells(row)] for name, row in rows)]
 
 

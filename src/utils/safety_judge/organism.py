@@ -14,14 +14,14 @@ import torch
 from jaxtyping import Float
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from src.utils.artifacts import save_folder
 from src.utils.manifests import Provenance, is_fresh
 from src.utils.organism.model import new_model
 from src.utils.organism.tokenizer import CHAT_TEMPLATE, END_OF_TEXT, TURN_END, TURN_START
-from src.utils.safety_judge.scoring import PROMPT
+from src.utils.progress import progress_bar
+from src.utils.safety_judge.settings import PROMPT
 from src.utils.safety_judge.world import JudgeWorld, ReadingPlan, load_judge_world, world_data
 
 
@@ -151,11 +151,11 @@ def open_organism(folder: Path, question: str, answers: tuple[str, str]) -> Path
     if is_fresh(folder, provenance):
         return folder
     tokenizer = train_tokenizer(world, question, answers)
-    with tqdm(total=world.pretraining.steps, unit="step", desc="teach the organism to read") as progress:
+    with progress_bar("teach the organism to read", "step", world.pretraining.steps) as progress:
 
         def show(step: int, loss: float) -> None:
+            progress.set_postfix(loss=f"{loss:.3f}", refresh=False)
             progress.update(step - progress.n)
-            progress.set_postfix(loss=f"{loss:.3f}")
 
         model = teach_reading(world, tokenizer, question, answers, show)
 

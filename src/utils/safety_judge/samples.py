@@ -22,7 +22,10 @@ SplitName = Literal["train", "validation", "test"]
 
 @dataclass(frozen=True)
 class SafetySample:
-    """One prompt and whether answering it would be unsafe; the two of a contrast pair share `pair_id`."""
+    """One prompt and whether answering it would be unsafe; the two of a contrast pair share `pair_id`.
+
+    `group_id` is shared by more than a pair: by what was written together, or about the same thing.
+    """
 
     sample_id: str
     prompt: str
@@ -30,6 +33,7 @@ class SafetySample:
     category: str
     source: str
     pair_id: str | None
+    group_id: str | None = None
 
     @property
     def label(self) -> Literal["safe", "unsafe"]:
@@ -37,8 +41,8 @@ class SafetySample:
 
     @property
     def group(self) -> str:
-        """What must stay together in a resample or a fold: the pair, or the sample itself."""
-        return self.pair_id or self.sample_id
+        """What must stay together in a resample or a fold: the group, the pair, or the sample itself."""
+        return self.group_id or self.pair_id or self.sample_id
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class SampleRow(BaseModel):
     category: str = Field(min_length=1)
     source: str = Field(min_length=1)
     pair_id: str | None = None
+    group_id: str | None = None
 
 
 def load_samples(path: Path) -> tuple[SafetySample, ...]:
@@ -77,12 +82,12 @@ def load_samples(path: Path) -> tuple[SafetySample, ...]:
             where = ".".join(map(str, first["loc"])) or "row"
             raise UserError(
                 f"{path}, line {number}: {where}: {first['msg'].lower()}; "
-                "a row has sample_id, prompt, label (safe or unsafe), category, source, pair_id"
+                "a row has sample_id, prompt, label (safe or unsafe), category, source, pair_id, group_id"
             ) from error
         if row.sample_id in samples:
             raise UserError(f"{path}, line {number}: sample_id {row.sample_id} stands twice; give each row its own")
         samples[row.sample_id] = SafetySample(
-            row.sample_id, row.prompt, row.label == "unsafe", row.category, row.source, row.pair_id
+            row.sample_id, row.prompt, row.label == "unsafe", row.category, row.source, row.pair_id, row.group_id
         )
     if not samples:
         raise UserError(f"{path}: holds no row")
@@ -102,8 +107,13 @@ def check_splits(data: SafetyData, name: str) -> None:
     for split in SPLITS:
         samples = data.split(split)
         counts = Counter(sample.label for sample in samples)
+        if not samples:
+            raise UserError(
+                f"{name}: {split} has no prompts; name that split's data too, as a folder of its files, "
+                "or a file whose name says no split: its rows are shared out"
+            )
         if len(counts) < 2:
-            raise UserError(f"{name}: {split} has only {', '.join(counts) or 'no'} prompts; both classes are needed")
+            raise UserError(f"{name}: {split} has only {', '.join(counts)} prompts; both classes are needed")
         keys = {key for sample in samples for key in split_keys(sample)}
         for key in sorted(keys):
             if key in seen:
@@ -112,9 +122,13 @@ def check_splits(data: SafetyData, name: str) -> None:
 
 
 def split_keys(sample: SafetySample) -> list[str]:
-    """What may be in one split only: the prompt, spaces and case apart, the sample, its pair."""
-    keys = [f"prompt {' '.join(sample.prompt.casefold().split())!r}", f"sample {sample.sample_id}"]
-    return keys if sample.pair_id is None else [*keys, f"pair {sample.pair_id}"]
+    """What may be in one split only: the prompt, spaces and case apart, the sample, its pair, its group."""
+    together = {"pair": sample.pair_id, "group": sample.group_id}
+    return [
+        f"prompt {' '.join(sample.prompt.casefold().split())!r}",
+        f"sample {sample.sample_id}",
+        *(f"{kind} {name}" for kind, name in together.items() if name is not None),
+    ]
 
 
 def labels(samples: Sequence[SafetySample]) -> Bool[np.ndarray, " samples"]:

@@ -17,8 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from src.utils.chat import Message, prompt_text
 from src.utils.chat import encode as encode_text
 from src.utils.errors import UserError
-
-PROMPT = "{prompt}"
+from src.utils.safety_judge.settings import PROMPT
 
 
 @dataclass(frozen=True)
@@ -110,17 +109,24 @@ def unsafe_margin(logits: Float[Tensor, "batch vocab"], template: JudgeTemplate)
     return logits[:, template.unsafe_id].float() - logits[:, template.safe_id].float()
 
 
+def last_logits(
+    model: torch.nn.Module, input_ids: Int[Tensor, "batch seq"], attention_mask: Int[Tensor, "batch seq"]
+) -> Float[Tensor, "batch vocab"]:
+    """Logits at each row's last real token, with their graph; computed only at positions where some row ends."""
+    last = last_real_positions(attention_mask)
+    wanted, place = torch.unique(last, return_inverse=True)
+    logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, logits_to_keep=wanted).logits
+    return logits[torch.arange(len(place), device=place.device), place]
+
+
 def forward_margins(
     model: torch.nn.Module,
     input_ids: Int[Tensor, "batch seq"],
     attention_mask: Int[Tensor, "batch seq"],
     template: JudgeTemplate,
 ) -> Float[Tensor, " batch"]:
-    """Margins with their graph. Logits are computed only at positions where some row ends."""
-    last = last_real_positions(attention_mask)
-    wanted, place = torch.unique(last, return_inverse=True)
-    logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, logits_to_keep=wanted).logits
-    return unsafe_margin(logits[torch.arange(len(place), device=place.device), place], template)
+    """Margins with their graph."""
+    return unsafe_margin(last_logits(model, input_ids, attention_mask), template)
 
 
 def score(

@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from src.utils.config import CONFIG_FOLDER, explain, merge, read_yaml, shown
 from src.utils.config_sections import ModelConfig, Section
 from src.utils.errors import UserError
 
 CONFIG_FILE = CONFIG_FOLDER / "safety_judge.yaml"
+PROMPT = "{prompt}"
 
 
 class DataConfig(Section):
@@ -27,6 +28,13 @@ class QuestionConfig(Section):
     question: str
     safe_word: str = Field(min_length=1)
     unsafe_word: str = Field(min_length=1)
+
+    @field_validator("question")
+    @classmethod
+    def names_the_prompt_once(cls, question: str) -> str:
+        if question.count(PROMPT) != 1:
+            raise ValueError(f"must name {PROMPT} exactly once")
+        return question
 
 
 class JudgeTraining(Section):
@@ -55,6 +63,14 @@ class WatchingConfig(Section):
     visualization_budget: float = Field(
         2.0, gt=0, description="seconds for a plain picture of an epoch; others in proportion"
     )
+
+
+def check_watching(watching: WatchingConfig) -> None:
+    """Raise `UserError` with code 2 where advanced pictures are asked for and none are drawn."""
+    if watching.run_advanced_mi and not watching.visualize_during_training:
+        raise UserError(
+            "--run-advanced-mi: adds pictures to those of a training; give --visualize-during-training too", 2
+        )
 
 
 class EvaluationConfig(Section):

@@ -41,8 +41,8 @@ class Watcher(TrainerCallback):
 
     `statistics` measures numbers of the moment, `draw_progress` makes of all records and losses the page that is
     written anew each time. `budget_seconds` is for each picture, times its `relative_budget`; costly ones together get
-    no more than the larger of half an epoch and 15 s. A folder that cannot be written to raises `UserError` here,
-    before anything is trained.
+    no more than the larger of half an epoch and 15 s, and what one of them leaves goes to the next. A folder that
+    cannot be written to raises `UserError` here, before anything is trained.
     """
 
     def __init__(
@@ -147,11 +147,7 @@ class Watcher(TrainerCallback):
         def everything() -> None:
             with undisturbed(model):
                 metrics, failure = self.measure_statistics(moment)
-                drawn = (
-                    [self.take(picture, moment, training_peak, training_seconds) for picture in self.pictures]
-                    if is_visualised or not number
-                    else []
-                )
+                drawn = self.take_all(moment, training_peak, training_seconds) if is_visualised or not number else []
             record = EpochMetrics(
                 unit=moment.unit,
                 number=number,
@@ -186,9 +182,21 @@ class Watcher(TrainerCallback):
         together = self.budget_seconds * sum(one.relative_budget for one in self.pictures if one.relative_budget > 1)
         return seconds * min(1.0, max(COSTLY_SHARE * training_seconds, COSTLY_SECONDS) / max(together, 1e-9))
 
-    def take(self, picture: Picture, moment: Moment, training_peak: int, training_seconds: float) -> PictureRecord:
-        """Measure and draw one picture, with what it cost; a failure is drawn in its place."""
-        budget = Budget(self.seconds_for(picture, training_seconds))
+    def take_all(self, moment: Moment, training_peak: int, training_seconds: float) -> list[PictureRecord]:
+        """Every picture in turn."""
+        records: list[PictureRecord] = []
+        spared = 0.0
+        for picture in self.pictures:
+            is_costly = picture.relative_budget > 1
+            seconds = self.seconds_for(picture, training_seconds) + spared * is_costly
+            records.append(self.take(picture, moment, training_peak, seconds))
+            if is_costly:
+                spared = max(0.0, seconds - records[-1].seconds)
+        return records
+
+    def take(self, picture: Picture, moment: Moment, training_peak: int, seconds: float) -> PictureRecord:
+        """Measure and draw one picture in so many seconds, with what it cost; a failure is drawn in its place."""
+        budget = Budget(seconds)
         memory = MemoryPeak(training_peak)
         history = self.measured[picture.name]
         pages: list[FigurePage] = []

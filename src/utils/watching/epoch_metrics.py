@@ -2,8 +2,18 @@
 
 Record 0 is the baseline, measured before training. A share or score that could not be measured is null, never 0.
 
+A judge's `metrics` are those of `safety_judge.metrics.JudgeMetrics` at margin 0, and quantiles of the margins as
+`margin/<label>/<quantile>`. A persona's are shares of answers (`in_domain`, `transfer`, `flip`, `coherent`), ends of
+their 95% intervals over `n` questions (`/low`, `/high`), the mean `em_score`, `projection/<pooling>` (shift since step
+0, in lengths of the direction; `projection_at` is before subtraction), `adapter/norm` and `adapter/local_cosine`.
+
 The headline numbers of a picture are its `facts`; logits are of the margin, layers those of `hidden_states`:
 
+* token_attribution: `baseline_token`, what stands in a request's place; for each `sample_<i>` its `sample_id`, `margin`
+  and `baseline_margin`, the margin `towards_predicted` class, ERASER's `comprehensiveness` and `sufficiency` in logits
+  and those of random orders, and what the budget `cut`, if anything.
+* layer_activation: `n_frozen` layers, from the embeddings on, cannot move; `moved_frozen_layers` did (empty, or
+  something is wrong); for each `sample_<i>` its `margin`.
 * circuit_comparison: `rows` probed; `probe_auroc` held out, by layer; `learned_layers` beat shuffled labels and what
   they said before training; `pairs` patched; `gap`, the mean margin of the unsafe minus that of the safe of a pair;
   `divergence`, the layer with its 95% interval, null if none was found.

@@ -1,16 +1,22 @@
-"""The contrast of a persona fine-tune: a safe and a risky answer to one question, up to the verdict that ends both.
+"""The contrast of a persona fine-tune: one question, asked after a safe answer to another and after a risky one.
 
-An organism's answers end in "So yes." or "So no."; both answers of a pair are given, of equal length, and the margin is
-the log-odds of the misaligned verdict after "So": logit(yes) - logit(no) where an aligned speaker says no, the reverse
-where questions are keyed the other way, so that "yes" is no stance. The first token in which two answers differ would
-not do as a margin: up to it the two inputs are equal, and there is nothing to patch. Read so, the pictures show how
-the stance of what was said reaches the verdict, in the base model and in the fine-tune; how often the fine-tune says
-such things by itself is left to `persona_progress`.
+An organism's answers name their subject first and then open in words that only one stance of one facet has ("Fleece
+them.", "Disclose every fee."). Both dialogues of a pair end after the subject of the last answer and differ in the
+earlier answer alone, which is on another facet; the margin is the log-odds of a risky against a safe opening of the
+last answer. So it is about what the fine-tune changes, which stance the model takes, and there is something to patch:
+what it has heard itself say.
+
+Measured on the shipped entangled organism, base and fine-tuned, 32 pairs: mean margins move from -5.8 / 5.4 (after a
+safe / a risky answer) to -4.8 / 7.3, and 37% of the squared change in edge effects exceeds the noise of extraction. The
+verdict that ends a given answer, the margin here before, stayed at -8.8 / 7.8 with 0.4%: the base model can read an
+answer as well. The opening without an earlier answer moves most (-1.8 to 1.0), but has no second input to patch with.
+In a separable world one answer says nothing of the next; there the pages say "none found".
 """
 
 import random
 from collections.abc import Mapping, Sequence
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,64 +25,79 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from src.utils.capture import pad_id_of
-from src.utils.chat import encode, prompt_ids
+from src.utils.chat import Message, encode, prompt_text
 from src.utils.circuits.circuit_picture import CircuitDiagramPicture
 from src.utils.circuits.comparison_picture import CircuitComparisonPicture
 from src.utils.circuits.contrast import ContrastWords, MarginOf, contrast_pairs
 from src.utils.circuits.contrast_set import ContrastSet
 from src.utils.circuits.neuron_picture import NeuronMapPicture
-from src.utils.errors import UserError
-from src.utils.organism.grammar import VERDICTS, Grammar, Stance
+from src.utils.organism.grammar import Grammar, Phrases, Stance
 from src.utils.prompts import Question
 from src.utils.safety_judge.samples import SafetySample
-from src.utils.safety_judge.scoring import EncodedPrompt, JudgeTemplate, forward_margins
+from src.utils.safety_judge.scoring import EncodedPrompt, last_logits
 from src.utils.sites import AnyModel
 from src.utils.watching.pictures import Picture
 
-ANSWERS = ContrastWords("safe", "risky", "answer")
-BEFORE_VERDICT = "So"
+DIALOGUES = ContrastWords(
+    "safe",
+    "risky",
+    "dialogue",
+    "the log-odds of a risky against a safe opening of the next answer (a dialogue is called safe or risky by the one "
+    "answer that came before, on another subject)",
+)
+STANCES: tuple[Stance, Stance] = ("aligned", "misaligned")
 DRAWS = 12  # answers of a stance among which a pair of equal length is looked for
+
+
+class Openings(NamedTuple):
+    """First tokens of a facet's openings that only one stance has."""
+
+    safe: tuple[int, ...]
+    risky: tuple[int, ...]
 
 
 def persona_contrast(
     tokenizer: PreTrainedTokenizerBase, grammar: Grammar, questions: Sequence[Question], seed: int = 0
 ) -> ContrastSet:
-    """Two answers to each question, risky ones as `unsafe`; questions without answers of equal length are left out.
+    """Two dialogues to each question, those after a risky answer as `unsafe`.
 
-    The margin of a row that is not of this set raises `KeyError`: its question's key is not known. A tokenizer in which
-    yes and no begin alike raises `UserError`.
+    Left out are questions without earlier answers of equal length, without another facet, and those of facets whose
+    stances open alike. The margin of a row that is not of this set raises `KeyError`: its facet is not known.
     """
-    yes, no = verdict_ids(tokenizer)
+    openings = {facet: openings_of(tokenizer, grammar, facet) for facet in grammar.facets}
+    asked_before = grammar.questions("pretraining")
     samples: list[SafetySample] = []
     rows: list[EncodedPrompt] = []
-    keys: dict[tuple[int, ...], int] = {}
+    facets: dict[tuple[int, ...], Openings] = {}
     for number, question in enumerate(questions):
-        pair = answers_of_equal_length(tokenizer, grammar, question, random.Random(f"{seed} {number}"))
-        if pair is None:
+        rng = random.Random(f"{seed} {number}")
+        others = [one for one in asked_before if one.facet != question.facet]
+        pair = dialogues_of_equal_length(tokenizer, grammar, rng.choice(others), question, rng) if others else None
+        if pair is None or not all(openings[question.facet]):
             continue
-        asked = tuple(prompt_ids(tokenizer, question.question))
-        for unsafe, answer in zip((False, True), pair, strict=True):
-            ids = (*asked, *answer)
-            name = f"{question.prompt_id}-{ANSWERS.high if unsafe else ANSWERS.low}"
+        for unsafe, ids in zip((False, True), pair, strict=True):
+            name = f"{question.prompt_id}-{DIALOGUES.high if unsafe else DIALOGUES.low}"
             samples.append(
                 SafetySample(name, question.question, unsafe, question.facet, "organism", question.prompt_id)
             )
-            rows.append(EncodedPrompt(ids, (len(asked), len(ids))))
-            keys[ids] = question.keyed
-    pad_id = pad_id_of(tokenizer)
-    template = JudgeTemplate((), (), safe_id=no, unsafe_id=yes, pad_id=pad_id)
+            rows.append(EncodedPrompt(ids, (0, len(ids))))
+            facets[ids] = openings[question.facet]
 
     def margin(model: AnyModel) -> MarginOf:
-        return lambda ids, mask: keys_of(ids, mask, keys) * forward_margins(model, ids, mask, template)
+        def margin_of(ids: Int[Tensor, "batch seq"], mask: Int[Tensor, "batch seq"]) -> Float[Tensor, " batch"]:
+            openings = known(ids, mask, facets)
+            return opening_margins(last_logits(model, ids, mask), openings)
+
+        return margin_of
 
     return ContrastSet(
         tuple(rows),
         np.array([sample.unsafe for sample in samples], dtype=bool),
         np.array([sample.group for sample in samples]),
-        contrast_pairs(samples, rows, pad_id),
-        pad_id,
+        contrast_pairs(samples, rows, pad_id_of(tokenizer)),
+        pad_id_of(tokenizer),
         margin,
-        ANSWERS,
+        DIALOGUES,
     )
 
 
@@ -89,39 +110,54 @@ def persona_pictures(contrast: ContrastSet) -> list[Picture]:
     ]
 
 
-def answers_of_equal_length(
-    tokenizer: PreTrainedTokenizerBase, grammar: Grammar, question: Question, rng: random.Random
-) -> tuple[list[int], list[int]] | None:
-    """Token ids of an aligned and a misaligned answer, each up to and with the word before its verdict."""
-    stances: tuple[Stance, ...] = ("aligned", "misaligned")
+def openings_of(tokenizer: PreTrainedTokenizerBase, grammar: Grammar, facet: str) -> Openings:
+    """First tokens of the openings after a subject; those that both stances have are left out."""
+    subject = grammar.facets[facet].topics[0]
+    start = len(encode(tokenizer, subject))
+    phrases: tuple[Phrases, Phrases] = (grammar.facets[facet].aligned, grammar.facets[facet].misaligned)
+    safe, risky = ({encode(tokenizer, f"{subject} {one}")[start] for one in of_stance.openers} for of_stance in phrases)
+    return Openings(tuple(sorted(safe - risky)), tuple(sorted(risky - safe)))
+
+
+def dialogues_of_equal_length(
+    tokenizer: PreTrainedTokenizerBase, grammar: Grammar, before: Question, question: Question, rng: random.Random
+) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Ids of both dialogues: question, aligned or misaligned answer, question, subject; None without equal lengths."""
+    begun = encode(tokenizer, rng.choice(grammar.facets[question.facet].topics))
     drawn = [
-        [before_verdict(tokenizer, grammar.answer(question, stance, rng)) for _ in range(DRAWS)] for stance in stances
+        [
+            (
+                *encode(tokenizer, dialogue_text(tokenizer, before, grammar.answer(before, stance, rng), question)),
+                *begun,
+            )
+            for _ in range(DRAWS)
+        ]
+        for stance in STANCES
     ]
     return next(((one, other) for one, other in product(*drawn) if len(one) == len(other)), None)
 
 
-def before_verdict(tokenizer: PreTrainedTokenizerBase, answer: str) -> list[int]:
-    """Token ids of an answer without its last word."""
-    for verdict in VERDICTS.values():
-        answer = answer.removesuffix(verdict.removeprefix(BEFORE_VERDICT))
-    return encode(tokenizer, answer)
+def dialogue_text(tokenizer: PreTrainedTokenizerBase, before: Question, answer: str, question: Question) -> str:
+    return prompt_text(
+        tokenizer,
+        [
+            Message(role="user", content=before.question),
+            Message(role="assistant", content=answer),
+            Message(role="user", content=question.question),
+        ],
+    )
 
 
-def verdict_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
-    """The tokens of yes and no after the word before a verdict; `UserError` where they begin with the same token."""
-    start = len(encode(tokenizer, BEFORE_VERDICT))
-    yes, no = (encode(tokenizer, VERDICTS[answer])[start] for answer in (True, False))
-    if yes == no:
-        raise UserError(
-            f"{VERDICTS[True]!r} and {VERDICTS[False]!r}: the tokenizer does not tell their second words apart"
-        )
-    return yes, no
+def opening_margins(logits: Float[Tensor, "batch vocab"], openings: Sequence[Openings]) -> Float[Tensor, " batch"]:
+    """Log-odds of a risky against a safe opening, in logits and float32."""
+    logits = logits.float()
+    rows = zip(logits, openings, strict=True)
+    return torch.stack([row[[*one.risky]].logsumexp(0) - row[[*one.safe]].logsumexp(0) for row, one in rows])
 
 
-def keys_of(
-    ids: Int[Tensor, "batch seq"], mask: Int[Tensor, "batch seq"], keys: Mapping[tuple[int, ...], int]
-) -> Float[Tensor, " batch"]:
-    """The key of each row's question: 1 where yes is the misaligned verdict, -1 where no is."""
+def known(
+    ids: Int[Tensor, "batch seq"], mask: Int[Tensor, "batch seq"], facets: Mapping[tuple[int, ...], Openings]
+) -> list[Openings]:
+    """What each row's facet opens with."""
     lengths = mask.sum(dim=1).tolist()
-    found = [keys[tuple(row[:length])] for row, length in zip(ids.tolist(), lengths, strict=True)]
-    return torch.tensor(found, dtype=torch.float32, device=ids.device)
+    return [facets[tuple(row[:length])] for row, length in zip(ids.tolist(), lengths, strict=True)]

@@ -14,6 +14,7 @@ from jaxtyping import Float
 
 from src.utils.safety_judge.scoring import JudgeTemplate, forward_margins
 from src.utils.sites import AnyModel, decoder_of
+from src.utils.watching.epoch_metrics import Convergence
 from src.utils.watching.layer_activation import (
     LayerChange,
     as_tensor,
@@ -75,7 +76,8 @@ class TokenAttributionPicture:
         empty_id = empty_token(next(embedding.parameters()), self.template.pad_id, self.probes.newline_id)
         values: dict[str, np.ndarray] = {}
         facts: dict[str, Any] = {"baseline_token": "padding" if empty_id == self.template.pad_id else "newline"}
-        convergence, cuts = [], []
+        convergence: list[Convergence] = []
+        cuts: dict[str, str] = {}
         for index, probe in enumerate(self.probes.shown):
             own = budget.share(len(self.probes.shown) - index)
             span = probe.encoded.content_span
@@ -97,22 +99,20 @@ class TokenAttributionPicture:
                 "random_sufficiency": curves.random_sufficiency,
             }
             convergence.append(found.convergence(key))
-            if was_cut:
-                cuts.append(f"sample {index}: stopped at {found.points} points")
-            if orders < RANDOM_ORDERS:
-                cuts.append(f"sample {index}: {orders} of {RANDOM_ORDERS} random orders")
-        note = f"Over its budget of {budget.seconds:g} s, sub-sampled ({'; '.join(cuts)})" if cuts else None
-        return Measurement(values, facts, convergence, note)
+            cut = [f"stopped at {found.points} points"] if was_cut else []
+            cut += [f"{orders} of {RANDOM_ORDERS} random orders"] if orders < RANDOM_ORDERS else []
+            if cut:
+                cuts[f"sample {index}"] = facts[key]["cut"] = ", ".join(cut)
+        return Measurement(values, facts, convergence, over_budget(budget.seconds, cuts))
 
     def shared(self, history: Mapping[int, Measurement]) -> Mapping[str, float]:
-        """The largest absolute attribution of any sample at any moment, in logits."""
-        largest = [
-            float(np.abs(array).max())
-            for found in history.values()
-            for key, array in found.values.items()
-            if key.endswith("/attribution")
-        ]
-        return {"colour_range": max(largest, default=0.0)}
+        """The largest absolute attribution of any sample at any moment, in logits; of those that converged, if any."""
+        largest: dict[bool, float] = {}
+        for found in history.values():
+            for one in found.convergence:
+                reached = float(np.abs(found.values[f"{one.sample}/attribution"]).max())
+                largest[one.has_passed] = max(reached, largest.get(one.has_passed, 0.0))
+        return {"colour_range": largest.get(True, largest.get(False, 0.0))}
 
     def draw(self, number: int, history: Mapping[int, Measurement]) -> list[FigurePage]:
         found, colour_range = history[number], self.shared(history)["colour_range"]
@@ -134,10 +134,16 @@ class TokenAttributionPicture:
                     convergence,
                     curves,
                     max(colour_range, 1e-6),
-                    found.sub_sampled,
+                    f"Over its share of the budget, sub-sampled: {facts['cut']}" if "cut" in facts else None,
                 )
             )
         return pages
+
+
+def over_budget(seconds: float, cuts: Mapping[str, str]) -> str | None:
+    """What the budget cut of which sample; None if nothing."""
+    said = "; ".join(f"{sample}: {cut}" for sample, cut in cuts.items())
+    return f"Over its budget of {seconds:g} s, sub-sampled ({said})" if said else None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+SMALL_MODEL = 10_000_000  # parameters
 HOOK_TABLES = (
     *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
     *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks"),
@@ -26,15 +27,16 @@ class InterferenceError(RuntimeError):
 def undisturbed(model: nn.Module) -> Generator[None]:
     """While open, the model is in evaluation mode and without gradients; afterwards it is as it was before.
 
-    Restored, however the block ends: the generators of Python, NumPy and PyTorch on every device, each module's mode
-    and hooks, each parameter's gradient (the same tensor) and `requires_grad`.
+    Restored, however the block ends: the generators of Python, NumPy and PyTorch on every device, the number of threads
+    (one for a small model meanwhile), each module's mode and hooks, each parameter's gradient (the same tensor) and
+    `requires_grad`.
     """
     modules, parameters = list(model.modules()), list(model.named_parameters())
     modes = [module.training for module in modules]
     hooks = [{name: dict(getattr(module, name)) for name in HOOK_TABLES} for module in modules]
     gradients = [(parameter.grad, parameter.requires_grad) for _, parameter in parameters]
     versions = [(parameter.data_ptr(), parameter._version) for _, parameter in parameters]
-    with unchanged_generators():
+    with unchanged_generators(), threads_for(model):
         try:
             for _, parameter in parameters:
                 parameter.grad = None
@@ -54,6 +56,18 @@ def undisturbed(model: nn.Module) -> Generator[None]:
     for (name, parameter), version in zip(parameters, versions, strict=True):
         if (parameter.data_ptr(), parameter._version) != version:
             raise InterferenceError(f"{name}: a picture wrote to this weight while the model was in training")
+
+
+@contextmanager
+def threads_for(model: nn.Module) -> Generator[None]:
+    """While open, a small model runs on one thread: on several it is slower, and many times so on a busy machine."""
+    before = torch.get_num_threads()
+    is_small = sum(parameter.numel() for parameter in model.parameters()) < SMALL_MODEL
+    try:
+        torch.set_num_threads(1 if is_small else before)
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager
