@@ -2,7 +2,7 @@
 
 import html
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,26 +27,40 @@ NARROWEST = 110  # characters of a title in a window of 800 pixels
 
 @pytest.fixture(scope="module")
 def rates() -> pd.DataFrame:
+    return study_rates()
+
+
+@pytest.fixture(scope="module")
+def record(rates: pd.DataFrame) -> dict[str, Any]:
+    return study_record(rates)
+
+
+@pytest.fixture(scope="module")
+def pages(rates: pd.DataFrame, record: dict[str, Any]) -> list[FigurePage]:
+    return every_study_page(rates, record)
+
+
+def study_rates() -> pd.DataFrame:
     frame, _ = whole_study()
     return em_rates(
         frame.assign(base_judged_dimension=frame["subset"], base_judged_facet=frame["facet"]), 70, 50, 50, 0
     )
 
 
-@pytest.fixture(scope="module")
-def record(rates: pd.DataFrame) -> dict[str, Any]:
+def study_record(rates: pd.DataFrame) -> dict[str, Any]:
     verdict = decide({"control fine-tunes": planted(0.8, 0.6), "steering": planted(0.7, 0.5)}, Rule(), 100, 10, 0)
     smallest = dict.fromkeys(verdict_as_json(verdict)["lines"], 0.2)
     return verdict_record(verdict, smallest, rates_as_json(rates)["rates"], "organism", "entangled")
 
 
-@pytest.fixture(scope="module")
-def pages(rates: pd.DataFrame, record: dict[str, Any]) -> list[FigurePage]:
+def every_study_page(
+    rates: pd.DataFrame, record: Mapping[str, Any], cluster_counts: Sequence[int] = ()
+) -> list[FigurePage]:
+    """All pages, or those of some of the clusterings and all others."""
     frame, clusterings = whole_study()
+    chosen = [clusterings[k] for k in cluster_counts] or list(clusterings.values())
     log = [{"step": step, "loss": 1 / step, "learning_rate": 1e-3, "grad_norm": 1.0} for step in range(1, 500)]
-    return study_pages(
-        frame, rates, list(clusterings.values()), log, "pytest", {}, 70, None, summary(), record, geometry_record()
-    )
+    return study_pages(frame, rates, chosen, log, "pytest", {}, 70, None, summary(), record, geometry_record())
 
 
 def test_no_page_is_larger_than_it_may_be(pages: list[FigurePage]) -> None:
