@@ -23,7 +23,9 @@ STUDY_TABS = ("Steps", "EM rates", "Answers", "Clusters", "Steering", "Verdict")
 COUNT_REDRAWN = """window.redrawn = 0; window.counting = false;
 const known = new WeakSet();
 new MutationObserver(() => document.querySelectorAll(".js-plotly-plot").forEach((graph) => {
-  if (graph.on && !known.has(graph)) { known.add(graph); if (window.counting) graph.on("plotly_beforeplot", () => window.redrawn++); }
+  if (!graph.on || known.has(graph)) return;
+  known.add(graph);
+  if (window.counting) graph.on("plotly_beforeplot", () => window.redrawn++);
 })).observe(document, { subtree: true, childList: true, attributes: true });"""
 
 
