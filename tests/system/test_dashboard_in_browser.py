@@ -19,11 +19,13 @@ from tests.offline_pages import numbers_drawn
 TRAINING_TABS = ("Tokens", "Layers", "Circuit comparison", "Progress", "Metrics", "Time per picture")
 STUDY_TABS = ("Steps", "EM rates", "Answers", "Clusters", "Steering", "Verdict")
 
-# Counts how often a figure is drawn again: the first drawing is over before anything can listen.
-COUNT_REDRAWN = """window.redrawn = 0;
+# Counts how often a new figure is drawn again: its first drawing is over before anything can listen.
+COUNT_REDRAWN = """window.redrawn = 0; window.counting = false;
 const known = new WeakSet();
 new MutationObserver(() => document.querySelectorAll(".js-plotly-plot").forEach((graph) => {
-  if (graph.on && !known.has(graph)) { known.add(graph); graph.on("plotly_beforeplot", () => { window.redrawn++; }); }
+  if (!graph.on || known.has(graph)) return;
+  known.add(graph);
+  if (window.counting) graph.on("plotly_beforeplot", () => window.redrawn++);
 })).observe(document, { subtree: true, childList: true, attributes: true });"""
 
 
@@ -87,7 +89,7 @@ def test_a_visitor_moves_the_slider_opens_tabs_and_selects_points(server: str, c
         page.get_by_text("epoch 2 · sample 0 (safe)").wait_for()
         page.locator(".js-plotly-plot .heatmaplayer image, .js-plotly-plot .trace").first.wait_for()
         rest(page)
-        page.evaluate("window.redrawn = 0")
+        page.evaluate("window.counting = true")
         page.get_by_role("slider", name="Epoch").press("ArrowLeft")
         page.get_by_text("epoch 1 · sample 3 (unsafe)").wait_for()
         rest(page)
