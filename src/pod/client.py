@@ -5,6 +5,7 @@ Actions are in `launch` (start), `watch` (follow, state, cancel) and `fetch` (re
 
 import fcntl
 import os
+import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -52,6 +53,7 @@ class PodClient:
     say: Callable[[str], object] = print
     requirements: Callable[[], list[str]] = pinned_requirements  # what is installed on the pod
     pins: Path = field(default_factory=PINS.expanduser)
+    began: float = field(default_factory=time.time)  # hours count from here, however often a job is started again
 
     def link(self, pod_id: str) -> PodLink:
         """A link to a pod that finds the pod's address anew with each connection."""
@@ -86,10 +88,10 @@ class PodClient:
         finally:
             os.close(file)
 
-    def release_pod(self, record: RunRecord, others: Sequence[str], has_results: bool = True) -> None:
-        """Stop or terminate the run's pod, as was asked for; not under `others`, runs that are running there.
+    def release_pod(self, record: RunRecord, others: Sequence[str], unfetched: Sequence[str] = ()) -> None:
+        """Stop or terminate the run's pod, as was asked for; not under `others`, runs that need it.
 
-        Without results here (the job failed, or they were not fetched) a pod is stopped where it was to be terminated.
+        For the sake of `unfetched` runs, whose work is nowhere else, a pod is stopped where it was to be terminated.
         """
         pod = self.api.pod(record.pod_id)
         if record.when_done == "keep" or is_over(pod) or pod is None:
@@ -97,12 +99,13 @@ class PodClient:
         if others:
             self.say(f"pod {pod.id}: goes on, and on costing, for {', '.join(others)}")
             return
-        if (record.when_done == "terminate" and has_results) or pod.network_volume:
+        if (record.when_done == "terminate" and not unfetched) or pod.network_volume:
             self.api.terminate(pod.id)
             self.say(f"pod {pod.id}: terminated")
-        else:
-            self.api.stop(pod.id)
-            self.say(f"pod {pod.id}: stopped; its volume stays, and costs a little")
+            return
+        self.api.stop(pod.id)
+        kept = f", not terminated: {', '.join(unfetched)} was not fetched" if record.when_done == "terminate" else ""
+        self.say(f"pod {pod.id}: stopped{kept}; its volume stays, and costs a little")
 
 
 def stop_mutation(pod: Pod) -> str:

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tqdm import tqdm
@@ -19,8 +19,9 @@ from src.utils.errors import UserError
 
 def offered_files(listed: Mapping[str, Any], outputs: Sequence[str]) -> dict[str, Digest]:
     """The files that a pod offers, by name; `UserError` for one that was not asked for, or that cannot be."""
+    asked = [PurePosixPath(output).as_posix() for output in outputs]  # ./out and out//x are as the user typed them
     for name in listed:
-        if not any(name == output or name.startswith(f"{output.rstrip('/')}/") for output in outputs):
+        if not any(name == output or name.startswith(f"{output}/") for output in asked):
             raise UserError(f"pod: offers a file named {name!r}, which was not asked for; nothing was fetched")
     try:
         return {name: Digest.from_json(value) for name, value in listed.items()}
@@ -30,10 +31,10 @@ def offered_files(listed: Mapping[str, Any], outputs: Sequence[str]) -> dict[str
 
 def fetch(
     client: PodClient, record: RunRecord, link: PodLink, results_dir: Path, force: bool = False
-) -> tuple[RunRecord, list[str]]:
+) -> tuple[RunRecord, dict[str, Any]]:
     """Download, verify, publish, and tell the pod (its guard may stop it then).
 
-    Returns the record and which other runs are running on the pod.
+    Returns the record and what the pod says of other runs: which need it (`others`), and which are `unfetched`.
 
     Outputs under `results/` go to `results_dir`, a safety judge to where one that is trained here lies; others stay in
     the run's own folder beside its record. Nothing is published unless all of it holds; `force` lets it take the place
@@ -56,10 +57,10 @@ def fetch(
     if left:
         client.say(f"  {staged}")
     record = client.records.save(record.updated(state="fetched", last_seen=now()))
-    others = link.ask("fetched", {"run_id": record.run_id})["others"]
+    state = link.ask("fetched", {"run_id": record.run_id})
     shutil.rmtree(staged / ".parts" if left else staged, ignore_errors=True)
     shutil.rmtree(staged / REMOTE_RESULTS, ignore_errors=True)
-    return record, others
+    return record, state
 
 
 def publish_outputs(

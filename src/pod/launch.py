@@ -3,6 +3,7 @@
 Every part can be done twice; what the record and the pod say decides what is left to do.
 """
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -216,7 +217,7 @@ def guard_request(client: PodClient, record: RunRecord) -> dict[str, Any]:
         client.say(f"pod {record.pod_id}: no guard: it costs ${record.cost_per_hour:.3f} an hour until it is stopped")
         return {"run_id": record.run_id}
     orders = {
-        "max_seconds": choices.max_hours * 3600,
+        "max_seconds": choices.max_hours * 3600 - (time.time() - client.began),
         "idle_seconds": choices.idle_minutes * 60,
         "when_done": record.when_done,
         "stop": stop_mutation(pod),

@@ -121,6 +121,8 @@ def script_payload(
     for output in outputs:
         if Path(output).is_absolute() or ".." in Path(output).parts:
             raise UserError(f"--output {output}: must lie under the working folder; give a relative path", 2)
+        if Path(output) in (Path(), Path(REMOTE_RESULTS)):
+            raise UserError(f"--output {output}: is more than the script writes; name its files and folders there", 2)
     rewritten, mentioned = rewrite_options(options, root)
     files = {name: path for given in inputs for name, path in files_below(given, name_on_pod(given, root))}
     return Payload(name, rewritten, code_files(root) | {name: path} | files | mentioned, list(outputs))

@@ -23,12 +23,12 @@ from src.pod.api import RunPodApi
 from src.pod.client import Choices, PodClient
 from src.pod.fetch import fetch
 from src.pod.launch import Command, ensure_started, open_run
-from src.pod.link import GLANCE_SECONDS, PodLink
+from src.pod.link import GLANCE_SECONDS
 from src.pod.payload import JUDGE_TRAIN, SCRIPT, STEPS
 from src.pod.plans import plan_command
 from src.pod.run_record import RunRecord, RunRecords
 from src.pod.settings import read_settings
-from src.pod.watch import cancel, conclude, follow, report
+from src.pod.watch import cancel, conclude, decide_anew, follow, report
 from src.utils.cli import OneLineParser, positive, run_script
 from src.utils.config import PROJECT_ROOT
 from src.utils.errors import UserError
@@ -114,7 +114,7 @@ def make_client(own: argparse.Namespace) -> PodClient:
 def attend(client: PodClient, record: RunRecord, own: argparse.Namespace, command: Command | None) -> int:
     """Start what is not started, follow it to its end, fetch. Without a command (--attach) nothing is started."""
     with client.alone_with(record.run_id), client.link_to(record) as link:
-        record = decide_anew(client, record, link, command is None)
+        record = decide_anew(client, record, link)
         for _ in range(RESTARTS + 1):
             if command is not None:
                 record = ensure_started(client, record, link, command)
@@ -137,26 +137,16 @@ def attend(client: PodClient, record: RunRecord, own: argparse.Namespace, comman
                 raise UserError(f"run {record.run_id}: failed ({record.exit_reason}); the same command tries again")
             if record.state == "cancelled":
                 raise UserError(f"run {record.run_id}: was cancelled")
-            record, others = fetch(client, record, link, own.results_dir, own.force)
+            record, state = fetch(client, record, link, own.results_dir, own.force)
         except UserError:
             if (
                 not state["is_guarded"] and state["state"] != "elsewhere"
             ):  # a guard leaves some time for another try, and stops the pod then
-                client.release_pod(record, state["others"], has_results=False)
+                client.release_pod(record, state["others"], [record.run_id])
             raise
     print(f"run {record.run_id}: done, ${record.cost_so_far:.2f}")
-    client.release_pod(record, others)
+    client.release_pod(record, state["others"], state["unfetched"])
     return 0
-
-
-def decide_anew(client: PodClient, record: RunRecord, link: PodLink, has_started: bool) -> RunRecord:
-    """The record with what is given now for the pod's end, which may be decided anew while a run runs."""
-    chosen = client.choices.when_done
-    if chosen is None:
-        return record
-    if has_started or record.started is not None:
-        link.ask("when_done", {"run_id": record.run_id, "when_done": chosen})
-    return client.records.save(record.updated(when_done=chosen))
 
 
 def show_status(client: PodClient, record: RunRecord, own: argparse.Namespace) -> int:
@@ -166,31 +156,30 @@ def show_status(client: PodClient, record: RunRecord, own: argparse.Namespace) -
 
 
 def end_run(client: PodClient, record: RunRecord, own: argparse.Namespace) -> int:
-    if client.choices.when_done is not None:
-        record = client.records.save(record.updated(when_done=client.choices.when_done))
     record, state = cancel(client, record)
     print(f"run {record.run_id}: {record.state}, ${record.cost_so_far:.2f}")
     if state is None:
         return 0
     if record.when_done == "keep":
-        print(f"pod {record.pod_id}: goes on costing; `src/pod/config.py stop {record.pod_id}` ends that")
+        until = " until its guard finds it idle" if state["is_guarded"] else ""
+        print(f"pod {record.pod_id}: goes on costing{until}; `src/pod/config.py stop {record.pod_id}` ends that")
     else:
-        client.release_pod(record, state["others"], has_results=False)
+        client.release_pod(record, state["others"], [record.run_id])
     return 0
 
 
 def fetch_again(client: PodClient, record: RunRecord, own: argparse.Namespace) -> int:
     with client.alone_with(record.run_id), client.link_to(record) as link:
-        state = link.ask("state", {"run_id": record.run_id})["state"]
-        if state != "finished":
+        found = link.ask("state", {"run_id": record.run_id})["state"]
+        if found != "finished":
             raise UserError(
-                f"run {record.run_id}: is {state} on the pod, and has no results yet; --attach {record.run_id} waits "
+                f"run {record.run_id}: is {found} on the pod, and has no results yet; --attach {record.run_id} waits "
                 "for them"
             )
         is_first = record.state != "fetched"
-        record, others = fetch(client, record, link, own.results_dir, own.force)
+        record, state = fetch(client, record, link, own.results_dir, own.force)
     if is_first:
-        client.release_pod(record, others)
+        client.release_pod(record, state["others"], state["unfetched"])
     return 0
 
 

@@ -36,9 +36,22 @@ def plan_command(own: argparse.Namespace, options: Sequence[str]) -> Command | N
         pack = partial(script_payload, own.script, given, own.input, own.output)
         return Command(own.step, own.script, given, own.output, pack)
     if own.step == JUDGE_TRAIN:
+        refuse_foreign_judge(given)
         payload = judge_train_payload(given)
         return Command(own.step, payload.script, given, payload.outputs, partial(judge_train_payload, given))
     return plan_step(own, given)
+
+
+def refuse_foreign_judge(given: Sequence[str]) -> None:
+    """`UserError` for settings that the training refuses, and for a judge in the way of the one that it makes."""
+    from src.pipelines.judge_study import TRAIN, JudgeStudy
+    from src.train_safety_judge import own_options
+    from src.utils.manifests import refuse_foreign_overwrite
+    from src.utils.safety_judge.arguments import parse_judge_arguments
+
+    parsed = parse_judge_arguments("the safety judge's training on the pod", TRAIN.keys, given, own_options)
+    config, study = parsed.config, JudgeStudy(parsed.config, parsed.output_dir)
+    refuse_foreign_overwrite(study.judge, config.profile, config.model.world, parsed.force, "--output-dir")
 
 
 def plan_step(own: argparse.Namespace, given: list[str]) -> Command | None:

@@ -5,8 +5,9 @@ kinds of files are let in.
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from plotly.offline import get_plotlyjs
 
@@ -90,5 +91,11 @@ def add_records(path: Path, target: Path) -> None:
     with open_store(target) as store:
         for key, record in parse_records(path, path.read_bytes()).items():
             known = store.get(key)
-            if known is None or record.get("asked", 0) > known.get("asked", 0):
+            if known is None or asked_at(record) > asked_at(known):
                 store.append(record)
+
+
+def asked_at(record: Mapping[str, Any]) -> int | float:
+    """When a judgement was asked for; a pod may say anything."""
+    asked = record.get("asked")
+    return asked if isinstance(asked, int | float) else 0

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from src.pod.link import Conversation, PodLink
 from src.pod.remote.blocks import IN_FLIGHT, Digest, Part, digest_file, read_block
@@ -49,7 +50,7 @@ def upload_once(
 ) -> None:
     """One connection's worth: raises `ConnectionLost` with what arrived kept on the pod."""
     conversation = link.converse("receive", {"run_id": run_id, "files": [digest.as_json() for _, digest in files]})
-    missing = {int(file): blocks for file, blocks in conversation.read_json()["missing"].items()}
+    missing = missing_blocks(conversation.read_json(), [digest for _, digest in files])
     unpublished = set(missing)
     todo = deque((file, block) for file, blocks in missing.items() for block in blocks)
     under_way: dict[tuple[int, int], int] = {}
@@ -62,18 +63,32 @@ def upload_once(
                 under_way[file, block] = len(data)
                 traffic.bytes_moved += len(data)
             kind, payload = conversation.read()
-            place = BLOCK_HEADER.unpack(payload)
-            if kind == ACCEPTED:
+            place = BLOCK_HEADER.unpack(payload) if len(payload) == BLOCK_HEADER.size else (-1, -1)
+            if kind == ACCEPTED and place in under_way:
                 on_bytes(under_way.pop(place))
-            elif kind == REFUSED:
+            elif kind == REFUSED and place in under_way:
                 del under_way[place]
                 refuse_once_more(traffic, place, files[place[0]][0])
                 todo.append(place)
-            elif kind == PUBLISHED:
-                unpublished.discard(place[0])
+            elif kind == PUBLISHED and place[0] in unpublished:
+                unpublished.remove(place[0])
                 traffic.files_published += 1
+            else:
+                raise UserError("pod: acknowledges what was not sent; nothing more was uploaded")
     conversation.end_input()
     conversation.expect_end()
+
+
+def missing_blocks(answer: Any, digests: Sequence[Digest]) -> dict[int, list[int]]:
+    """File -> blocks that the pod asks for; `UserError` where they are none of these files': the pod is not trusted."""
+    try:
+        missing = {int(file): [int(block) for block in blocks] for file, blocks in answer["missing"].items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError("pod: does not say which blocks it lacks; nothing was uploaded") from error
+    for file, blocks in missing.items():
+        if not (0 <= file < len(digests) and set(blocks) <= set(range(len(digests[file].blocks)))):
+            raise UserError("pod: asks for blocks of no file that is uploaded; nothing was uploaded")
+    return missing
 
 
 def refuse_once_more(traffic: Traffic, place: tuple[int, int], path: Path) -> None:

@@ -73,6 +73,15 @@ def show_on_stdout(piece: str) -> None:
     sys.stdout.buffer.flush()
 
 
+def decide_anew(client: PodClient, record: RunRecord, link: PodLink) -> RunRecord:
+    """The record with what is given now for the pod's end, and its guard told, if it has one."""
+    chosen = client.choices.when_done
+    if chosen is None:
+        return record
+    link.ask("when_done", {"run_id": record.run_id, "when_done": chosen})
+    return client.records.save(record.updated(when_done=chosen))
+
+
 def conclude(client: PodClient, record: RunRecord, state: dict[str, Any]) -> RunRecord:
     """The record of a run that is over on the pod: finished, failed with a reason, or cancelled."""
     ended = state["exit"] or {}
@@ -119,6 +128,7 @@ def cancel(client: PodClient, record: RunRecord) -> tuple[RunRecord, dict[str, A
         client.say(f"pod {record.pod_id}: does not run any more")
         return client.records.save(record.updated(state="cancelled")), None
     with client.link_to(record) as link:
+        record = decide_anew(client, record, link)
         state = link.ask("cancel", {"run_id": record.run_id})
     if state["state"] in ("finished", "failed"):
         client.say(f"run {record.run_id}: had ended already ({state['state']})")

@@ -151,7 +151,9 @@ def is_fresh(path: Path, provenance: Provenance) -> Freshness:
     return Freshness(False, change) if change else Freshness(True, "up to date")
 
 
-def refuse_foreign_overwrite(path: Path, profile: str, world: str | None, force: bool) -> None:
+def refuse_foreign_overwrite(
+    path: Path, profile: str, world: str | None, force: bool, option: str = "--results-dir"
+) -> None:
     """Raise `UserError` if `path` was made under another profile or world, or by nobody knows whom, unless `force`."""
     if force or not path.exists():
         return
@@ -166,7 +168,7 @@ def refuse_foreign_overwrite(path: Path, profile: str, world: str | None, force:
         return
     raise UserError(
         f"{path}: {owner}, and this run is {_owner(profile, world)}; "
-        "give --results-dir another folder, or --force to overwrite"
+        f"give {option} another folder, or --force to overwrite"
     )
 
 

@@ -51,7 +51,10 @@ def pod(tmp_path_factory: pytest.TempPathFactory, sshd: str, api: ApiServer) -> 
 
 @pytest.fixture
 def fresh_api(api: ApiServer, pod: PodServer) -> None:
-    """The API as if nothing had been asked of it: it has the one pod."""
+    """The API as if nothing had been asked of it: it has the one pod, on which no run is or was."""
+    pod.end_processes()
+    shutil.rmtree(pod.root / "runs", ignore_errors=True)
+    shutil.rmtree(pod.folder / f"tmp/em-persona-{os.getuid()}", ignore_errors=True)
     api.pods = {pod.pod_id: pod_entry(pod.pod_id, pod.port)}
     for past in (api.failures, api.asked, api.created):
         past.clear()

@@ -191,16 +191,25 @@ def test_a_pod_without_the_volume_begins_anew_and_its_log_is_whole(
 
 def test_a_line_that_is_cut_while_the_job_is_silent_is_no_end(pod: PodServer, api: ApiServer, tmp_path: Path) -> None:
     """The client is patient from when it last heard of the pod, not from when the job last said something."""
-    source = "import time\ntime.sleep(4.8)\nprint('at last')\nopen('out', 'w').close()\n"
+    source = (
+        "import pathlib, time\nwhile not pathlib.Path('go').exists(): time.sleep(0.05)\n"
+        "print('at last')\nopen('out', 'w').close()\n"
+    )
     said: list[str] = []
     client = client_for(pod, api, tmp_path, patience=2.5, say=said.append)
     record = attend_to(client, job_command(tmp_path, source), tmp_path, is_detached=True)
     with client.link_to(record) as link:
         session = link.session()
-        cut = threading.Timer(3.2, session.close)
+
+        def cut_then_go() -> None:
+            session.close()
+            wait_for(lambda: any("connection lost" in line for line in said), "the client notices")
+            (remote(pod, record).project / "go").touch()
+
+        cut = threading.Timer(3.2, cut_then_go)
         cut.start()
         assert follow(client, record, link, lambda piece: None)[1]["state"] == "finished"
-    assert not cut.is_alive() and any("connection lost" in line for line in said)
+        cut.join()
     assert client.records.log_path(record.run_id).read_text() == "at last\n"
 
 

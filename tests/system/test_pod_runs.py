@@ -113,7 +113,10 @@ def test_cancel_ends_the_job_and_its_children(pod: PodServer, api: ApiServer, tm
     wait_for(lambda: log.exists() and log.read_text() == "up\n", "the job runs")
     text = report(client, record)
     assert "on the pod: running, WITHOUT A COST GUARD" in text and "$0.500 an hour" in text
-    record, _ = cancel(client, record)
+    there = remote(pod, record)
+    there.write("guard.json", {"when_done": "keep"})
+    record, _ = cancel(client_for(pod, api, tmp_path, when_done="stop"), record)
+    assert record.when_done == "stop" and there.read("guard.json") == {"when_done": "stop"}, "a guard is told"
     assert record.state == "cancelled" and (remote(pod, record).read("exit.json") or {})["cancelled"]
     assert not [pid for pid in processes_in(pod.folder) if command_line(pid).split() == ["sleep", "71"]]
     assert cancel(client, record)[0].state == "cancelled"
@@ -155,7 +158,7 @@ def guarded(pod: PodServer, api: ApiServer, folder: Path, source: str, **choices
     return attend_to(client, job_command(folder, source), folder, is_detached=True)
 
 
-@pytest.mark.parametrize("choices", [{"max_hours": 1 / 3600}, {"idle_minutes": 0.05}])
+@pytest.mark.parametrize("choices", [{"max_hours": 4 / 3600}, {"idle_minutes": 0.05}])
 def test_the_guard_stops_the_pod_with_its_own_key_though_nobody_returns(
     choices: dict[str, float], pod: PodServer, api: ApiServer, tmp_path: Path
 ) -> None:
@@ -168,12 +171,18 @@ def test_the_guard_stops_the_pod_with_its_own_key_though_nobody_returns(
 def test_the_guard_is_there_before_a_client_that_dies_while_it_uploads(
     pod: PodServer, api: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Given again, the command tells the guard what it wants now."""
+
     def die(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("src.pod.launch.upload", die)
     with pytest.raises(KeyboardInterrupt):
-        guarded(pod, api, tmp_path, QUICK, idle_minutes=0.01)
+        guarded(pod, api, tmp_path, QUICK, idle_minutes=0.2, when_done="terminate")
+    with pytest.raises(KeyboardInterrupt):
+        guarded(pod, api, tmp_path, QUICK, idle_minutes=0.01, when_done="keep")
+    record = client_for(pod, api, tmp_path).records.latest()
+    assert (remote(pod, record).read("guard.json") or {})["when_done"] == record.when_done == "keep"
     wait_for(lambda: api.calls("podStop"), "the guard stops the pod", 30)
     assert api.calls("podStop") == [POD_KEY]
 

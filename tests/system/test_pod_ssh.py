@@ -3,7 +3,6 @@
 import getpass
 import os
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from src.pod.settings import PodSettings
 from src.pod.ssh import ConnectionLost, Login, SshSession, connect
 from src.utils.errors import UserError
 from tests.pod_api_server import ACCOUNT_KEY
-from tests.pod_server import PASSPHRASE, PodServer, Proxy, make_key
+from tests.pod_server import PASSPHRASE, PodServer, Proxy, make_key, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -110,15 +109,19 @@ def test_the_default_key_and_what_failed_before_it(pod: PodServer, tmp_path: Pat
     log_in(pod, tmp_path, key=None).close()
 
 
+def agent_answers() -> bool:
+    """Its socket is there a moment before it listens."""
+    return subprocess.run(["ssh-add", "-l"], capture_output=True, check=False).returncode != 2
+
+
 def test_an_agent_opens_the_pod_and_is_not_forwarded(
     pod: PodServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     socket = tmp_path / "agent"
     agent = subprocess.Popen(["ssh-agent", "-D", "-a", str(socket)], stdout=subprocess.DEVNULL)
     try:
-        while not socket.exists():
-            time.sleep(0.01)
         monkeypatch.setenv("SSH_AUTH_SOCK", str(socket))
+        wait_for(agent_answers, "the agent answers")
         subprocess.run(["ssh-add", "-q", str(pod.key)], check=True, env={**os.environ}, stderr=subprocess.DEVNULL)
         session = log_in(pod, tmp_path, key=None)
         assert output_of(session, 'echo "agent: $SSH_AUTH_SOCK"') == "agent: \n"
@@ -136,9 +139,8 @@ def test_an_agent_full_of_keys_leaves_room_for_the_right_one(
     socket = tmp_path / "agent"
     agent = subprocess.Popen(["ssh-agent", "-D", "-a", str(socket)], stdout=subprocess.DEVNULL)
     try:
-        while not socket.exists():
-            time.sleep(0.01)
         monkeypatch.setenv("SSH_AUTH_SOCK", str(socket))
+        wait_for(agent_answers, "the agent answers")
         subprocess.run(["ssh-add", "-q", *map(str, keys)], check=True, stderr=subprocess.DEVNULL)
         default = make_key(tmp_path / ".ssh/id_ed25519")
         with pytest.raises(UserError, match=r"3 more keys were not tried.*id_ed25519: the pod does not know this key"):

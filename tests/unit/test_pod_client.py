@@ -14,20 +14,25 @@ from packaging.requirements import Requirement
 from paramiko import SFTPError
 from plotly.offline import get_plotlyjs
 
-from src.pod.api import Pod
+from src.pod.api import Pod, RunPodApi
 from src.pod.checks import all_passed, check_facts, check_sftp
+from src.pod.client import Choices, PodClient
 from src.pod.fetch import offered_files, publish_outputs
 from src.pod.payload import judge_folder, outputs_of, rewrite_options, script_payload, step_payload, without_folder
 from src.pod.plans import plan_command
+from src.pod.remote.blocks import digest_file
+from src.pod.remote.frames import ACCEPTED, BLOCK_HEADER, END, PUBLISHED, REFUSED, Wire
 from src.pod.requirements import pinned_requirements
 from src.pod.results import publish_results, verify_results
 from src.pod.run_record import RunRecord, RunRecords, append_log, log_size, new_run_id, now, progress_line, progress_of
+from src.pod.settings import PodSettings
 from src.pod.terminal import HarmlessText, harmless, harmless_json
+from src.pod.transfer import Traffic, upload_once
 from src.pod.watch import explain
 from src.utils.artifacts import load_frame, load_object, save_frame, save_object
 from src.utils.errors import UserError
 from src.utils.record_store import open_store
-from tests.pod_api_server import pod_entry
+from tests.pod_api_server import ACCOUNT_KEY, ApiServer, pod_entry
 from tests.tiny_models import provenance
 
 
@@ -93,6 +98,9 @@ def test_what_a_script_may_not_do(repository: Path) -> None:
     for output in ("/etc/passwd", "../x"):
         with pytest.raises(UserError, match="must lie under the working folder"):
             script_payload("src/s.py", [], [], [output], repository)
+    for output in (".", "./", "results", "./results/"):  # would take the place of all results here
+        with pytest.raises(UserError, match="is more than the script writes"):
+            script_payload("src/s.py", [], [], [output], repository)
     with pytest.raises(UserError, match="gone: does not exist"):
         script_payload("src/s.py", [], [repository / "gone"], ["out"], repository)
 
@@ -112,6 +120,15 @@ def test_the_safety_judge_is_resumed_and_leaves_its_results_where_they_are_looke
     assert payload.options[2].startswith("xstest=inputs/") and payload.options[2][7:] in payload.files
     assert payload.options[3:] == ["--force", "--output-dir", "outputs/checkpoints", "--resume"]
     assert payload.outputs == ["outputs/checkpoints"] and "data/safety/README.md" in payload.files
+
+
+def test_a_judge_that_is_in_the_way_is_named_before_a_pod_trains_another(tmp_path: Path) -> None:
+    (tmp_path / "safety_judge").mkdir()
+    own = argparse.Namespace(step="judge-train", force=False)
+    with pytest.raises(UserError, match=r"safety_judge: has no manifest.*give --output-dir another folder"):
+        plan_command(own, ["--output_dir", str(tmp_path)])
+    own.force = True
+    assert plan_command(own, ["--output_dir", str(tmp_path)]) is not None
 
 
 def test_pages_and_watched_trainings_come_along(tmp_path: Path) -> None:
@@ -308,7 +325,7 @@ def test_honest_results_are_published_with_their_manifest(tmp_path: Path) -> Non
 def test_judgements_of_both_sides_are_kept_and_the_later_of_two_counts(tmp_path: Path) -> None:
     staged, results = tmp_path / "staged/results/judgements.jsonl", tmp_path / "results/judgements.jsonl"
     for path, records in (
-        (staged, [("both", 2, "pod"), ("old", 1, "pod"), ("pod", 1, "pod")]),
+        (staged, [("both", 2, "pod"), ("old", "never", "pod"), ("pod", 1, "pod")]),
         (results, [("both", 1, "here"), ("old", 2, "here"), ("here", 1, "here")]),
     ):
         path.parent.mkdir(parents=True)
@@ -379,6 +396,8 @@ def test_a_pod_sends_what_it_was_asked_for_and_nothing_else() -> None:
     for name in ("results/xy", "results", "ou", ".bashrc"):
         with pytest.raises(UserError, match="was not asked for"):
             offered_files({name: one}, ["results/x", "out"])
+    typed = ["./results//x", "./out/"]
+    assert set(offered_files({"results/x": one, "out/a": one}, typed)) == {"results/x", "out/a"}
     for value in ({"size": 1 << 60, "blocks": []}, {"size": "x", "blocks": []}, {}, 3):
         with pytest.raises(UserError, match="offers files that cannot be"):
             offered_files({"out/a": value}, ["out"])
@@ -444,3 +463,75 @@ def test_dishonest_results_go_nowhere(damage: str, tmp_path: Path) -> None:
 def test_a_record_holds_no_secret_by_its_fields() -> None:
     assert not [name for name in RunRecord.model_fields if any(word in name for word in ("key", "token", "pass"))]
     assert json.loads(record().model_dump_json())["run_id"] == "collect-1"
+
+
+@pytest.mark.parametrize(
+    ("when_done", "others", "unfetched", "mutation", "said"),
+    [
+        ("terminate", [], [], "podTerminate", "pod p: terminated"),
+        ("terminate", [], ["b"], "podStop", "pod p: stopped, not terminated: b was not fetched; its volume stays"),
+        ("stop", [], ["b"], "podStop", "pod p: stopped; its volume stays"),
+        ("stop", ["b"], [], None, "pod p: goes on, and on costing, for b"),
+    ],
+)
+def test_what_is_not_fetched_is_not_terminated(
+    when_done: str, others: list[str], unfetched: list[str], mutation: str | None, said: str, tmp_path: Path
+) -> None:
+    told: list[str] = []
+    with ApiServer(pods={"p": pod_entry("p", 1)}) as api:
+        settings = PodSettings(ACCOUNT_KEY, api_url=api.url)
+        client = PodClient(RunPodApi(api.url, ACCOUNT_KEY), settings, RunRecords(tmp_path), Choices(), told.append)
+        client.release_pod(record(when_done=when_done), others, unfetched)
+        assert [name for name in ("podStop", "podTerminate") if api.calls(name)] == ([mutation] if mutation else [])
+    assert told[0].startswith(said)
+
+
+class Script:
+    """A conversation in which the pod says what it likes."""
+
+    def __init__(self, answer: object, frames: list[tuple[bytes, bytes]]) -> None:
+        self._answer, self._frames = answer, frames
+        self.wire = Wire(lambda count: b"", lambda data: None)
+
+    def converse(self, command: str, request: dict) -> "Script":
+        return self
+
+    def read_json(self) -> object:
+        return self._answer
+
+    def read(self) -> tuple[bytes, bytes]:
+        return self._frames.pop(0)
+
+
+@pytest.mark.parametrize(
+    ("answer", "frame", "complaint"),
+    [
+        (answer, None, "which blocks it lacks|blocks of no file")
+        for answer in (
+            [],
+            {},
+            {"missing": []},
+            {"missing": {"x": [0]}},
+            {"missing": {"1": [0]}},
+            {"missing": {"0": [7]}},
+        )
+    ]
+    + [
+        ({"missing": {"0": [0]}}, frame, "acknowledges what was not sent")
+        for frame in (
+            (ACCEPTED, BLOCK_HEADER.pack(0, 1)),
+            (REFUSED, BLOCK_HEADER.pack(3, 0)),
+            (PUBLISHED, BLOCK_HEADER.pack(3, 0)),
+            (ACCEPTED, b"x"),
+            (END, b""),
+        )
+    ],
+)
+def test_a_pod_that_misunderstands_an_upload_is_one_line(
+    answer: object, frame: tuple[bytes, bytes] | None, complaint: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a").write_bytes(b"x")
+    files = [(tmp_path / "a", digest_file(tmp_path / "a"))]
+    link = Script(answer, [frame] if frame else [])
+    with pytest.raises(UserError, match=complaint):
+        upload_once(link, "run", files, Traffic(), lambda count: None)  # ty: ignore[invalid-argument-type]

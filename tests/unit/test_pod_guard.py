@@ -19,10 +19,11 @@ from src.pod.remote.guard import (
     change_orders,
     decide,
     find_credentials,
+    orders_of,
     read_environment,
     start_guard,
 )
-from src.pod.remote.layout import RunFolder, lock_folder
+from src.pod.remote.layout import RunFolder, pod_name, state_of, unfetched_others
 from src.pod.remote.progress import gpu_memory
 from src.pod.remote.supervisor import cancel, start
 from tests.pod_api_server import POD_KEY, ApiServer, pod_entry
@@ -70,24 +71,129 @@ def test_when_the_guard_stops_the_pod(run: RunFolder) -> None:
     assert decision(run, when_done="keep") is None and decision(run, idle=101, when_done="keep") == "podStop"
 
 
-def test_a_guard_waits_for_the_job_of_another_run_but_not_beyond_the_hours(run: RunFolder) -> None:
+def done(run: RunFolder) -> RunFolder:
+    run.write("started", {})
     run.write("exit.json", {"code": 0})
-    run.touch("fetched")
+    return run
+
+
+def guarded(run: RunFolder, **fields) -> int:
+    """The lock of a run's guard, as if it were there with these orders."""
+    run.write("guard.json", {**ORDERS.__dict__, **fields, "pod": pod_name()})
+    lock = run.lock("guard")
+    assert lock is not None
+    return lock
+
+
+def test_a_guard_waits_for_the_job_of_another_run_but_not_beyond_the_hours(run: RunFolder) -> None:
+    done(run).touch("fetched")
     other = RunFolder(run.root, "run2")
     lock = other.lock()
-    assert lock is not None and lock_folder().exists()
-    assert decision(run) is None and decision(run, idle=101) is None
-    assert decision(run, deadline=0) == "podStop"
+    assert lock is not None
+    assert decision(run) is None and decision(run, idle=99) is None
+    assert decision(run, idle=101) == "podStop", "nothing happens in the other either"
     assert decision(run, deadline=0) == "podStop", "the other has no guard"
-    guard = other.lock("guard")
-    assert guard is not None
+    guard = guarded(other, idle_seconds=200.0)
     assert decision(run, deadline=0) is None and decision(run, deadline=0, when_done="keep") is None
+    assert decision(run, idle=199) is None and decision(run, idle=201) == "podStop"
     os.close(lock)
     os.close(guard)
     assert decision(run) == "podStop"
-    run.write("guard.json", ORDERS.__dict__)
+
+
+def test_a_guard_waits_for_a_run_that_is_brought_or_not_yet_fetched(run: RunFolder) -> None:
+    """Whatever the client of its own run wanted to follow: the other's results would go with the pod."""
+    done(run).touch("fetched")
+    other = RunFolder(run.root, "run2")
+    guard = guarded(other, when_done="keep")
+    assert decision(run, when_done="terminate") is None and decision(run) is None, "it uploads"
+    assert decision(run, deadline=0) is None and state_of(run)["others"] == ["run2"]
+    done(other)
+    assert decision(run, when_done="terminate") is None and decision(run) is None, "it is to be fetched"
+    assert decision(run, deadline=0) is None
+    other.write("guard.json", {**ORDERS.__dict__, "deadline": 0, "pod": pod_name()})
+    assert decision(run, deadline=0) == "podStop", "neither waits for the other for ever"
+    assert decide(other, replace(ORDERS, deadline=0), Fixed(0), time.time())[0] == "podStop"  # ty: ignore[invalid-argument-type]
+    os.close(guard)
+    assert decision(run) == "podStop" and not state_of(run)["others"], "nobody fetches it"
+    assert decision(run, when_done="terminate") == "podStop", "stopped, as it would be lost"
+    other.contact()
+    assert decision(run) is None and state_of(run)["others"] == ["run2"], "a client without a guard fetches it"
+    other.write("exit.json", {"code": 1})
+    assert not state_of(run)["others"], "the client of a run that failed is gone"
+    other.touch("fetched")
+    assert decision(run, when_done="terminate") == "podTerminate" and not state_of(run)["others"]
+
+
+def test_work_that_only_the_volume_holds_is_known(run: RunFolder) -> None:
+    for name in ("interrupted", "failed", "fetched", "cancelled", "placed"):
+        RunFolder(run.root, name).touch("placed.json" if name == "placed" else "started")
+    RunFolder(run.root, "failed").write("exit.json", {"code": 1})
+    for name in ("fetched", "cancelled"):
+        RunFolder(run.root, name).touch(name)
+    done(run)
+    assert unfetched_others(run) == ["failed", "interrupted"]
+
+
+def test_two_runs_that_are_done_and_left_alone_stop_the_pod_after_the_grace(run: RunFolder) -> None:
+    other = done(RunFolder(run.root, "run2"))
+    guard = guarded(other, idle_seconds=3600.0)
+    assert decision(done(run), idle=599, idle_seconds=3600.0) is None
+    assert decision(run, idle=601, idle_seconds=3600.0) == "podStop"
+    lock = other.lock()
+    assert lock is not None
+    assert decision(run, idle=601, idle_seconds=3600.0) is None, "the other has begun again, and is silent"
+    os.close(lock)
+    os.close(guard)
+
+
+def test_a_guard_that_is_there_takes_new_orders(run: RunFolder) -> None:
+    """A first client went away while it uploaded; the next one wants something else."""
+    guard = guarded(run, deadline=time.time() + 60, when_done="terminate")
+    new = {"max_seconds": 7200.0, "idle_seconds": 50.0, "when_done": "stop", "stop": "podStop"}
+    start_guard(run, dict(new))
+    told = orders_of(run)
+    assert told is not None and (told.when_done, told.idle_seconds) == ("stop", 50.0)
+    assert told.deadline == pytest.approx(time.time() + 7200, abs=30)
+    lock = run.lock()
+    assert lock is not None
+    start_guard(run, {**new, "max_seconds": 9000.0})
+    assert orders_of(run) == told, "the hours of a job that is running go on"
+    os.close(lock)
+    os.close(guard)
     change_orders(run, "keep")
-    assert decision(run) is None and decision(run, idle=99) is None, "decided anew while the guard was there"
+    assert orders_of(run) == replace(told, when_done="keep")
+    run.write("guard.json", {**told.__dict__, "pod": "another on the same volume"})
+    assert orders_of(run) is None
+
+
+def test_the_guard_looks_at_its_orders_each_time(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ApiServer(pods={"p": pod_entry("p", 1)}) as api:
+        for name, value in (("RUNPOD_API_KEY", POD_KEY), ("RUNPOD_POD_ID", "p"), ("RUNPOD_API_BASE_URL", api.url)):
+            monkeypatch.setenv(name, value)
+        orders = {"max_seconds": 3600.0, "idle_seconds": 1e9, "when_done": "keep", "stop": "podStop"}
+        start_guard(run, {**orders, "poll_seconds": 0.05})
+        assert not api.calls("podStop")
+        start_guard(run, {**orders, "max_seconds": 0.0})
+        wait_for(lambda: api.calls("podStop"), "the guard stops the pod", 10)
+
+
+def test_two_jobs_that_hang_are_an_idle_pod_and_one_that_works_is_not(run: RunFolder) -> None:
+    other = RunFolder(run.root, "run2")
+    other.project.mkdir(parents=True)
+    for one in (run, other):
+        start(one, job_spec("import time; time.sleep(60)"), {})
+        wait_for(lambda one=one: one.read("pid"), "the job runs")
+    activity, now = Activity(run), time.time()
+    activity.idle_seconds(now)
+    time.sleep(0.5)  # until both have started Python
+    activity.idle_seconds(now + 10)
+    assert activity.idle_seconds(now + 200) >= 190
+    assert decide(run, ORDERS, activity, now + 300)[0] == "podStop"
+    other.log.write_text("a line")
+    assert activity.idle_seconds(now + 310) == 0
+    cancel(run)
+    cancel(other)
 
 
 def test_short_limits_are_kept_and_long_ones_looked_at_every_few_seconds() -> None:

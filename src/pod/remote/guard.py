@@ -13,12 +13,19 @@ import os
 import time
 import urllib.error
 import urllib.request
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from src.pod.remote.detach import detach
-from src.pod.remote.layout import RunFolder, last_contact, pod_name, running_others
+from src.pod.remote.layout import (
+    RunFolder,
+    last_contact,
+    others_in_need,
+    pod_name,
+    runs_on_pod,
+    unfetched_others,
+)
 from src.pod.remote.progress import gpu_memory
 
 API_URL = "https://api.runpod.io"
@@ -42,6 +49,10 @@ class Orders:
         """Seconds until the next look: short limits are kept, too."""
         left = self.deadline - now
         return min(self.poll_seconds, self.idle_seconds / 4, left if left > 0 else self.poll_seconds)
+
+    def patience(self, is_done: bool) -> float:
+        """For how many seconds nothing may happen: fewer after a job that is no reason to keep the pod."""
+        return min(self.idle_seconds, GRACE_SECONDS) if is_done and self.when_done != "keep" else self.idle_seconds
 
 
 def find_credentials() -> dict[str, str]:
@@ -77,42 +88,50 @@ def read_environment(path: Path) -> dict[str, str]:
 
 
 def start_guard(run: RunFolder, orders: dict[str, Any]) -> None:
-    """Start the run's guard unless it is there; the hours of a job that is still running go on counting.
+    """Start the run's guard; one that is there gets the new orders. A job that is running keeps its hours.
 
     `orders` are the fields of `Orders` with `max_seconds` from now on in the place of the deadline. Raises
     `RuntimeError` where the guard does not stay.
     """
     lock = run.lock("guard")
-    if lock is None:
-        return
     try:
-        before = run.read("guard.json") or {}
+        before = orders_of(run) if run.is_locked() else None
         deadline = time.time() + orders.pop("max_seconds")
-        if run.is_locked() and before.get("pod") == pod_name():
-            deadline = before["deadline"]
-        chosen = Orders(deadline=deadline, **orders)
+        chosen = Orders(deadline=before.deadline if before else deadline, **orders)
         run.write("guard.json", {**asdict(chosen), "pod": pod_name(), "since": time.time()})
+        if lock is None:
+            return
         detach(lambda: watch(run, chosen), run.path / "guard.log")
     finally:
-        os.close(lock)
+        if lock is not None:
+            os.close(lock)
     if not run.is_locked("guard"):
         raise RuntimeError("the cost guard ended at once, see guard.log in the run's folder")
 
 
 def change_orders(run: RunFolder, when_done: str) -> None:
-    """What the guard does when the job is done, decided anew; it looks each time."""
+    """What the guard does when the job is done, decided anew."""
     if (orders := run.read("guard.json")) is not None:
         run.write("guard.json", {**orders, "when_done": when_done})
 
 
+def orders_of(run: RunFolder) -> Orders | None:
+    """What the run's guard on this pod was told last; None where it was told nothing."""
+    told = run.read("guard.json")
+    if told is None or told.get("pod") != pod_name():
+        return None
+    return Orders(**{field.name: told[field.name] for field in fields(Orders)})
+
+
 def watch(run: RunFolder, orders: Orders) -> None:
-    """Look every few seconds; when it is time, stop the pod, again and again until the API agrees.
+    """Look every few seconds, at the orders too; when it is time, stop the pod, again and again until the API agrees.
 
     Nothing else ends it: where it cannot look, as on a full or vanished disk, it still knows when the hours are over.
     """
     activity = Activity(run)
     while True:
         try:
+            orders = orders_of(run) or orders
             action, reason = decide(run, orders, activity, time.time())
         except Exception as error:  # whatever it is: no guard would be worse
             is_over = time.time() >= orders.deadline
@@ -132,59 +151,60 @@ def watch(run: RunFolder, orders: Orders) -> None:
 def decide(run: RunFolder, orders: Orders, activity: Activity, now: float) -> tuple[str | None, str]:
     """What to do now, and why: a mutation of the API, or None. Results that nobody has fetched are never terminated.
 
-    (`orders.stop` is podTerminate only where the results lie on a network volume, which stays.) Where another run's job
-    is on the pod, a job that is done is no reason; nor are its hours, if the other has a guard of its own.
+    (`orders.stop` is podTerminate only where the results lie on a network volume, which stays.) That a job is done is
+    no reason to stop a pod that another run needs, nor are its hours while those of the other's guard last. The pod is
+    idle when nothing happens in any run on it, for the longest time that one of their guards allows.
     """
-    ended = run.read("exit.json") is not None and not run.is_locked()
-    others = running_others(run)
-    if now >= orders.deadline and not (ended and any(other.is_locked("guard") for other in others)):
+    ended, others = run.has_ended, others_in_need(run)
+    guards = [(run, orders)]
+    guards += [(other, told) for other in others if other.is_locked("guard") and (told := orders_of(other)) is not None]
+    if now >= (max(told.deadline for _, told in guards) if ended else orders.deadline):
         return orders.stop, "the hours are over"
-    when_done = (run.read("guard.json") or {}).get("when_done", orders.when_done)
-    if ended and (run.path / "fetched").exists() and not others:
-        if when_done == "terminate":
-            return "podTerminate", "the job is done and its results were fetched"
-        if when_done == "stop":
-            return orders.stop, "the job is done and its results were fetched"
+    if ended and (run.path / "fetched").exists() and not others and orders.when_done != "keep":
+        reason = "the job is done and its results were fetched"
+        if orders.when_done == "stop":
+            return orders.stop, reason
+        left = unfetched_others(run)
+        return ("podTerminate", reason) if not left else (orders.stop, f"{reason}, those of {', '.join(left)} were not")
     idle = activity.idle_seconds(now)
-    grace = min(orders.idle_seconds, GRACE_SECONDS) if ended and when_done != "keep" else orders.idle_seconds
-    if idle >= grace and not others:
+    is_working = any(one.is_locked() for one in (run, *others))
+    if idle >= max(told.patience(one.has_ended and not is_working) for one, told in guards):
         return orders.stop, "the job is done" if ended else f"nothing has happened for {idle:.0f} s"
     return None, ""
 
 
 class Activity:
-    """Since when nothing has happened: no client, no line in the log, next to no CPU time, no work on a GPU."""
+    """Since when nothing has happened on the pod: no client, no line in a log, next to no CPU time, no GPU at work."""
 
     def __init__(self, run: RunFolder) -> None:
         self._run = run
         self._since = self._looked = time.time()
-        self._seen: tuple[float, int] | None = None
+        self._seen: tuple[float, list[int]] | None = None
         self._cpu = 0.0
 
     def idle_seconds(self, now: float) -> float:
-        log = self._run.log
-        seen = (last_contact(), log.stat().st_size if log.exists() else 0)
-        cpu = self._job_cpu_seconds()
+        running = [one for one in runs_on_pod(self._run.root) if one.is_locked()]
+        logs = [one.log.stat().st_size for one in {self._run, *running} if one.log.exists()]
+        seen = (last_contact(), sorted(logs))
+        cpu = cpu_seconds({int(pid["group"]) for one in running if (pid := one.read("pid")) is not None})
         is_busy = cpu - self._cpu > BUSY_SHARE * (now - self._looked)
         if seen != self._seen or is_busy or any(gpu["percent"] > 0 for gpu in gpu_memory()):
             self._since = now
         self._seen, self._cpu, self._looked = seen, cpu, now
         return now - self._since
 
-    def _job_cpu_seconds(self) -> float:
-        """CPU time of the processes in the job's session, while it runs."""
-        running = self._run.read("pid")
-        if running is None or not self._run.is_locked():
-            return 0.0
-        total = 0.0
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                fields = stat.read_text("latin-1").rpartition(")")[2].split()  # a name may be any bytes
-            except OSError:
-                continue
-            if int(fields[3]) == int(running["group"]):  # the session
-                total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-        return total
+
+def cpu_seconds(sessions: set[int]) -> float:
+    """CPU time of the processes that are alive in these sessions; each job has one of its own."""
+    total = 0.0
+    for stat in Path("/proc").glob("[0-9]*/stat") if sessions else ():
+        try:
+            words = stat.read_text("latin-1").rpartition(")")[2].split()  # a name may be any bytes
+        except OSError:
+            continue
+        if int(words[3]) in sessions:
+            total += (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+    return total
 
 
 def call_api(mutation: str) -> bool:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 STALE_SECONDS = 60.0  # after which a run that another pod was writing is taken to be nobody's
+CLIENT_SECONDS = 20.0  # of silence after which a client is taken to be gone
 LOCK_TRIES, LOCK_WAIT = 10, 0.02
 
 
@@ -69,6 +70,16 @@ class RunFolder:
             return time.time() - (self.path / name).stat().st_mtime
         except FileNotFoundError:
             return None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its job is over: done, failed or cancelled."""
+        return self.read("exit.json") is not None and not self.is_locked()
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the pod holds nothing of it that anybody waits for."""
+        return (self.path / "fetched").exists() or (self.path / "cancelled").exists()
 
     def lock(self, name: str = "job") -> int | None:
         """A lock that a process and its children hold until the last of them ends; None if it is taken.
@@ -145,7 +156,7 @@ def state_of(run: RunFolder) -> dict[str, Any]:
         "guard": run.read("guard.json"),
         "is_guarded": run.is_locked("guard"),
         "fetched": (run.path / "fetched").exists(),
-        "others": [other.run_id for other in running_others(run)],
+        "others": [other.run_id for other in others_in_need(run)],
     }
 
 
@@ -154,10 +165,41 @@ def last_contact() -> float:
     return max((path.stat().st_mtime for path in lock_folder().glob("*.contact")), default=0.0)
 
 
-def running_others(run: RunFolder) -> list[RunFolder]:
-    """Other runs whose jobs are running on this pod."""
-    names = sorted({path.name[: -len(".job")] for path in lock_folder().glob("*.job")} - {run.run_id})
-    return [other for name in names if (other := RunFolder(run.root, name)).is_locked()]
+def runs_on_pod(root: Path) -> list[RunFolder]:
+    """Every run that a client has asked this container about."""
+    return [RunFolder(root, name) for name in sorted({path.stem for path in lock_folder().iterdir()})]
+
+
+def others_in_need(run: RunFolder) -> list[RunFolder]:
+    """Other runs that a stopped pod would interrupt."""
+    return [other for other in runs_on_pod(run.root) if other != run and needs_pod(other)]
+
+
+def needs_pod(run: RunFolder) -> bool:
+    """Whether a run's job is running, or it is brought, tried again or fetched: its guard, or a client, is there.
+
+    (A client whose run has failed is gone; a guard leaves time for another try.)
+    """
+    if run.is_locked():
+        return True
+    if run.is_settled:
+        return False
+    is_hopeful = (run.read("exit.json") or {}).get("code", 0) == 0
+    return run.is_locked("guard") or (is_hopeful and time.time() - contact_time(run) < CLIENT_SECONDS)
+
+
+def contact_time(run: RunFolder) -> float:
+    """When a client last asked this pod for something of a run, in seconds since the epoch; 0 for never."""
+    try:
+        return run.lock_path("contact").stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def unfetched_others(run: RunFolder) -> list[str]:
+    """Other runs on this volume that have done some work, finished or not, of which nothing was fetched."""
+    others = [RunFolder(run.root, path.name) for path in sorted((run.root / "runs").glob("*")) if path != run.path]
+    return [other.run_id for other in others if (other.path / "started").exists() and not other.is_settled]
 
 
 def pod_name() -> str:

@@ -33,7 +33,7 @@ from src.pod.remote.frames import (
 )
 from src.pod.remote.guard import change_orders, start_guard, why_unguarded
 from src.pod.remote.install import InstallError, environment_folder, install, python_of
-from src.pod.remote.layout import RunFolder, state_of
+from src.pod.remote.layout import RunFolder, state_of, unfetched_others
 from src.pod.remote.probe import probe
 from src.pod.remote.supervisor import cancel, free_bytes, start
 
@@ -214,7 +214,7 @@ def cancel_run(root: Path, request: dict[str, Any], wire: Wire) -> None:
 def mark_fetched(root: Path, request: dict[str, Any], wire: Wire) -> None:
     run = RunFolder(root, request["run_id"])
     run.touch("fetched")
-    wire.write_json(state_of(run))
+    wire.write_json({**state_of(run), "unfetched": unfetched_others(run)})
 
 
 def tell_facts(root: Path, request: dict[str, Any], wire: Wire) -> None:
