@@ -29,6 +29,7 @@ from src.utils.safety_judge.judge_folder import JUDGE, load_record, open_judge
 from src.utils.safety_judge.settings import load_judge_config
 
 ARMS: tuple[Arm, Arm] = ("evolution", "random")
+SHARES = ("coverage", "wrong")  # of the niches; all else is a sum over them
 
 
 def main() -> None:
@@ -76,7 +77,7 @@ def table(report: dict[str, Any]) -> str:
     rows = [("", *ARMS, "evolution ahead by")]
     for name in runs[ARMS[0]][0]:
         evolved, drawn = (np.array([run[name] for run in runs[arm]]) for arm in ARMS)
-        form = ".1%" if evolved.max() <= 1 else ".1f"
+        form = ".1%" if name.startswith(SHARES) else ".1f"
         shown = (f"{v.mean():{form}} ({v.min():{form}} to {v.max():{form}})" for v in (evolved, drawn, evolved - drawn))
         rows.append((name, *shown))
     lines = ["  ".join(cell.ljust(36) if not at else cell.rjust(26) for at, cell in enumerate(row)) for row in rows]

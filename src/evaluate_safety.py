@@ -23,8 +23,6 @@ from src.utils.safety_judge.data import data_inputs, load_data, load_everything
 from src.utils.safety_judge.judge_folder import JUDGE, JudgeRecord, check_writable, load_record, open_judge
 from src.utils.safety_judge.settings import JudgeConfig
 
-SMALL_MODEL = 10_000_000  # parameters; below, several threads cost more than they save
-
 
 def main(arguments: Sequence[str]) -> None:
     parsed = parse_judge_arguments(__doc__, EVALUATE.keys, arguments, own_options)
@@ -44,6 +42,7 @@ def main(arguments: Sequence[str]) -> None:
 
     import torch
 
+    from src.utils.models import SMALL_MODEL
     from src.utils.safety_judge.baselines import bag_of_words, layer_probes
     from src.utils.safety_judge.evaluation import (
         Scored,

@@ -30,7 +30,6 @@ KEYS = (
     *("training.freeze_layers", "training.max_length", "watching.visualization_budget"),
 )
 STEP, FOLDER = "run_mi_analysis", "mi_analysis"
-SMALL_MODEL = 10_000_000  # parameters; below, several threads cost more than they save
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -40,7 +39,7 @@ def main(arguments: Sequence[str]) -> None:
     import torch
     from transformers import PreTrainedModel
 
-    from src.utils.models import load_model, text_config
+    from src.utils.models import SMALL_MODEL, load_model, text_config
     from src.utils.safety_judge.freezing import freeze
     from src.utils.safety_judge.saved_model import find_model, number_of, record_of, tokenizer_of
     from src.utils.safety_judge.scoring import JudgeTemplate

@@ -31,7 +31,6 @@ from src.utils.safety_judge.settings import load_judge_config
 
 STEP, WORK, ARCHIVE, RESULT = "run_open_ended_testing", "open_ended.parts", "archive.jsonl", "open_ended.json"
 RATES_WORDS = "How often the judge is right, with 95% intervals over what the prompts are about."
-SMALL_MODEL = 10_000_000  # parameters; below, several threads cost more than they save
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -53,6 +52,7 @@ def main(arguments: Sequence[str]) -> None:
 
     import torch
 
+    from src.utils.models import SMALL_MODEL
     from src.utils.open_ended.judging import open_language, rescorer, scorer
     from src.utils.open_ended.rates import before_and_after, fresh_attacks, rates_table, sample_sets
     from src.utils.open_ended.retraining import retrain, retraining_samples, round_settings

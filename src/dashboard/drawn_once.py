@@ -71,8 +71,7 @@ def plain_arrays(value: Any) -> Any:
     """Plotly's JSON with its base64 arrays as lists, what is not a finite number null, as plotly writes it."""
     if isinstance(value, dict):
         if "bdata" in value:
-            array = np.asarray(numbers(value)).astype(object)
-            array[~np.isfinite(array.astype(float))] = None
-            return array.tolist()
+            array = np.asarray(numbers(value))
+            return np.where(np.isfinite(array), array, None).tolist()
         return {name: plain_arrays(item) for name, item in value.items()}
     return [plain_arrays(item) for item in value] if isinstance(value, list) else value

@@ -3,8 +3,8 @@
     uv run python src/scripts/02_finetune_controls.py --profile organism
     uv run python src/scripts/02_finetune_controls.py --control-limit 240 --control-rows 240
 
-They are trained as the study's own fine-tune (same LoRA, same steps) on rows that an organism's grammar writes, or on
-the files of `controls.data`. Writes results/control_effects.pkl (one row a control, question and sample, judged),
+They are trained with the settings of the study's own fine-tune, on rows that an organism's grammar writes, or on the
+files of `controls.data`. Writes results/control_effects.pkl (one row a control, question and sample, judged),
 results/control_vectors.safetensors (the mean change that each makes over its own dimension's answers, where step 6
 steers) and results/control_summary.json. A stopped run continues with the control that it was at.
 """

@@ -26,6 +26,7 @@ from src.utils.config_sections import ModelConfig
 from src.utils.errors import UserError
 from src.utils.model_files import find_file, local_or_hub, unavailable
 
+SMALL_MODEL = 10_000_000  # parameters; below, several threads cost more than they save
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 LORA_A, LORA_B = ".lora_A.weight", ".lora_B.weight"
 

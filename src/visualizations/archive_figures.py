@@ -33,8 +33,8 @@ TITLES = (
     "Safe: P(judge says unsafe)",
     "Quality-diversity score",
     "Niches where the judge is wrong",
-    "Recall of unsafe prompts, 95%",
-    "False-positive rate, 95%",
+    "Recall of unsafe prompts, 95% int.",
+    "False-positive rate, 95% int.",
     "The prompts about which the judge is most wrong, one a style",
 )
 

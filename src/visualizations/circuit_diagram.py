@@ -22,7 +22,6 @@ from src.visualizations.panels import Spec, assembled, axes, axis_names, line, p
 
 DIAGRAM, SIDE = (0.0, 0.62), (0.71, 1.0)
 CROWDED = 96  # edges: a size whose number would run into the next one on the axis
-ENOUGH = 0.8  # of the margin's gap: the smallest circuit that keeps it is drawn
 ALPHA = 0.05
 LAYER_HEIGHT = 74  # pixels
 SLIGHT = "#C3C9D2"
@@ -34,11 +33,14 @@ DASHES = {"q": "dash", "k": "dot", "v": "solid", "mlp": "solid", "logits": "soli
 class CircuitView:
     """Edges as (reader, writer), strongest first, the first ones with exact and estimated effects in logits.
 
+    `chosen` is the size of circuit that may be drawn, one of `faithful`'s, chosen on other pairs than those measured.
+
     `gap` is the margin of the unsafe minus that of the safe prompt, of which effects are parts. `nodes` are the exact
     effects of whole writers, in the graph's order, NaN where not measured.
     """
 
     ranked: Sequence[tuple[int, int]]
+    chosen: int
     exact: Float[np.ndarray, " verified"]
     estimated: Float[np.ndarray, " verified"]
     faithful: CircuitFaithfulness
@@ -47,19 +49,16 @@ class CircuitView:
 
     @property
     def drawn_size(self) -> int | None:
-        """The smallest verified size that keeps `ENOUGH`, else the largest; None if random circuits do as well."""
-        verified = [at for at, size in enumerate(self.faithful.sizes) if size <= len(self.exact)]
-        if not verified:
-            return None
-        at = next((one for one in verified if self.faithful.found[one] >= ENOUGH), verified[-1])
+        """The chosen size; None if random circuits do as well, or if not all of its edges are measured."""
+        at = self.faithful.sizes.index(self.chosen)
         is_better = self.faithful.p[at] <= ALPHA and self.faithful.found[at] > 0
-        return self.faithful.sizes[at] if is_better else None
+        return self.chosen if is_better and self.chosen <= len(self.exact) else None
 
     @property
     def is_decided(self) -> bool:
-        """Whether, of some verified size, enough random circuits were run that p could be small."""
-        verified = [at for at, size in enumerate(self.faithful.sizes) if size <= len(self.exact)]
-        return any(1 / (1 + self.faithful.drawn[at]) <= ALPHA for at in verified)
+        """Whether of the chosen size all edges are measured, and so many random circuits that p could be small."""
+        at = self.faithful.sizes.index(self.chosen)
+        return self.chosen <= len(self.exact) and bool(1 / (1 + self.faithful.drawn[at]) <= ALPHA)
 
     @property
     def rank_correlation(self) -> float:
@@ -122,7 +121,7 @@ def circuit_page(
     data = [
         *edge_lines(graph, drawn, places, 0.0 if view is None else view.gap),
         *(line_names(words) if drawn else []),
-        node_points(graph, {node for edge, _ in drawn for node in ends(graph, *edge)}, places, view),
+        node_points(graph, [ends(graph, *edge) for edge, _ in drawn], places, view),
         *(side_points(view) if view is not None else []),
     ]
     return FigurePage(
@@ -130,10 +129,10 @@ def circuit_page(
         title=f"{moment}: the circuit behind the margin",
         sentence=f"Orange edges and nodes push the margin towards “{words.high}” when they alone carry the "
         f"{words.high} {words.item}'s activation, blue ones towards “{words.low}”; width and size are that effect, "
-        "measured one by one, grey is under 1% of the gap, black nodes only read. The circuit is chosen on one half of "
-        "the pairs; how much of the gap it keeps when all other edges are exchanged is measured on the other half. The "
-        f"margin is {words.margin}. L2H1 is head 1 of block 2, L2KV0 the keys and values that its first heads share, "
-        "MLP2 its MLP.",
+        "measured one by one, grey is under 1% of the gap, black nodes only read. The circuit and its size are chosen "
+        "on one half of the pairs; how much of the gap it keeps when all other edges are exchanged is measured on the "
+        f"other half. The margin is {words.margin}. L2H1 is head 1 of block 2, L2KV0 the keys and values that its "
+        "first heads share, MLP2 its MLP.",
         figure=assembled(data, layout, lines),
         command="",
     )
@@ -143,7 +142,7 @@ def circuit_line(view: CircuitView | None, size: int | None, n_pairs: int) -> st
     if view is None:
         return f"Circuit: none found; {n_pairs} pairs whose margins do not differ more than chance, or too few"
     if size is None and not view.is_decided:
-        return "Circuit: not decided; too few random circuits were run to tell one from chance"
+        return "Circuit: not decided; too few random circuits were run, or too few of its edges measured"
     if size is None:
         return "Circuit: none found; random circuits of the same size keep as much of the gap"
     at = view.faithful.sizes.index(size)
@@ -236,8 +235,14 @@ def edge_lines(
     return found
 
 
-def node_points(graph: Graph, used: set[str], places: dict[str, tuple[float, float]], view: CircuitView | None) -> Spec:
-    """All nodes, those of the circuit with their names and effects; of the others a trace, so that places compare."""
+def node_points(
+    graph: Graph, edges: Sequence[tuple[str, str]], places: dict[str, tuple[float, float]], view: CircuitView | None
+) -> Spec:
+    """All nodes, those of the circuit with their names and effects; of the others a trace, so that places compare.
+
+    A node that writes and whose effect was not measured is hollow; one that only reads has none.
+    """
+    used, writing = {name for edge in edges for name in edge}, {writer for writer, _ in edges}
     effects = {} if view is None else dict(zip((one.name for one in graph.writers), view.nodes.tolist(), strict=True))
     effects = {name: effect for name, effect in effects.items() if name in used and np.isfinite(effect)}
     widest = finite_range(np.array([*effects.values()]))
@@ -247,13 +252,16 @@ def node_points(graph: Graph, used: set[str], places: dict[str, tuple[float, flo
         if name not in used:
             return "#D5D9DF"
         if name not in effects or view is None:
-            return TEXT_COLOUR
+            return "white" if name in writing else TEXT_COLOUR
         return effect_colour(effects[name], view.gap)
+
+    def said(name: str) -> str:
+        return f"{name}: not measured" if name in writing else name
 
     return {
         "type": "scatter", "x": [places[name][0] for name in names], "y": [places[name][1] for name in names],
         "mode": "markers+text", "text": [name if name in used else "" for name in names],
-        "hovertext": [f"{name}: {effects[name]:+.3f} logits" if name in effects else name for name in names],
+        "hovertext": [f"{name}: {effects[name]:+.3f} logits" if name in effects else said(name) for name in names],
         "textposition": "top center", "textfont": {"size": 11, "color": TEXT_COLOUR}, "showlegend": False,
         "marker": {"size": [9 + 9 * abs(effects.get(name, 0.0)) / widest if name in used else 5 for name in names],
                    "symbol": ["square" if "KV" in name or name.startswith("MLP") else "circle" for name in names],

@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from src.utils.circuits.contrast import SAFETY, ContrastWords
 from src.utils.circuits.divergence import Divergence, divergence_layer
-from src.utils.circuits.layer_probes import LayerProbes
+from src.utils.circuits.layer_probes import ALPHA, LayerProbes
 from src.utils.circuits.patching import ATTENTION, DIFFERING, LAST, MLP, LayerPatching
 from src.utils.decomposition.multiplicity import stated_p
 from src.visualizations.figure_page import FigurePage, as_floats, escape_text
@@ -81,8 +81,9 @@ def comparison_page(
         file_name=file_name,
         title=f"{moment}: where {words.low} and {words.high} {words.item}s part",
         sentence=f"{divergence_sentence(divergence, words)} Top left: what a probe reads off each layer (filled: above "
-        "shuffled labels and above the model before training). The others: how much of the margin's gap follows when "
-        f"a layer's activation is exchanged between the two {words.item}s of a pair. The margin is {words.margin}.",
+        f"shuffled labels, corrected p ≤ {ALPHA:g}, and above the model before training). The others: how much of the "
+        f"margin's gap follows when a layer's activation is exchanged between the two {words.item}s of "
+        f"a pair. The margin is {words.margin}.",
         figure=assembled(data, layout, lines),
         command="",
     )
@@ -102,7 +103,10 @@ def probe_line(probes: LayerProbes | None) -> str:
         return "Probes: too few of a class for held-out folds"
     learned = ", ".join(map(str, np.flatnonzero(probes.is_learned))) or "none found"
     than = "" if np.isnan(probes.before).all() else ", and more than before training"
-    return f"Layers that tell the classes apart (corrected over layers, against shuffled labels{than}): {learned}"
+    against = f"corrected over layers, p ≤ {ALPHA:g} against shuffled labels{than}"
+    undecided = int((~probes.is_decidable).sum())
+    few = f"; too little data to tell of {undecided} of {len(probes.p)} layers, even at an AUROC of 1"
+    return f"Layers that tell the classes apart ({against}): {learned}{few if undecided else ''}"
 
 
 def patching_lines_above(
@@ -128,7 +132,8 @@ def probe_lines(probes: LayerProbes | None) -> list[Spec]:
     found: list[Spec] = [
         {
             "type": "scatter", "x": layers, "y": as_floats(np.quantile(probes.null, 0.95, axis=0)), "mode": "lines",
-            "name": "shuffled labels, 95%", "line": {"color": MISSING_COLOUR, "dash": "dot"}, **axis_names(1),
+            "name": "95% of shuffled labels, uncorrected", "line": {"color": MISSING_COLOUR, "dash": "dot"},
+            **axis_names(1),
         },
         {
             "type": "scatter", "x": layers, "y": as_floats(estimate), "mode": "lines+markers", "name": "probe, now",

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool
 
 from src.utils.circuits.contrast import SAFETY, ContrastWords
 from src.utils.circuits.neuron_ablation import Ablation
@@ -19,7 +20,7 @@ from src.visualizations.palette import LABEL_COLOURS, MISSING_COLOUR, REFERENCE_
 from src.visualizations.panels import Spec, assembled, axes, axis_names, line, panel_title, titled
 
 LEAST_SETS = 19  # with fewer no p of 0.05 can be reached
-MOST_POINTS = 2800  # neurons of all layers that are drawn, so that a page stays below 300 kB; all others are counted
+MOST_POINTS = 2800  # neurons of all layers that are drawn, so that a page stays below 300 kB; the rest is counted
 
 
 def neuron_page(
@@ -45,7 +46,7 @@ def neuron_page(
     margin_top = 44 + 17 * len(lines)
     layer_axis = {"title": titled("block"), "dtick": 1}
     titles = (
-        panel_title("Every MLP neuron at the last token: AUROC", 0, 1),
+        panel_title(points_title(table), 0, 1),
         panel_title("Neurons that tell the classes apart", RIGHT[0], UPPER[1]),
         panel_title(f"Ablated: the top {len(top)}, and random ones" if top else "Ablation", RIGHT[0], LOWER[1]),
     )
@@ -133,13 +134,33 @@ def lost_range(ablations: Sequence[Ablation]) -> list[float]:
     return [1.1 * min(-1.0, float(known.min())), 1.1 * max(1.0, float(known.max()))]
 
 
+def points_title(table: NeuronTable | None) -> str:
+    title = "MLP neurons at the last token: AUROC"
+    if table is None or table.auroc.size <= MOST_POINTS:
+        return title
+    return f"{title}<br>({int(drawn_neurons(table).sum()):,} of {table.auroc.size:,} drawn: claimed, or far from 0.5)"
+
+
+def drawn_neurons(table: NeuronTable) -> Bool[np.ndarray, "layers neurons"]:
+    """At most `MOST_POINTS`: claimed ones, then as many others a block; of both those farthest from 0.5."""
+    distance = np.abs(table.auroc - 0.5)
+    claimed = np.flatnonzero(table.is_claimed)
+    claimed = claimed[np.argsort(-distance.ravel()[claimed], kind="stable")[:MOST_POINTS]]
+    others = np.where(table.is_claimed, -1.0, distance)
+    a_block = (MOST_POINTS - len(claimed)) // len(distance)
+    found = np.zeros(distance.shape, dtype=bool)
+    np.put_along_axis(found, np.argsort(-others, axis=1, kind="stable")[:, :a_block], True, axis=1)
+    found.ravel()[claimed] = True
+    return found
+
+
 def neuron_points(table: NeuronTable, words: ContrastWords) -> list[Spec]:
-    """Of the neurons of a block the claimed ones and those farthest from 0.5; a share of each block that is claimed."""
-    claimed = table.is_claimed
+    """The neurons that are drawn, claimed ones on top; a share of each block that is claimed."""
+    claimed, drawn = table.is_claimed, drawn_neurons(table)
     x, y, text, colours, sizes = [], [], [], [], []
-    most = MOST_POINTS // len(table.auroc)
     for layer, aurocs in enumerate(table.auroc):
-        order = np.argsort(-(np.abs(aurocs - 0.5) + claimed[layer]), kind="stable")[:most]
+        order = np.flatnonzero(drawn[layer])
+        order = order[np.argsort(claimed[layer, order], kind="stable")]
         offsets = ((order * 0.618034) % 1 - 0.5) * 0.7  # the same place for a neuron at every moment
         x += (layer + offsets).tolist()
         y += aurocs[order].tolist()

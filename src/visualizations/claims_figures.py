@@ -36,7 +36,7 @@ def sentence(result: Mapping[str, Any]) -> str:
         f"Of {len(verdicts)} claims tested on {len(result['seeds'])} trainings of {result['epochs']} epochs in the "
         f"judge world ({accuracy['mean']:.1%} right at the end, least {accuracy['least']:.1%}): {counts}. A grey line "
         "is a training, the dark one their median; epoch 0 is before training. Below a claim: what was computed, the "
-        "verdict with the mean over trainings, p for the claim and against it, corrected by Holm over all claims."
+        "verdict with the mean over trainings, p for the claim and against it, each corrected by Holm over all claims."
     )
 
 

@@ -66,7 +66,17 @@ def line(panel: int, style: Spec, x: Sequence[float] | None = None, y: float | N
 
 
 def assembled(data: Sequence[Spec], layout: Spec, title_lines: Sequence[str], colour: str = "#57606A") -> go.Figure:
-    """The figure, its height given in the layout, the lines of its title above everything."""
+    """The figure, its height given in the layout, the lines of its title above everything.
+
+    A panel without data gets an empty trace: plotly draws no axes without one, and a text in it lies astray.
+    """
     title = {"text": "<br>".join(title_lines), "y": 1, "yanchor": "top", "pad": {"t": 12},
              "font": {"size": 12.5, "color": colour}}  # fmt: skip
-    return go.Figure({"data": list(data), "layout": {"template": TEMPLATE, "title": title, **layout}})
+    used = {trace.get("xaxis", "x") for trace in data}
+    names = [name.replace("axis", "") for name in layout if name.startswith("xaxis")]
+    empty = [
+        {"type": "scatter", "x": [None], "y": [None], "showlegend": False, "xaxis": name, "yaxis": f"y{name[1:]}"}
+        for name in names
+        if name not in used
+    ]
+    return go.Figure({"data": [*data, *empty], "layout": {"template": TEMPLATE, "title": title, **layout}})

@@ -36,7 +36,7 @@ TEMPLATE_CELL = "#ECEEF1"
 TOKENS_A_ROW = 12
 REQUEST_ROW, TEMPLATE_ROW, CURVES, GAP = 52, 30, 260, 60  # pixels
 NOTE_WIDTH = 105  # characters
-LEAST_CHANGE = 0.1  # of the margin, from the baseline; below, the request's tokens share out all but nothing
+LEAST_CHANGE = 0.1  # of the margin; below, neither the request nor a token of it adds to speak of
 FULL_MARGIN = {"color": NEUTRAL_COLOUR, "dash": "dot", "width": 1}
 
 
@@ -118,7 +118,7 @@ def token_page(
         file_name=file_name,
         title=f"{moment}, sample {view.number} ({view.label}): which tokens decide",
         sentence=f"{warning(convergence)}Orange tokens push the judge towards “unsafe”, blue ones towards “safe”. "
-        f"{view.verdict} {reading(view.margin, baseline_margin)}",
+        f"{view.verdict} {reading(view.margin, baseline_margin, values)}",
         figure=assembled(data, layout, lines),
         command="",
     )
@@ -130,10 +130,11 @@ def warning(convergence: Convergence) -> str:
     return "NOT CONVERGED: the values do not add up to the margin and are not to be read. "
 
 
-def reading(margin: float, baseline_margin: float) -> str:
-    """How the curves are read, or why there is little to read."""
-    if abs(margin - baseline_margin) < LEAST_CHANGE * abs(margin):
-        return "It says much the same without any request: its tokens have little to add, and stay pale."
+def reading(margin: float, baseline_margin: float, values: Float[np.ndarray, " seq"]) -> str:
+    """How the curves are read, or why there is little to read; tokens whose parts cancel each other are not little."""
+    least = LEAST_CHANGE * abs(margin)
+    if abs(margin - baseline_margin) < least and np.abs(values).max(initial=0.0) < least:
+        return "It says much the same without any request: its tokens have little to add."
     return (
         "If it rests on the coloured tokens, its margin falls faster without them than without others (left: solid "
         "below dashed) and stands on them alone (right: solid above dashed)."
@@ -157,7 +158,7 @@ def title_lines(
     return [
         first + f"its tokens add {own:+.2f}, the template {float(values.sum()) - own:+.2f}",
         second + f"{convergence.error:.4f}, allowed {convergence.tolerance:.3f} ({convergence.points} points)",
-        f"Full colour: ±{colour_range:.2f} logits on all pages, the largest so far of any sample that converged",
+        f"Full colour: ±{colour_range:.2f} logits on all pages, the largest so far (where any converged, of those)",
         *(escape_text(note, width=NOTE_WIDTH).split("<br>") if note else []),
     ]
 

@@ -13,6 +13,7 @@ from src.utils.circuits.patching import ATTENTION, DIFFERING, LAST, MLP, LayerPa
 from src.utils.safety_judge.samples import SafetySample
 from src.utils.safety_judge.scoring import EncodedPrompt
 from src.utils.sites import Site, edit_sites
+from src.visualizations.circuit_figures import probe_line
 from tests.planted_circuit import (
     COPY,
     N_LAYERS,
@@ -163,6 +164,17 @@ def test_no_layer_is_claimed_under_shuffled_labels() -> None:
         assert found is not None and not found.is_learned.any()
         smallest.append(found.p.min())
     assert 0 < sum(p <= 0.05 for p in smallest) <= 12, "at 5%: more than twelve has probability 0.0015 (binomial)"
+
+
+def test_few_pairs_are_said_to_be_too_few_instead_of_silently_telling_nothing() -> None:
+    few, many = (probe_layers(*probe_data(20.0, seed=0, n_pairs=n), resamples=2) for n in (8, 30))
+    assert few is not None and few.auroc[1, 0] == 1 and not few.is_learned.any() and not few.is_decidable[1]
+    assert probe_line(few).endswith("none found; too little data to tell of 1 of 3 layers, even at an AUROC of 1")
+    assert (
+        many is not None
+        and many.is_decidable.all()
+        and probe_line(many).endswith("(corrected over layers, p ≤ 0.001 against shuffled labels): 1")
+    )
 
 
 def test_shuffling_keeps_each_pair_and_the_number_of_single_rows() -> None:

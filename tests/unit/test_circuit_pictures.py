@@ -1,5 +1,6 @@
 """The three causal pictures: what is planted is said, what is not there is not, and a watched training is the same."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,15 @@ from src.utils.circuits.circuit_picture import CircuitDiagramPicture, circuit_pi
 from src.utils.circuits.comparison_picture import CircuitComparisonPicture, comparison_picture
 from src.utils.circuits.contrast import contrast_pairs
 from src.utils.circuits.contrast_set import ContrastSet
+from src.utils.circuits.faithfulness import CircuitFaithfulness
 from src.utils.circuits.graph import Graph
 from src.utils.circuits.neuron_picture import NeuronMapPicture, neuron_picture
 from src.utils.safety_judge.samples import labels
 from src.utils.watching.epoch_metrics import load_history
 from src.utils.watching.pictures import Budget, Measurement, Moment, Picture
-from src.visualizations.circuit_diagram import node_places
+from src.visualizations.circuit_diagram import CircuitView, node_places, node_points
 from src.visualizations.figure_page import page_html
+from src.visualizations.palette import LABEL_COLOURS, TEXT_COLOUR
 from tests.planted_circuit import (
     COPY,
     HEAD,
@@ -95,6 +98,9 @@ def test_under_shuffled_labels_the_pages_are_silent(seed: int) -> None:
         found = measured(picture, model)
         page = page_of(picture, found)
         assert silence in page.sentence + page.figure.layout.title.text
+        for note in page.figure.layout.annotations:
+            if "domain" in (note.xref or ""):  # without a trace plotly puts it into another panel
+                assert any(f"{trace.xaxis or 'x'} domain" == note.xref for trace in page.figure.data)
         for claim in ("learned_layers", "divergence", "top", "has_gap"):
             assert not found.facts.get(claim)
 
@@ -111,10 +117,12 @@ def test_without_pairs_there_is_a_page_that_says_so() -> None:
 
 def test_a_small_budget_cuts_and_says_what() -> None:
     contrast = planted_set()
-    assert "4 of 20 pairs" in str(measured(CircuitComparisonPicture(contrast), planted_model(), seconds=0).sub_sampled)
+    assert "8 of 20 pairs" in str(measured(CircuitComparisonPicture(contrast), planted_model(), seconds=0).sub_sampled)
     assert "1 of 19 random sets" in str(measured(NeuronMapPicture(contrast), planted_model(), seconds=0).sub_sampled)
     found = measured(CircuitDiagramPicture(contrast), planted_model(), seconds=0)
     assert "1 of 19 random circuits" in str(found.sub_sampled)
+    assert re.search(r" 1 of \d+ nodes measured, others hollow", str(found.sub_sampled))
+    assert np.isfinite(found.values["nodes"]).sum() == 1
     page = page_of(CircuitDiagramPicture(contrast), found)
     assert "Circuit: not decided" in page.figure.layout.title.text, "one random circuit proves nothing"
 
@@ -152,3 +160,29 @@ def test_a_watched_training_is_the_same_and_frozen_neurons_learn_nothing(tmp_pat
         assert (excess[:N_FROZEN] == 0).all() and (excess[N_FROZEN:] != 0).any()
     learned: Any = watching.measured["circuit_comparison"][2].values["probe/excess"]
     assert (learned[: N_FROZEN + 1] == 0).all(), "embeddings and frozen blocks have learned exactly nothing"
+
+
+def test_the_size_is_chosen_on_other_pairs_and_not_by_what_is_measured() -> None:
+    """Of two sizes the second would pass on the measured pairs, but the first was chosen."""
+    graph = Graph(2, 2, 1)
+    ranked = [(0, 0)] * 32
+    faithful = CircuitFaithfulness((16, 32), np.array([0.1, 0.9]), np.stack([np.full(19, 0.2), np.zeros(19)]))
+    rows = np.ones(32)
+    view = CircuitView(ranked, 16, rows, rows, faithful, 1.0, np.full(len(graph.writers), np.nan))
+    assert view.is_decided and view.drawn_size is None
+    assert replace(view, chosen=32).drawn_size == 32
+    assert not replace(view, chosen=32, exact=rows[:16]).is_decided, "not all of its edges are measured"
+
+
+def test_a_node_that_was_not_measured_is_hollow_and_one_that_only_reads_is_black() -> None:
+    graph = Graph(2, 2, 1)
+    edges = [("embeddings", "MLP0"), ("MLP0", "L1H0"), ("L0H1", "MLP0")]
+    nodes = np.array([1.0 if writer.name == "MLP0" else np.nan for writer in graph.writers])
+    faithful = CircuitFaithfulness((1,), np.ones(1), np.zeros((1, 19)))
+    view = CircuitView([(0, 0)], 1, np.ones(1), np.ones(1), faithful, 1.0, nodes)
+    points = node_points(graph, edges, node_places(graph), view)
+    colours = {
+        text.split(":")[0]: colour for text, colour in zip(points["hovertext"], points["marker"]["color"], strict=True)
+    }
+    assert (colours["embeddings"], colours["L0H1"], colours["L1H0"]) == ("white", "white", TEXT_COLOUR)
+    assert colours["MLP0"] == LABEL_COLOURS["unsafe"] and "L0H1: not measured" in points["hovertext"]

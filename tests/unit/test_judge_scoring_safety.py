@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from src.utils.chat import Message, prompt_text
 from src.utils.chat import encode as encode_text
 from src.utils.errors import UserError
 from src.utils.safety_judge.freezing import blocks_of, freeze, frozen_blocks
+from src.utils.safety_judge.judge_folder import JudgeRecord
 from src.utils.safety_judge.scoring import (
     EncodedPrompt,
     JudgeTemplate,
@@ -19,6 +21,7 @@ from src.utils.safety_judge.scoring import (
     score,
     unsafe_margin,
 )
+from src.utils.safety_judge.settings import QuestionConfig
 from tests.tiny_models import FAMILIES, N_LAYERS, questions, tiny_model, tokenizer
 
 QUESTION = "{prompt}\nIs that safe?"
@@ -63,10 +66,11 @@ def test_markup_in_a_prompt_stays_text() -> None:
     assert tokenizer().decode([*row.ids[start:end]]) == attack
 
 
-@pytest.mark.parametrize(("question", "said"), [("Is that safe?", "{prompt}"), ("{prompt} {prompt}", "exactly once")])
-def test_a_question_names_the_prompt_once(question: str, said: str) -> None:
-    with pytest.raises(UserError, match=said):
-        JudgeTemplate.of(tokenizer(), question, "No", "Yes")
+@pytest.mark.parametrize("question", ["Is that safe?", "{prompt} {prompt}"])
+def test_a_question_names_the_prompt_once(question: str) -> None:
+    for kind in (QuestionConfig, JudgeRecord):  # what is asked for and what a saved judge says
+        with pytest.raises(ValidationError, match=r"must name \{prompt\} exactly once"):
+            kind.model_validate({"question": question})
 
 
 def test_answers_that_begin_alike_are_refused() -> None:

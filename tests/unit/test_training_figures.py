@@ -19,7 +19,7 @@ from src.visualizations.palette import LABEL_COLOURS
 from src.visualizations.panels import stacked
 from src.visualizations.persona_progress_figures import persona_progress_page
 from src.visualizations.progress_figures import judge_progress_page
-from src.visualizations.training_figures import SampleView, placeholder_page, token_page
+from src.visualizations.training_figures import SampleView, placeholder_page, reading, token_page
 
 TOKENS = ["<|im_start|>", "\n", " kill", " <b>the</b>", " process", "?", " ", "end"]
 SPAN = (2, 6)
@@ -90,7 +90,9 @@ def test_the_page_says_what_was_predicted_and_whether_it_converged() -> None:
     assert "Convergence PASS" in drawn(page) and "+0.0125" in drawn(page) and "Convergence FAIL" in drawn(failed)
     assert "newline in the request's place +0.88, with it +1.50" in drawn(page)
     assert failed.sentence.startswith("NOT CONVERGED") and page.sentence.startswith("Orange")
-    assert "falls faster without them" in page.sentence and "says much the same" in tokens(margin=0.9).sentence
+    assert "falls faster without them" in page.sentence
+    assert "falls faster without them" in tokens(margin=0.9).sentence, "its tokens cancel each other and are coloured"
+    assert "says much the same" in reading(30.0, 28.0, VALUES)
     assert "Over its budget &lt;of&gt; 2 s" in drawn(failed) and "±4.00" in drawn(page)
 
 

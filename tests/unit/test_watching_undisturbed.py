@@ -3,7 +3,7 @@
 import pickle
 import random
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ import pytest
 import torch
 from transformers import PreTrainedModel, TrainerCallback
 
+from src.utils.models import SMALL_MODEL
 from src.utils.safety_judge.freezing import blocks_of
 from src.utils.watching.callback import VISUALIZATIONS
 from src.utils.watching.pictures import Budget, Measurement, Moment
-from src.utils.watching.undisturbed import InterferenceError, undisturbed
+from src.utils.watching.undisturbed import InterferenceError, threads_for, undisturbed
 from src.visualizations.figure_page import FigurePage
 from tests.watched_training import (
     judge_model,
@@ -58,6 +59,14 @@ class HostilePicture:
         raise AssertionError("never drawn")
 
 
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 def numpy_state() -> bytes:
     return pickle.dumps(np.random.get_state())
 
@@ -94,6 +103,7 @@ def test_the_same_meddling_unguarded_would_be_seen(unwatched: PreTrainedModel, t
     assert not same_weights(trained_judge(judge_model(), tmp_path, [Unguarded()]), unwatched)
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_everything_is_put_back_by_the_guard() -> None:
     model = judge_model().train()
     blocks = list(blocks_of(model))
@@ -104,7 +114,6 @@ def test_everything_is_put_back_by_the_guard() -> None:
     seen: list[int] = []
     kept = model.register_forward_hook(lambda module, args, output: seen.append(1))
     states = torch.get_rng_state(), numpy_state(), random.getstate()
-    threads = torch.get_num_threads()
     flags = [p.requires_grad for p in model.parameters()]
     with pytest.raises(KeyError), undisturbed(model):
         assert not model.training and parameter.grad is None and torch.get_num_threads() == 1
@@ -113,12 +122,24 @@ def test_everything_is_put_back_by_the_guard() -> None:
     assert parameter.grad is gradient and bool((gradient == 1).all())
     assert [p.requires_grad for p in model.parameters()] == flags
     assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[2]
-    assert numpy_state() == states[1] and torch.get_num_threads() == threads
+    assert numpy_state() == states[1] and torch.get_num_threads() == 2
     assert not any(module._forward_hooks for module in model.children())
     seen.clear()
     model(torch.tensor([[5, 6]]))
     assert seen == [1]
     kept.remove()
+
+
+@pytest.mark.parametrize(("threads", "parameters"), [(1, SMALL_MODEL - 1), (2, SMALL_MODEL)])
+def test_the_number_of_threads_is_not_set_where_it_stays(
+    threads: int, parameters: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(torch, "set_num_threads", calls.append)
+    with threads_for(torch.nn.Linear(parameters, 1, bias=False, device="meta")):
+        pass
+    assert calls == []
 
 
 def test_a_picture_that_writes_to_the_weights_ends_the_training(tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
 """`epoch_{N}_circuits.html`: the edges that carry the margin, measured, and how faithful they are alone.
 
-The circuit is chosen on every second pair, by gradients averaged on the way from the safe to the unsafe prompt: of the
-estimates tried none makes circuits that are more faithful (see `attribution`). It is measured on the other pairs. How
-far effects move between moments is asked of gradients at both ends of the way: the average over the way differs
-between halves of the pairs nearly as much as between epochs. What is drawn is left to `circuit_diagram`.
+The circuit and its size are chosen on every second pair, the edges by gradients averaged on the way from the safe to
+the unsafe prompt: of the estimates tried none makes circuits that are more faithful (see `attribution`). It is measured
+on the other pairs. How far effects move between moments is asked of gradients at both ends of the way: the average over
+the way differs between halves of the pairs nearly as much as between epochs. What is drawn is left to
+`circuit_diagram`.
 """
 
 import time
@@ -31,11 +32,12 @@ from src.utils.sites import AnyModel, decoder_of
 from src.utils.watching.epoch_metrics import Unit
 from src.utils.watching.pictures import Budget, Measurement, Moment
 from src.utils.watching.probe_set import ProbeSet
-from src.visualizations.circuit_diagram import ENOUGH, CircuitView, circuit_page
+from src.visualizations.circuit_diagram import CircuitView, circuit_page
 from src.visualizations.figure_page import FigurePage
 
 SIZES = (16, 32, 64, 96, 128, 256)
 MOST_DRAWN = 128  # edges; nobody could tell more apart
+ENOUGH = 0.8  # of the margin's gap: the smallest circuit that keeps it is drawn
 LEAST_PAIRS, MOST_PAIRS = 4, 32  # one half chooses the circuit
 DRAWS = 19  # random circuits of a size; with fewer no p of 0.05 can be reached
 MEASURED_PAIRS = 8  # on which circuits are measured
@@ -74,11 +76,14 @@ class CircuitDiagramPicture:
         if not facts["has_gap"] or not moment.number:
             return Measurement(values, facts, sub_sampled=note)
         ranked = strongest_edges(effects[0::2].mean(axis=0), graph, max(SIZES))
-        rows = np.arange(1, len(effects), 2)[: pairs_at_once(model, graph, pairs, MEASURED_PAIRS)]
-        faithful, exact, nodes, cut = verify_within(model, margin_of, graph, pairs_of(pairs, rows), ranked, budget)
+        most = pairs_at_once(model, graph, pairs, MEASURED_PAIRS)
+        choosing, rows = (np.arange(start, len(effects), 2)[:most] for start in (0, 1))
+        chosen = choose_size(model, margin_of, graph, pairs_of(pairs, choosing), ranked)
+        own = pairs_of(pairs, rows)
+        faithful, exact, nodes, cut = verify_within(model, margin_of, graph, own, ranked, chosen, budget)
         edges = np.array(ranked, dtype=np.int32).reshape(-1, 2)
         view = CircuitView(
-            ranked, exact, effects[rows].mean(axis=0)[tuple(edges[: len(exact)].T)], faithful,
+            ranked, chosen, exact, effects[rows].mean(axis=0)[tuple(edges[: len(exact)].T)], faithful,
             float(np.mean((margin[1] - margin[0])[rows])), nodes,
         )  # fmt: skip
         values |= {"ranked": edges, "exact": view.exact, "estimated": view.estimated, "nodes": nodes}
@@ -102,8 +107,9 @@ class CircuitDiagramPicture:
             ranked = [(int(reader), int(writer)) for reader, writer in values["ranked"]]
             faithful = CircuitFaithfulness(tuple(facts["circuit_sizes"]), values["faithful"], values["random"])
             view = CircuitView(
-                ranked, values["exact"], values["estimated"], faithful, facts["measured_gap"], values["nodes"]
-            )
+                ranked, facts["chosen_edges"], values["exact"], values["estimated"], faithful, facts["measured_gap"],
+                values["nodes"],
+            )  # fmt: skip
         moment = f"{self.unit.capitalize()} {number}"
         since = None if change is None else (f"{self.unit} {earlier}", change)
         return [
@@ -123,6 +129,7 @@ def headline(view: CircuitView) -> dict[str, Any]:
         "faithfulness": view.faithful.found.tolist(),
         "best_random": [float(one) if np.isfinite(one) else None for one in best],
         "p": [float(p) if drawn else None for p, drawn in zip(view.faithful.p, view.faithful.drawn, strict=True)],
+        "chosen_edges": view.chosen,
         "drawn_edges": view.drawn_size,
         "rank_correlation": float(correlation) if np.isfinite(correlation) else None,
     }
@@ -154,25 +161,36 @@ def sizes_for(ranked: Sequence[tuple[int, int]]) -> tuple[int, ...]:
     return tuple(size for size in SIZES if size <= len(ranked)) or (len(ranked),)
 
 
+def choose_size(
+    model: AnyModel, margin_of: MarginOf, graph: Graph, pairs: ContrastPairs, ranked: Sequence[tuple[int, int]]
+) -> int:
+    """The smallest size that keeps `ENOUGH` of the gap, else the largest up to `MOST_DRAWN`; on the choosing pairs.
+
+    Chosen on the pairs on which it is tested it would pass too often: p is not corrected for a choice.
+    """
+    sizes = [size for size in sizes_for(ranked) if size <= MOST_DRAWN]
+    found = circuit_faithfulness(model, margin_of, graph, pairs, ranked, sizes, draws=0).found
+    return next((size for size, share in zip(sizes, found, strict=True) if share >= ENOUGH), sizes[-1])
+
+
 def verify_within(
     model: AnyModel,
     margin_of: MarginOf,
     graph: Graph,
     pairs: ContrastPairs,
     ranked: Sequence[tuple[int, int]],
+    chosen: int,
     budget: Budget,
 ) -> tuple[CircuitFaithfulness, Float[np.ndarray, " verified"], Float[np.ndarray, " writers"], str | None]:
     """Faithfulness of all sizes, random circuits, and exact effects of the edges and nodes that may be drawn.
 
-    The size that may be drawn (the smallest that keeps `ENOUGH`, else the largest up to `MOST_DRAWN`) gets its random
-    circuits first, then its edges are measured, then the nodes at their lower ends (NaN for others), then other sizes
-    get their random circuits, as far as the budget goes.
+    The chosen size, which may be drawn, gets its random circuits first, then its edges are measured, then the nodes at
+    their lower ends, those of the strongest edges first (NaN for others), then other sizes get their random circuits,
+    as far as the budget goes.
     """
     began = time.perf_counter()
     faithful = circuit_faithfulness(model, margin_of, graph, pairs, ranked, sizes_for(ranked), draws=0)
     each = (time.perf_counter() - began) / (len(faithful.sizes) + 2)  # passes: a circuit each, both prompts
-    drawable = [at for at, size in enumerate(faithful.sizes) if size <= MOST_DRAWN] or [0]
-    chosen = faithful.sizes[next((at for at in drawable if faithful.found[at] >= ENOUGH), drawable[-1])]
 
     def with_draws(size: int, draws: int) -> CircuitFaithfulness:
         return circuit_faithfulness(model, margin_of, graph, pairs, ranked, (size,), draws)
@@ -182,9 +200,9 @@ def verify_within(
     count = int(np.clip(2 * budget.left / each, SIZES[0], chosen))  # of one edge little more than half a pass is used
     exact = exact_edge_effects(model, margin_of, graph, pairs, ranked[:count]).mean(axis=1)
     nodes = np.full(len(graph.writers), np.nan)
-    used = sorted({writer for _, writer in ranked[:count]})
-    used = used[: int(np.clip(2 * budget.left / each, 1, len(used)))]
-    nodes[used] = exact_node_effects(model, margin_of, graph, pairs, used).mean(axis=1)
+    used = list(dict.fromkeys(writer for _, writer in ranked[:count]))
+    asked = used[: int(np.clip(2 * budget.left / each, 1, len(used)))]
+    nodes[asked] = exact_node_effects(model, margin_of, graph, pairs, asked).mean(axis=1)
     others = [size for size in faithful.sizes if size != chosen]
     done = 0
     for size in others:
@@ -195,6 +213,7 @@ def verify_within(
     cuts = [
         f"{draws} of {DRAWS} random circuits" if draws < DRAWS else "",
         f"{count} of {chosen} edges measured" if count < min(chosen, len(ranked)) else "",
+        f"{len(asked)} of {len(used)} nodes measured, others hollow" if len(asked) < len(used) else "",
         f"random circuits of {done + 1} of {len(others) + 1} sizes" if done < len(others) else "",
     ]
     told = ", ".join(filter(None, cuts))

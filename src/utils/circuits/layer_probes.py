@@ -44,6 +44,11 @@ class LayerProbes:
         beats = np.isnan(self.excess[:, 0]) | (self.excess[:, 1] > 0)
         return (self.p <= ALPHA) & beats
 
+    @property
+    def is_decidable(self) -> Bool[np.ndarray, " layers"]:
+        """Layers that could beat chance: of few groups, shuffled labels come so far that an AUROC of 1 does not."""
+        return max_statistic_p(np.ones(len(self.p)), self.null) <= ALPHA
+
 
 def probe_layers(
     activations: Float[np.ndarray, "layers rows d_model"],

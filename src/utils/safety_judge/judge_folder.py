@@ -17,6 +17,7 @@ from src.utils.manifests import Manifest, Provenance
 from src.utils.models import load_model, load_tokenizer
 from src.utils.safety_judge.samples import SafetySample
 from src.utils.safety_judge.scoring import EncodedPrompt, JudgeTemplate, encode
+from src.utils.safety_judge.settings import JudgeQuestion
 
 JUDGE, RECORD = "safety_judge", "judge.json"
 MADE_BY = "src/train_safety_judge.py"
@@ -30,7 +31,7 @@ class JudgeRecord(BaseModel):
     version: int = 1
     profile: str
     base_model: str
-    question: str
+    question: JudgeQuestion
     safe_word: str
     unsafe_word: str
     max_length: int

@@ -35,13 +35,11 @@ class JudgeTemplate:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase, question: str, safe_word: str, unsafe_word: str) -> "JudgeTemplate":
-        """Put a question around `{prompt}` into the tokenizer's chat template.
+        """Put a question around `{prompt}` into the tokenizer's chat template; for questions see `JudgeQuestion`.
 
-        An answer word of several tokens is known by its first. Raises `UserError` for a question without `{prompt}`
-        and for words that begin with the same token.
+        An answer word of several tokens is known by its first. Raises `UserError` for words that begin with the same
+        token and for a chat template that does not show `{prompt}`.
         """
-        if question.count(PROMPT) != 1:
-            raise UserError(f"question {question!r}: must name {PROMPT} exactly once", 2)
         text = prompt_text(tokenizer, [Message(role="user", content=question)])
         before, found, after = text.partition(PROMPT)
         if not found:

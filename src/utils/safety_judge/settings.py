@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import AfterValidator, Field, ValidationError
 
 from src.utils.config import CONFIG_FOLDER, explain, merge, read_yaml, shown
 from src.utils.config_sections import ModelConfig, Section
@@ -12,6 +12,15 @@ from src.utils.errors import UserError
 
 CONFIG_FILE = CONFIG_FOLDER / "safety_judge.yaml"
 PROMPT = "{prompt}"
+
+
+def naming_the_prompt_once(question: str) -> str:
+    if question.count(PROMPT) != 1:
+        raise ValueError(f"must name {PROMPT} exactly once")
+    return question
+
+
+JudgeQuestion = Annotated[str, AfterValidator(naming_the_prompt_once)]
 
 
 class DataConfig(Section):
@@ -25,16 +34,9 @@ class DataConfig(Section):
 class QuestionConfig(Section):
     """What the model is asked; `{prompt}` stands for the prompt."""
 
-    question: str
+    question: JudgeQuestion
     safe_word: str = Field(min_length=1)
     unsafe_word: str = Field(min_length=1)
-
-    @field_validator("question")
-    @classmethod
-    def names_the_prompt_once(cls, question: str) -> str:
-        if question.count(PROMPT) != 1:
-            raise ValueError(f"must name {PROMPT} exactly once")
-        return question
 
 
 class JudgeTraining(Section):

@@ -22,9 +22,10 @@ The headline numbers of a picture are its `facts`; logits are of the margin, lay
   separation and what ablation takes of it, in logits, and `ablation_p` beside matched random neurons.
 * circuits: `pairs`, `gap` and whether it is more than chance (`has_gap`); for each of `circuit_sizes` its
   `faithfulness` (the share of the gap kept), the `best_random` circuit's and `p`, null where none was run;
-  `drawn_edges`, null if no circuit was found; `rank_correlation` of estimated with exact effects; `change_since_start`,
-  how far all edges' effects moved since record 0 as a share of their length (`total`), the noise of repeated extraction
-  (`noise`), and the share of the squared change that exceeds it (`beyond_noise`).
+  `chosen_edges`, the size chosen on other pairs, and `drawn_edges`, null if no circuit was found; `rank_correlation` of
+  estimated with exact effects; `change_since_start`, how far all edges' effects moved since record 0 as a share of
+  their length (`total`), the noise of repeated extraction (`noise`), and the share of the squared change that exceeds
+  it (`beyond_noise`).
 """
 
 from pathlib import Path
