@@ -10,6 +10,7 @@ machine alone (.streamlit/config.toml).
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import streamlit as st
 
@@ -61,7 +62,8 @@ def load_plotly_early() -> None:
     if "plotly" not in st.session_state:
         st.session_state["plotly"] = True
         st.html("<style>:has(> .st-key-plotly) { display: none; }</style>")
-        st.container(key="plotly").plotly_chart({"data": [{"type": "pie"}]})
+        nothing: dict[str, Any] = {"data": [{"type": "pie"}]}
+        st.container(key="plotly").plotly_chart(nothing)
 
 
 main()

@@ -72,6 +72,8 @@ def plain_arrays(value: Any) -> Any:
     if isinstance(value, dict):
         if "bdata" in value:
             array = np.asarray(numbers(value))
-            return np.where(np.isfinite(array), array, None).tolist()
+            listed = array.astype(object)
+            listed[~np.isfinite(array)] = None
+            return listed.tolist()
         return {name: plain_arrays(item) for name, item in value.items()}
     return [plain_arrays(item) for item in value] if isinstance(value, list) else value
