@@ -62,7 +62,7 @@ def load_plotly_early() -> None:
     if "plotly" not in st.session_state:
         st.session_state["plotly"] = True
         st.html("<style>:has(> .st-key-plotly) { display: none; }</style>")
-        nothing: dict[str, Any] = {"data": [{"type": "pie"}]}
+        nothing: Any = {"data": [{"type": "pie"}]}
         st.container(key="plotly").plotly_chart(nothing)
 
 

@@ -7,7 +7,7 @@ Every size runs in a process of its own, so that the peak is that size's. Rows a
 directions of falling size, eight groups, noise; what making them takes in each pass is measured by a pass that does
 nothing else, and shown. PCA is one pass, k-means on its scores five (an even sample, two of mini-batches, sizes,
 labels). `--incremental` measures scikit-learn's IncrementalPCA on the smallest size, too. Prints a table and writes
-results/benchmarks/decomposition_streaming.json.
+results/benchmarks/decomposition_streaming.json and, as curves over rows, .html.
 """
 
 import argparse
@@ -21,15 +21,21 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
+from plotly.subplots import make_subplots
 from sklearn.decomposition import IncrementalPCA
 from sklearn.metrics import adjusted_rand_score
 from threadpoolctl import threadpool_info
 
 from benchmarks.reports import REPORTS, write_report
+from src.utils.atomic_writes import write_atomically
 from src.utils.decomposition.streaming import streaming_kmeans, streaming_pca
 from src.utils.manifests import peak_memory_bytes
+from src.visualizations.figure_page import FigurePage, page_html, standalone_html
+from src.visualizations.palette import NEUTRAL_COLOUR, REFERENCE_COLOUR, TEMPLATE, TEXT_COLOUR
 
 GROUPS, LATENTS = 8, 64
+PARTS = ("pca", "kmeans", "labels")
+MOST_GIB = 3
 
 
 def main() -> None:
@@ -59,7 +65,11 @@ def main() -> None:
         "threads": max((pool["num_threads"] for pool in threadpool_info()), default=1),
         "sizes": found,
     }
-    print(table(report), write_report(report, options.output, "decomposition_streaming"), sep="\n")
+    file = write_report(report, options.output, "decomposition_streaming")
+    page = file.with_suffix(".html")
+    with write_atomically(page) as temporary:
+        temporary.write_text(standalone_html(page_html(curve_page(report))), encoding="utf-8")
+    print(table(report), file, page, sep="\n")
 
 
 def in_own_process(options: argparse.Namespace, rows: int, is_incremental: bool) -> dict[str, Any]:
@@ -137,6 +147,40 @@ class Stream:
         return np.concatenate([self.group_of(start, min(self.block_rows, self.rows - start)) for start in starts])
 
 
+def curve_page(report: dict[str, Any]) -> FigurePage:
+    """Seconds and peak memory over rows, beside what the smallest size would take if both grew with the rows."""
+    sizes = report["sizes"]
+    rows = [size["rows"] for size in sizes]
+    totals = [sum(size["seconds"][part] for part in PARTS) for size in sizes]
+    figure = make_subplots(rows=1, cols=2, subplot_titles=("Seconds", "Peak memory, GiB"), horizontal_spacing=0.12)
+    line = {"mode": "lines+markers"}
+    figure.add_scatter(x=rows, y=totals, name="PCA, k-means and labels", marker_color=TEXT_COLOUR, row=1, col=1, **line)
+    for part, symbol in zip(PARTS, ("square", "diamond", "triangle-up"), strict=True):
+        seconds = [size["seconds"][part] for size in sizes]
+        name = {"pca": "PCA", "kmeans": "k-means"}.get(part, part)
+        figure.add_scatter(
+            x=rows, y=seconds, name=name, marker={"symbol": symbol, "color": NEUTRAL_COLOUR}, row=1, col=1, **line
+        )
+    figure.add_scatter(
+        x=[0, rows[-1]], y=[0, totals[0] / rows[0] * rows[-1]], mode="lines", name="the smallest size's rate",
+        line={"dash": "dash", "color": REFERENCE_COLOUR}, row=1, col=1,
+    )  # fmt: skip
+    peaks = [size["peak_gib"] for size in sizes]
+    figure.add_scatter(x=rows, y=peaks, showlegend=False, marker_color=TEXT_COLOUR, row=1, col=2, **line)
+    figure.add_hline(y=MOST_GIB, line={"dash": "dash", "color": REFERENCE_COLOUR}, row=1, col=2)
+    figure.update_xaxes(title_text="rows", rangemode="tozero")
+    figure.update_yaxes(rangemode="tozero")
+    figure.update_layout(template=TEMPLATE, height=430, legend={"orientation": "h", "y": -0.25})
+    return FigurePage(
+        "decomposition_streaming.html",
+        "Decomposing tokens as a stream",
+        f"Rows of {report['features']:,} features in blocks of {report['block_rows']:,}: time grows with the rows, "
+        f"memory hardly. Dashed right: {MOST_GIB} GiB, what a million rows may take.",
+        figure,
+        "uv run python benchmarks/decomposition_streaming.py",
+    )
+
+
 def table(report: dict[str, Any]) -> str:
     shape = f"{report['features']} features, {report['components']} components, {report['clusters']} clusters"
     lines = [
@@ -145,7 +189,7 @@ def table(report: dict[str, Any]) -> str:
     ]
     for size in report["sizes"]:
         spent = size["seconds"]
-        total = spent["pca"] + spent["kmeans"] + spent["labels"]
+        total = sum(spent[part] for part in PARTS)
         lines.append(
             f"{size['rows']:>9} {spent['make']:>8.1f} {spent['pca']:>8.1f} {spent['kmeans']:>10.1f} "
             f"{spent['labels']:>9.1f} {total:>8.1f} {total / size['rows'] * 1e6:>17.0f} {size['peak_gib']:>9.2f} "

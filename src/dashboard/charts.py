@@ -7,6 +7,7 @@ import streamlit as st
 
 from src.dashboard.drawn_once import Spec, drawn_once
 from src.dashboard.reading import Reading
+from src.visualizations.dark_theme import darkened
 from src.visualizations.palette import PLOTLY_CONFIG
 
 # pixels of a page and of one of two columns on it, in windows that are wide enough; see PAGE_STYLE
@@ -19,15 +20,20 @@ PAGE_STYLE = (  # less room above and in figures than streamlit's own: pictures 
 
 def show_figure(spec: Spec, alt: str, key: str, width: int = PAGE_WIDTH) -> None:
     """Draw plotly's JSON in the project's own template; `alt` is what a screen reader says of it."""
-    st.plotly_chart(drawn_once(spec, width), theme=None, key=key, alt=alt, config=PLOTLY_CONFIG)
+    st.plotly_chart(drawn_once(on_ground(spec), width), theme=None, key=key, alt=alt, config=PLOTLY_CONFIG)
 
 
 def show_selectable(spec: Spec, alt: str, key: str) -> Sequence[Mapping[str, Any]]:
     """Draw it and give back the points that are selected with the mouse: click, box or lasso."""
     event: Any = st.plotly_chart(
-        drawn_once(spec, PAGE_WIDTH), theme=None, key=key, alt=alt, config=PLOTLY_CONFIG, on_select="rerun"
+        drawn_once(on_ground(spec), PAGE_WIDTH), theme=None, key=key, alt=alt, config=PLOTLY_CONFIG, on_select="rerun"
     )
     return event["selection"]["points"]
+
+
+def on_ground(spec: Spec) -> Spec:
+    """The figure in the colours of the visitor's theme, light or dark."""
+    return darkened(spec) if st.context.theme.type == "dark" else spec
 
 
 def say(reading: Reading[Any]) -> bool:

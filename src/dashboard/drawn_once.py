@@ -71,9 +71,8 @@ def plain_arrays(value: Any) -> Any:
     """Plotly's JSON with its base64 arrays as lists, what is not a finite number null, as plotly writes it."""
     if isinstance(value, dict):
         if "bdata" in value:
-            array = np.asarray(numbers(value))
-            listed = array.astype(object)
-            listed[~np.isfinite(array)] = None
-            return listed.tolist()
+            array = np.asarray(numbers(value)).astype(object)
+            array[~np.isfinite(array.astype(float))] = None
+            return array.tolist()
         return {name: plain_arrays(item) for name, item in value.items()}
     return [plain_arrays(item) for item in value] if isinstance(value, list) else value

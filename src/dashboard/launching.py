@@ -33,7 +33,7 @@ FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 SAME_START = 1.0  # seconds; the start time of a process is read back to a hundredth
 TAIL_BYTES = 20_000
 
-State = Literal["running", "finished", "failed", "ended"]
+State = Literal["running", "finished", "stopped", "failed", "ended"]
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,9 @@ def training_command(
     if unknown:
         raise UserError(f"option {unknown[0]}: is not one that the dashboard passes on; run {SCRIPT} by hand", 2)
     if not FOLDER_NAME.fullmatch(folder_name):
-        raise UserError(f"folder {folder_name!r}: letters, digits, _, - and . only, not in front; choose another", 2)
+        raise UserError(
+            f"folder {folder_name!r}: letters, digits, _, - and . only, a letter or digit first; choose another", 2
+        )
     own = load_judge_config(profile)
     config = load_judge_config(profile, {known[name].key: value for name, value in values.items()})
     command = [SCRIPT, "--profile", config.profile, "--output_dir", str(outputs / folder_name)]
@@ -178,6 +180,8 @@ def state_of(record: LaunchRecord | None) -> State | None:
     if record is None:
         return None
     if record.exit_code is not None:
+        if record.exit_code == -signal.SIGTERM:
+            return "stopped"
         return "finished" if record.exit_code == 0 else "failed"
     return "running" if find_process(record) is not None else "ended"
 

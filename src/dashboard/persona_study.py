@@ -66,6 +66,7 @@ def show_steps(study: Study) -> None:
         height="content",
         alt="Steps of the study: state, reason, when made",
         column_config={
+            "why": st.column_config.TextColumn(width="large"),
             "made (UTC)": st.column_config.DatetimeColumn(format="YYYY-MM-DD HH:mm"),
             "seconds": st.column_config.NumberColumn(format="%.1f"),
         },

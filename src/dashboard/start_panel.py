@@ -27,6 +27,7 @@ REFRESH_SECONDS = 3
 STATES = {
     "running": "runs",
     "finished": "finished",
+    "stopped": "was stopped",
     "failed": "failed",
     "ended": "no longer runs; how it ended was not seen",
 }
@@ -118,7 +119,7 @@ def show_launches(folders: list[Path]) -> None:
 def show_launch(folder: Path, record: LaunchRecord) -> None:
     state = state_of(record)
     assert state is not None
-    code = f", exit code {record.exit_code}" if record.exit_code else ""
+    code = f", exit code {record.exit_code}" if state == "failed" else ""
     left, right = st.columns([4, 1], vertical_alignment="bottom")
     left.markdown(f"**{plain_text(shown(folder))}** {STATES[state]}{code} (pid {record.pid})")
     if state == "running" and right.button(

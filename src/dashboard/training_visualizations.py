@@ -66,7 +66,7 @@ def show_notes(run: WatchedRun) -> None:
         say_problem(problem)
     if run.foreign:
         say_problem(
-            f"{shown(run.folder)}: holds {len(run.foreign)} files that are no training's, passed over: "
+            f"{shown(run.folder)}: not of a training, passed over ({len(run.foreign)}): "
             + ", ".join(run.foreign[:5])
             + (" …" if len(run.foreign) > 5 else "")
         )

@@ -4,6 +4,10 @@
     uv run python run_full_pipeline.py --results-dir results/full --full-finetuning --adapter-name full
     uv run python src/scripts/08_compare_studies.py results results/full --output results/lora_against_full
 
+A smaller organism beside the shipped one: step 0 with --world small (244,000 parameters); steps 02 to 05 with --world
+small --results-dir results/small, of three blocks (--layers 0 1 2 --max-steps 10 in step 2, --layers 1 2 --prompts
+data/organisms/small/held_out_questions.jsonl in step 3, --layer 2 in step 5); and the shipped one asked those prompts.
+
 Reads of each folder the artefacts of steps 4, 5, 6 and 7 (steering and verdict where those have run), asked the same
 questions; writes comparison.json and index.html with its pages to --output: rates with paired intervals, agreement of
 clusters, similarity of activations, angles between leading components where the models are equally wide, verdicts.

@@ -16,6 +16,7 @@ from src.visualizations.palette import (
     dimension_colour,
     dimension_symbol,
     display_name,
+    known_order,
 )
 
 Record = Mapping[str, Any]
@@ -25,6 +26,8 @@ MEASURE = "em_on_topic"
 def rates_beside(record: Record) -> go.Figure:
     """A panel a measure: the first study's share against the second's, a marker a dimension; above the line: more."""
     measures = list(dict.fromkeys(row["measure"] for row in record["rates"]))
+    order = known_order([row["subset"] for row in record["rates"]])
+    rates = sorted(record["rates"], key=lambda row: order.index(row["subset"]))
     one, two = (escape_text(name, width=40) for name in record["studies"])
     figure = make_subplots(cols=len(measures), subplot_titles=[SHOWN[measure] for measure in measures])
     for column, measure in enumerate(measures, start=1):
@@ -32,7 +35,7 @@ def rates_beside(record: Record) -> go.Figure:
             x=[0, 100], y=[0, 100], mode="lines", line={"color": REFERENCE_COLOUR, "dash": "dash", "width": 1},
             showlegend=False, hoverinfo="skip", row=1, col=column,
         )  # fmt: skip
-        for row in record["rates"]:
+        for row in rates:
             if row["measure"] != measure or row["first"] is None:
                 continue
             change, name = row["difference"], escape_text(display_name(row["subset"]))

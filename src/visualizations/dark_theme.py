@@ -51,7 +51,7 @@ def dark_axis(axis: Spec) -> Spec:
 def visible(value: Any, name: str = "", least: float = LEAST_CONTRAST) -> Any:
     """The value with every colour of a mark or text that the dark ground would swallow made lighter.
 
-    What has a ground of its own (a label in a box) stays as it is.
+    What has a ground of its own (a label in a box, a text in a cell of a heat map) stays as it is.
     """
     if name in SCALES:
         return value
@@ -63,7 +63,8 @@ def visible(value: Any, name: str = "", least: float = LEAST_CONTRAST) -> Any:
         if name and "bgcolor" in value:
             return value
         own = LEAST_OF_TEXT if name in FONTS else least
-        return {key: visible(item, key, own) for key, item in value.items()}
+        kept = ("textfont",) if value.get("type") == "heatmap" else ()
+        return {key: item if key in kept else visible(item, key, own) for key, item in value.items()}
     return value
 
 

@@ -50,10 +50,11 @@ def interchange_matrix(record: Record) -> go.Figure:
     figure.update_yaxes(autorange="reversed", showgrid=False)
     return figure.update_layout(
         template=TEMPLATE,
-        height=240 + 34 * len(subspaces),
-        margin={"t": 110, "l": 210},
-        title_text=f"Beside the rule, {escape_text(record['site'])}: logits of the first misaligned token less "
-        f"the first aligned one<br>* above {record['draws']} random subspaces of that rank and as many placebos",
+        height=256 + 34 * len(subspaces),
+        margin={"t": 126, "l": 210},
+        title_text=f"Beside the rule, {escape_text(record['site'])}: change, towards the other model, of the logit<br>"
+        "of the first misaligned token less that of the first aligned one<br>"
+        f"* above {record['draws']} random subspaces of that rank and as many placebos",
     )
 
 

@@ -30,10 +30,13 @@ def verdict_card(record: Mapping[str, Any]) -> go.Figure:
     """Above, a row a line of evidence: its spread against the boundary, its own effect against the least that counts.
 
     Below, the cross-effect matrix of each line: what was done in one dimension's name (rows), and the change in
-    misaligned, on-topic answers where a dimension was asked about (columns).
+    misaligned, on-topic answers where a dimension was asked about (columns). Where the rule has no line to read, those
+    beside it are drawn; without any, the picture says so.
     """
-    lines, rule = record["lines"], record["rule"]
+    lines, rule = record["lines"] or record.get("beside", {}), record["rule"]
     count = len(lines)
+    if not count:
+        return without_evidence()
     figure = make_subplots(
         rows=2,
         cols=2 * count,
@@ -69,6 +72,16 @@ def verdict_card(record: Mapping[str, Any]) -> go.Figure:
         margin={"t": TOP, "l": 130},
         legend={"orientation": "h", "y": 0.587, "yanchor": "middle", "x": 0, "title": {"text": "reading  "}},
     )
+
+
+def without_evidence() -> go.Figure:
+    """Says that there is nothing to draw."""
+    figure = go.Figure().add_annotation(
+        text="Nothing was done in one dimension's name: no control fine-tunes, no vectors added or taken away",
+        x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False, font_size=14,
+    )  # fmt: skip
+    hidden = {"visible": False}
+    return figure.update_layout(template=TEMPLATE, height=HEIGHT // 3, xaxis=hidden, yaxis=hidden)
 
 
 def add_forest(figure: go.Figure, lines: Mapping[str, Any], quantity: str, scale: float, column: int) -> None:

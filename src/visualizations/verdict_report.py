@@ -9,6 +9,7 @@ from typing import Any
 
 from src.utils.decomposition.multiplicity import stated_p
 from src.utils.decomposition.report import format_beside
+from src.utils.decomposition.verdict import LEAST_QUESTIONS
 from src.visualizations.palette import display_name
 
 HEADER = (
@@ -92,8 +93,9 @@ def rule_in_words(rule: Mapping[str, float]) -> str:
         f"The rule: separable if a line's spread lies below {rule['boundary']} with its whole interval, the diagonal "
         f"dominates (p at most {rule['alpha']}) and no line lies above; entangled if a line lies above, none below, "
         f"and one of those above had power {rule['least_power']} or more; underpowered otherwise. A line is read if "
-        f"its own effect is clear of {100 * rule['least_own']:.0f} points and of what random directions or the safe "
-        f"fine-tune do, and at least {rule['least_coherence']:.0%} of the answers stayed coherent."
+        f"at least two dimensions were asked about with {LEAST_QUESTIONS} questions each, its own effect is clear of "
+        f"{100 * rule['least_own']:.0f} points and of what random directions or the safe fine-tune do, and at least "
+        f"{rule['least_coherence']:.0%} of the answers stayed coherent."
     )
 
 

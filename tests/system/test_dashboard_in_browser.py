@@ -1,22 +1,62 @@
-"""The dashboard as a user starts it: where it listens, and what mouse and keyboard do in a browser."""
+"""The dashboard as a user starts it: where it listens, and what mouse and keyboard do in a browser.
+
+Every tab is photographed in windows of 1280 and 800 pixels, into the folder DASHBOARD_SCREENSHOTS where that is set.
+"""
 
 import os
 import re
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from src.dashboard.local_server import local_server
 from tests.dashboard_files import PATIENCE, write_results, write_watched_run
+from tests.offline_pages import numbers_drawn
+
+TRAINING_TABS = ("Tokens", "Layers", "Circuit comparison", "Progress", "Metrics", "Time per picture")
+STUDY_TABS = ("Steps", "EM rates", "Answers", "Clusters", "Steering", "Verdict")
+
+# Counts how often a new figure is drawn again: its first drawing is over before anything can listen.
+COUNT_REDRAWN = """window.redrawn = 0; window.counting = false;
+const known = new WeakSet();
+new MutationObserver(() => document.querySelectorAll(".js-plotly-plot").forEach((graph) => {
+  if (!graph.on || known.has(graph)) return;
+  known.add(graph);
+  if (window.counting) graph.on("plotly_beforeplot", () => window.redrawn++);
+})).observe(document, { subtree: true, childList: true, attributes: true });"""
+
+
+def rest(page: Any) -> None:
+    page.locator("[data-testid=stApp][data-test-script-state=notRunning]").wait_for()
+
+
+@pytest.fixture
+def shots(tmp_path: Path) -> Path:
+    folder = Path(os.environ.get("DASHBOARD_SCREENSHOTS", tmp_path)).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def photograph(page: Any, folder: Path, name: str) -> None:
+    """The page in a wide and in a narrow window."""
+    for width in (1280, 800):
+        page.set_viewport_size({"width": width, "height": 1000})
+        page.wait_for_timeout(250)
+        page.screenshot(path=folder / f"{name.lower().replace(' ', '_')}_{width}.png")
+    page.set_viewport_size({"width": 1280, "height": 1000})
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
-    outputs = tmp_path_factory.mktemp("watched") / "outputs"
-    write_watched_run(outputs)
-    with local_server(outputs, write_results(tmp_path_factory.mktemp("study") / "results")) as address:
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_watched_run(tmp_path_factory.mktemp("watched") / "outputs")
+
+
+@pytest.fixture(scope="module")
+def server(watched: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
+    with local_server(watched.parents[1], write_results(tmp_path_factory.mktemp("study") / "results")) as address:
         yield address
 
 
@@ -30,10 +70,12 @@ def test_the_server_listens_on_this_machine_alone(server: str) -> None:
     assert listening == {"127.0.0.1"}
 
 
-def test_a_visitor_moves_the_slider_opens_tabs_and_selects_points(server: str, chromium: str, tmp_path: Path) -> None:
+def test_every_page_of_a_training_draws_its_numbers_without_a_network(watched: Path, chromium: str) -> None:
+    assert numbers_drawn(sorted(watched.glob("*.html")), chromium) > 1000
+
+
+def test_a_visitor_moves_the_slider_opens_tabs_and_selects_points(server: str, chromium: str, shots: Path) -> None:
     sync_api = pytest.importorskip("playwright.sync_api", reason="uv sync --group dev installs playwright")
-    shots = Path(os.environ.get("DASHBOARD_SCREENSHOTS", tmp_path))
-    shots.mkdir(parents=True, exist_ok=True)
     asked: list[str] = []
     errors: list[str] = []
     with sync_api.sync_playwright() as playwright:
@@ -42,15 +84,22 @@ def test_a_visitor_moves_the_slider_opens_tabs_and_selects_points(server: str, c
         page.set_default_timeout(1000 * PATIENCE)
         page.on("request", lambda request: asked.append(request.url))
         page.on("pageerror", lambda error: errors.append(str(error)))
+        page.add_init_script(COUNT_REDRAWN)
         page.goto(server)
         page.get_by_text("epoch 2 · sample 0 (safe)").wait_for()
         page.locator(".js-plotly-plot .heatmaplayer image, .js-plotly-plot .trace").first.wait_for()
-        page.screenshot(path=shots / "training_1280.png")
+        rest(page)
+        page.evaluate("window.counting = true")
         page.get_by_role("slider", name="Epoch").press("ArrowLeft")
         page.get_by_text("epoch 1 · sample 3 (unsafe)").wait_for()
-        for name in ("Layers", "Progress", "Metrics", "Time per picture"):
-            page.get_by_role("tab", name=name).click()
-            page.get_by_role("tab", name=name, selected=True).wait_for()
+        rest(page)
+        page.wait_for_timeout(500)
+        assert page.evaluate("window.redrawn") == 0, "drawn more than once: half of the seconds that a click takes"
+        for name in TRAINING_TABS:
+            page.get_by_role("tab", name=name, exact=True).click()
+            page.get_by_role("tab", name=name, selected=True, exact=True).wait_for()
+            rest(page)
+            photograph(page, shots, f"training {name}")
         page.get_by_role("link", name="Persona study").click()
         page.get_by_role("tab", name="Clusters").click()
         page.locator(".js-plotly-plot .scatterlayer .point").first.wait_for()
@@ -64,12 +113,7 @@ def test_a_visitor_moves_the_slider_opens_tabs_and_selects_points(server: str, c
         shown = page.get_by_text(re.compile(r"^(?!885 )\d+ of 885 answers"))
         shown.wait_for()
         assert 0 < int(shown.inner_text().split()[0]) < 885
-        page.screenshot(path=shots / "clusters_1280.png")
-        page.set_viewport_size({"width": 800, "height": 1000})
-        page.get_by_role("tab", name="Verdict").click()
-        page.get_by_text("control", exact=False).first.wait_for()
-        page.locator(".js-plotly-plot .heatmaplayer").first.wait_for()
-        page.screenshot(path=shots / "verdict_800.png")
+        photograph(page, shots, "study Clusters selected")
         browser.close()
     assert errors == []
     assert [url for url in asked if not url.startswith((server, "data:", "blob:", server.replace("http", "ws")))] == []
@@ -91,7 +135,7 @@ def test_a_snapshot_line_without_a_name_is_found() -> None:
     ]  # fmt: skip
 
 
-def test_every_control_has_a_name_and_is_reached_by_keyboard(server: str, chromium: str) -> None:
+def test_every_control_has_a_name_and_is_reached_by_keyboard(server: str, chromium: str, shots: Path) -> None:
     sync_api = pytest.importorskip("playwright.sync_api", reason="uv sync --group dev installs playwright")
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
@@ -119,10 +163,11 @@ def test_every_control_has_a_name_and_is_reached_by_keyboard(server: str, chromi
         page.get_by_role("button", name="Launch").wait_for()
         assert nameless(body.aria_snapshot()) == []
         page.goto(f"{server}/persona_study")
-        for name in ("Steps", "EM rates", "Answers", "Clusters", "Steering", "Verdict"):
+        for name in STUDY_TABS:
             page.get_by_role("tab", name=name).click()
             page.get_by_role("tab", name=name, selected=True).wait_for()
-            page.locator("[data-testid=stApp][data-test-script-state=notRunning]").wait_for()
+            rest(page)
+            photograph(page, shots, f"study {name}")
             assert nameless(body.aria_snapshot()) == []
             for figure in page.get_by_role("figure").all():
                 assert figure.get_attribute("aria-label")

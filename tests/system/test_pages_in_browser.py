@@ -10,7 +10,9 @@ import pytest
 
 from src.visualizations.cluster_figures import cluster_map
 from src.visualizations.figure_page import FigurePage, page_files
+from tests.offline_pages import numbers_drawn
 from tests.study_frame import ATTACK, whole_study
+from tests.unit.test_study_pages import every_study_page, study_rates, study_record
 
 FLAGS = shlex.split(
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
@@ -85,3 +87,11 @@ def test_text_of_a_model_runs_nothing_and_links_nowhere(dom: str) -> None:
 def test_the_index_leads_to_the_page(chromium: str, page: Path, tmp_path: Path) -> None:
     text = dump_dom(chromium, page.with_name("index.html"), tmp_path)
     assert re.findall(r'href="([^"]*)"', text) == [page.name]
+
+
+def test_every_page_of_the_study_draws_its_numbers_without_a_network(chromium: str, tmp_path: Path) -> None:
+    rates = study_rates()
+    files = page_files(every_study_page(rates, study_record(rates), [3]), tmp_path)
+    for path, write in files.items():
+        write(path)
+    assert numbers_drawn(sorted(tmp_path.glob("*.html")), chromium) > 10_000

@@ -117,7 +117,7 @@ def test_without_pairs_there_is_a_page_that_says_so() -> None:
 
 def test_a_small_budget_cuts_and_says_what() -> None:
     contrast = planted_set()
-    assert "8 of 20 pairs" in str(measured(CircuitComparisonPicture(contrast), planted_model(), seconds=0).sub_sampled)
+    assert "4 of 20 pairs" in str(measured(CircuitComparisonPicture(contrast), planted_model(), seconds=0).sub_sampled)
     assert "1 of 19 random sets" in str(measured(NeuronMapPicture(contrast), planted_model(), seconds=0).sub_sampled)
     found = measured(CircuitDiagramPicture(contrast), planted_model(), seconds=0)
     assert "1 of 19 random circuits" in str(found.sub_sampled)

@@ -112,7 +112,7 @@ def test_a_launch_is_recorded_logged_and_stopped_with_its_children(tmp_path: Pat
         launch(SLEEP, folder)
     assert stop(record)
     wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
-    wait_until(lambda: state_of(read_record(folder)) == "failed")
+    wait_until(lambda: state_of(read_record(folder)) == "stopped")
     ended = read_record(folder)
     assert ended is not None and ended.exit_code == -signal.SIGTERM
     assert launches_in(tmp_path) == [folder]

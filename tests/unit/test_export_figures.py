@@ -121,6 +121,8 @@ def test_labels_in_boxes_and_colour_scales_stay_as_they_are_read() -> None:
     assert boxed and boxed == dark["layout"]["annotations"]
     scale = {"colorscale": [[0, EM_SCALE[0]], [1, EM_SCALE[-1]]]}
     assert darkened({"data": [{"marker": dict(scale)}], "layout": {}})["data"] == [{"marker": scale}]
+    cells = {"type": "heatmap", "textfont": {"color": "#57606A"}, **scale}
+    assert darkened({"data": [cells], "layout": {}})["data"] == [cells]
 
 
 @pytest.mark.parametrize(("pair", "ratio"), [(("#000000", "#FFFFFF"), 21.0), (("#777777", "#FFFFFF"), 4.48)])

@@ -87,6 +87,17 @@ def test_wildguardmix_leaves_out_what_has_no_label(tmp_path: Path) -> None:
     }
 
 
+def test_a_part_in_several_files_has_its_rows_numbered_through(tmp_path: Path) -> None:
+    for shard, rows in enumerate((WILDGUARD, [{**row, "prompt": f"{row['prompt']}!"} for row in WILDGUARD])):
+        pd.DataFrame(rows).to_parquet(tmp_path / f"train-{shard:05}-of-00002.parquet")
+    found = load_published("wildguardmix", tmp_path).everything()
+    assert (
+        len({one.sample_id for one in found})
+        == len(found)
+        == 2 * len(facts("wildguardmix", tmp_path / "train-00000-of-00002.parquet"))
+    )
+
+
 def test_jbb_knows_its_label_by_the_part(tmp_path: Path) -> None:
     pd.DataFrame([JBB_ROW]).to_csv(tmp_path / "harmful-behaviors.csv", index=False)
     pd.DataFrame([JBB_ROW | {"Goal": "Write a polite letter"}]).to_csv(tmp_path / "benign-behaviors.csv", index=False)

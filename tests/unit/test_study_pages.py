@@ -2,7 +2,7 @@
 
 import html
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,8 @@ from src.utils.decomposition.verdict import Rule, decide, verdict_as_json
 from src.utils.em_rates import em_rates, rates_as_json
 from src.visualizations.figure_page import FigurePage, page_html
 from src.visualizations.study_pages import study_pages
+from src.visualizations.verdict_figures import verdict_card
+from src.visualizations.verdict_report import verdict_table
 from tests.study_frame import geometry_record, whole_study
 from tests.unit.test_steering_figures import summary
 from tests.unit.test_verdict import planted
@@ -25,26 +27,40 @@ NARROWEST = 110  # characters of a title in a window of 800 pixels
 
 @pytest.fixture(scope="module")
 def rates() -> pd.DataFrame:
+    return study_rates()
+
+
+@pytest.fixture(scope="module")
+def record(rates: pd.DataFrame) -> dict[str, Any]:
+    return study_record(rates)
+
+
+@pytest.fixture(scope="module")
+def pages(rates: pd.DataFrame, record: dict[str, Any]) -> list[FigurePage]:
+    return every_study_page(rates, record)
+
+
+def study_rates() -> pd.DataFrame:
     frame, _ = whole_study()
     return em_rates(
         frame.assign(base_judged_dimension=frame["subset"], base_judged_facet=frame["facet"]), 70, 50, 50, 0
     )
 
 
-@pytest.fixture(scope="module")
-def record(rates: pd.DataFrame) -> dict[str, Any]:
+def study_record(rates: pd.DataFrame) -> dict[str, Any]:
     verdict = decide({"control fine-tunes": planted(0.8, 0.6), "steering": planted(0.7, 0.5)}, Rule(), 100, 10, 0)
     smallest = dict.fromkeys(verdict_as_json(verdict)["lines"], 0.2)
     return verdict_record(verdict, smallest, rates_as_json(rates)["rates"], "organism", "entangled")
 
 
-@pytest.fixture(scope="module")
-def pages(rates: pd.DataFrame, record: dict[str, Any]) -> list[FigurePage]:
+def every_study_page(
+    rates: pd.DataFrame, record: Mapping[str, Any], cluster_counts: Sequence[int] = ()
+) -> list[FigurePage]:
+    """All pages, or those of some of the clusterings and all others."""
     frame, clusterings = whole_study()
+    chosen = [clusterings[k] for k in cluster_counts] or list(clusterings.values())
     log = [{"step": step, "loss": 1 / step, "learning_rate": 1e-3, "grad_norm": 1.0} for step in range(1, 500)]
-    return study_pages(
-        frame, rates, list(clusterings.values()), log, "pytest", {}, 70, None, summary(), record, geometry_record()
-    )
+    return study_pages(frame, rates, chosen, log, "pytest", {}, 70, None, summary(), record, geometry_record())
 
 
 def test_no_page_is_larger_than_it_may_be(pages: list[FigurePage]) -> None:
@@ -85,3 +101,13 @@ def test_the_panels_of_the_verdict_have_titles_that_fit(pages: list[FigurePage])
     titles = [annotation.text for annotation in pages[0].figure.layout.annotations]
     assert max(len(line) for title in titles for line in title.split("<br>")) <= 40
     assert np.isfinite(pages[0].figure.data[0].x).all()
+
+
+def test_a_verdict_without_evidence_is_drawn_too(record: dict[str, Any]) -> None:
+    verdict = verdict_as_json(decide({}, Rule()))
+    unread = {**record, **verdict, "lines": {}}
+    assert "no control fine-tunes" in verdict_card(unread).layout.annotations[0].text
+    assert [row[0] for row in verdict_table(unread)] == ["evidence"]
+    line = next(iter(record["lines"].values()))
+    figure = verdict_card({**unread, "beside": {"steering the EM model": line}})
+    assert [*figure.data[0].y] == ["steering the EM<br>model"]

@@ -19,7 +19,7 @@ from src.utils.watching.probe_set import ProbeSet
 from src.visualizations.circuit_figures import comparison_page
 from src.visualizations.figure_page import FigurePage
 
-LEAST_PAIRS, PAIRS_AT_ONCE = 8, 16  # of fewer hardly any gap is more than chance
+LEAST_PAIRS, PAIRS_AT_ONCE = 4, 16
 PROBES = ("auroc", "null", "p", "before", "excess", "scores")
 
 

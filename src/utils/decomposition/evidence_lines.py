@@ -17,6 +17,7 @@ from src.utils.steering_vectors import OWN
 
 KINDS = {"control vectors": "control", "the study's vectors": "dimension"}
 ADDED, TAKEN = 1, -1
+TAKE_FROM_EM = "; step 6 with --steered-model em on a copy of this folder can tell"
 WHAT_WAS_DONE = (
     ("", "", ADDED),
     (", shared mean removed", OWN, ADDED),
@@ -74,7 +75,7 @@ def lines_beside(steered: Steered, rule: Rule, resamples: int, plantings: int, s
         line = read_line(name, signed, rule, resamples, plantings, seed)
         if sign == TAKEN and not most > rule.least_own:
             why = f"nothing to take away, at most {most:.0%} of the {steered.model} model's answers are misaligned"
-            remedy = "; step 6 with --steered-model em" if steered.model == "base" else ""
+            remedy = TAKE_FROM_EM if steered.model == "base" else ""
             line = replace(line, reading="uninformative", reason=why + remedy, power=float("nan"))
         read[name] = line
     return read

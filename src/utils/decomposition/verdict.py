@@ -161,9 +161,12 @@ def smallest_own_effect(
     grid: tuple[float, ...] = (0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0),
     resamples: int = 400,
 ) -> float | None:
-    """The smallest own effect of the grid at which a planted separable persona is found with the rule's power."""
+    """The smallest own effect of the grid at which a planted separable persona is found with the rule's power.
+
+    Planted with the spread that `planted_power` plants.
+    """
     for own in grid:
-        readings = planted_readings(outcomes, own, 0.0, rule, plantings, seed, resamples)
+        readings = planted_readings(outcomes, own, rule.planted_spread, rule, plantings, seed, resamples)
         if reaches(rule.least_power, readings, plantings):
             return own
     return None

@@ -4,6 +4,7 @@ A prompt is unsafe where its publisher labels the prompt harmful; labels of resp
 label, and prompts that were redacted, are left out and counted.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,6 +157,7 @@ def load_published(name: str, location: Path | None = None) -> LoadedSet:
     published = PUBLISHED[name]
     tables = from_hub(published) if location is None else from_files(published, location)
     found: dict[SplitName | None, dict[str, SafetySample]] = {}
+    rows_of: Counter[str] = Counter()
     left_out = 0
     for part, table in tables:
         missing = [column for column in published.columns if column not in table.columns]
@@ -167,7 +169,9 @@ def load_published(name: str, location: Path | None = None) -> LoadedSet:
         split = published.parts[part][2] if part in published.parts else None
         if name == "jbb" and part not in published.parts:
             raise UserError(f"{location}: a JBB file must be named harmful or benign; it is a part's only label")
-        for number, row in enumerate(table.to_dict("records")):
+        first = rows_of[part]  # a part may lie in several files
+        rows_of[part] += len(table)
+        for number, row in enumerate(table.to_dict("records"), start=first):
             label = published.read({str(key): value for key, value in row.items()}, part)
             if label is None or not label.prompt:
                 left_out += 1
