@@ -5,7 +5,9 @@
 
 The files are written by the project's own writers: every record is its own, the pages of all epochs are those of one
 small training under other names. A view counts as there when its last figure or table is drawn; the first views are
-held against 3 seconds, in a server that has just started.
+held against 3 seconds, in a server that has just started and a browser that has seen nothing yet. Beside them, in the
+same run: the first view of a page that holds nothing but four charts of three bars, which is what streamlit and
+plotly.js take by themselves on this machine, and a second visit of the same browser.
 """
 
 import argparse
@@ -20,10 +22,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, ViewportSize, sync_playwright
 
 from benchmarks.reports import REPORTS, write_report
-from src.dashboard.local_server import local_server
+from src.dashboard.local_server import local_server, served
 from src.dashboard.watched_runs import FOLDER, PROGRESS
 from src.utils.artifacts import save_frame, save_json, save_object
 from src.utils.em_rates import em_rates, rates_as_json
@@ -36,6 +38,11 @@ from tests.study_frame import clustering, study_frame
 
 FIRST_VIEW_LIMIT = 3.0  # seconds
 PATIENCE = 120.0
+VIEWPORT: ViewportSize = {"width": 1280, "height": 1000}
+BARE = """import streamlit as st
+for number in range(4):
+    st.plotly_chart({"data": [{"type": "bar", "y": [1, 2, 3]}]}, key=str(number))
+"""
 WIDTH = 32  # of the activations: the dashboard leaves them out
 TABLE = "[data-testid=stDataFrame] canvas"
 DRAWN = ".js-plotly-plot .main-svg"
@@ -56,6 +63,10 @@ def main() -> None:
         write_answers(results, options.answers)
         with local_server(outputs, results) as address:
             seconds = measured(address, options.browser, options.epochs, options.answers)
+        bare = Path(folder) / "bare.py"
+        bare.write_text(BARE, encoding="utf-8")
+        with served(str(bare)) as address:
+            seconds["four bare charts alone"] = first_view(address, options.browser)
     report = {"epochs": options.epochs, "answers": options.answers, "seconds": seconds}
     print(table(report), write_report(report, options.output, "dashboard"), sep="\n")
 
@@ -110,7 +121,7 @@ def measured(address: str, browser: str, epochs: int, answers: int) -> dict[str,
     """Seconds until each view is there, in the order in which a visitor opens them."""
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox", "--disable-gpu"])
-        page = chromium.new_page(viewport={"width": 1280, "height": 1000})
+        page = chromium.new_page(viewport=VIEWPORT)
         page.set_default_timeout(1000 * PATIENCE)
         steps: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
             "training: first view": (lambda: page.goto(address), lambda: drawn(page, DRAWN)),
@@ -122,6 +133,7 @@ def measured(address: str, browser: str, epochs: int, answers: int) -> dict[str,
             "training: progress": opened(page, "Progress", DRAWN),
             "training: metrics": opened(page, "Metrics", TABLE),
             "training: time per picture": opened(page, "Time per picture", TABLE),
+            "training: second visit": (lambda: page.goto(address), lambda: drawn(page, DRAWN)),
             "study: first view": (lambda: page.goto(f"{address}/persona_study"), lambda: drawn(page, TABLE)),
             "study: rates": opened(page, "EM rates", TABLE),
             "study: answers": opened(page, "Answers", TABLE),
@@ -133,6 +145,17 @@ def measured(address: str, browser: str, epochs: int, answers: int) -> dict[str,
             "study: answers again": opened(page, "Answers", TABLE),
         }
         seconds = {name: timed(page, *step) for name, step in steps.items()}
+        chromium.close()
+    return seconds
+
+
+def first_view(address: str, browser: str) -> float:
+    """Seconds until the charts of a page are drawn, in a browser of its own."""
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox", "--disable-gpu"])
+        page = chromium.new_page(viewport=VIEWPORT)
+        page.set_default_timeout(1000 * PATIENCE)
+        seconds = timed(page, lambda: page.goto(address), page.locator(DRAWN).first.wait_for)
         chromium.close()
     return seconds
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 from src.utils.config import PROJECT_ROOT
@@ -18,11 +18,19 @@ PATIENCE = 120.0  # seconds until it answers
 @contextlib.contextmanager
 def local_server(outputs: Path, results: Path) -> Generator[str]:
     """Its address, once it answers; it is ended with the context. `UserError` if it does not come up."""
+    options = ("--outputs", str(outputs), "--results-dir", str(results))
+    with served("mi_dashboard.py", options) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def served(script: str, options: Sequence[str] = ()) -> Generator[str]:
+    """The address of any streamlit script, under the project's settings; as `local_server`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "streamlit", "run", "mi_dashboard.py", "--server.port", str(port)]
-    command += ["--server.headless", "true", "--", "--outputs", str(outputs), "--results-dir", str(results)]
+    command = [sys.executable, "-m", "streamlit", "run", script, "--server.port", str(port)]
+    command += ["--server.headless", "true", "--", *options]
     address = f"http://127.0.0.1:{port}"
     process = subprocess.Popen(command, cwd=PROJECT_ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
