@@ -89,11 +89,11 @@ def new_page(browser: Browser) -> Page:
 
 
 def shot_of_page(browser: Browser, path: Path) -> bytes:
-    """A page without its footer and its link back."""
+    """A page without its link back, its notes and its footer."""
     page = new_page(browser)
     page.goto(path.absolute().as_uri())
     page.locator(DRAWN).first.wait_for()
-    page.add_style_tag(content="footer, .back { display: none }")
+    page.add_style_tag(content="footer, .back, .notes { display: none }")
     page.wait_for_timeout(500)
     picture = page.locator("main").screenshot()
     page.close()
