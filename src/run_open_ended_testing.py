@@ -35,8 +35,8 @@ RATES_WORDS = "How often the judge is right, with 95% intervals over what the pr
 
 def main(arguments: Sequence[str]) -> None:
     own = options_parser(__doc__).parse_args([with_hyphens(argument) for argument in arguments])
-    if min(own.iterations, own.batch_size, own.retrain_epochs) < 1 or own.replay < 0:
-        raise UserError("--iterations, --batch-size and --retrain-epochs must be at least 1, --replay at least 0", 2)
+    if not 0 <= own.replay < float("inf"):
+        raise UserError(f"--replay {own.replay}: must be a finite number of at least 0", 2)
     checkpoint = own.checkpoint / JUDGE if (own.checkpoint / JUDGE).is_dir() else own.checkpoint
     folder = own.output_dir.absolute()
     if (folder / JUDGE).resolve() == checkpoint.resolve():

@@ -108,7 +108,7 @@ def test_the_round_of_training_leaves_frozen_blocks_and_the_first_judge_alone(ch
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (("--iterations", "0"), "at least 1"),
+        (("--replay", "nan"), "--replay nan"),
         (("--output_dir", "CHECKPOINT"), "holds the judge that is attacked"),
         (("--checkpoint", "/nowhere"), "src/train_safety_judge.py first"),
     ],
@@ -117,3 +117,14 @@ def test_what_a_user_can_cause_is_one_line(more: tuple[str, str], said: str, che
     given = tuple(str(checkpoint) if word == "CHECKPOINT" else word for word in more)
     with pytest.raises(UserError, match=said):
         main([*options(checkpoint, tmp_path / "out"), *given])
+
+
+@pytest.mark.parametrize("more", [("--iterations", "0"), ("--learning_rate", "-0.1"), ("--retrain_epochs", "1.5")])
+def test_a_number_that_cannot_be_is_refused_before_anything_is_judged(
+    more: tuple[str, str], checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([*options(checkpoint, tmp_path / "out"), *more])
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and said.count("\n") == 1 and more[1] in said
+    assert not (tmp_path / "out").exists()

@@ -186,7 +186,8 @@ def test_a_model_rewords_once_and_what_it_refuses_is_left_to_the_grammar(tmp_pat
         with open_store(tmp_path / "log.jsonl") as log:
             again, _ = search("evolution", PLAN, language, noise, log, service.rewrite)
         assert list(again) == list(archive) and len(server.requests) == asked
-    with open_store(tmp_path / "none.jsonl") as replies, pytest.raises(UserError, match="OPENROUTER_API_KEY"):
+    without_key = r"OPENROUTER_API_KEY.*leave --llm out"
+    with open_store(tmp_path / "none.jsonl") as replies, pytest.raises(UserError, match=without_key):
         open_service(replies, {})
 
 

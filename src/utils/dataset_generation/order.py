@@ -100,10 +100,10 @@ def default_name(kind: str, model: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", f"{kind}-{model}").strip("-.")[:80]
 
 
-def missing_key(provider: str | None) -> UserError:
-    """For a run that needs a key: which variables would hold it, of that provider or of any."""
+def missing_key(provider: str | None, otherwise: str = "look first with --dry-run") -> UserError:
+    """For a run that needs a key: which variables would hold it, of that provider or of any; what to do without one."""
     variables = [name for known in MODELS for name in KEYS[known] if provider in (None, known)]
-    return UserError(f"no key: set {' or '.join(variables)} in .env (see .env.example), or look first with --dry-run")
+    return UserError(f"no key: set {' or '.join(variables)} in .env (see .env.example), or {otherwise}")
 
 
 def key_advice(environment: Mapping[str, str]) -> str:

@@ -78,6 +78,6 @@ def open_service(store: RecordStore, environment: Mapping[str, str], model: str 
 
     provider = next((name for name in MODELS if key_of(name, environment)), None)
     if provider is None:
-        raise missing_key(None)
+        raise missing_key(None, otherwise="leave --llm out")
     name, key, url = model or MODELS[provider], key_of(provider, environment) or "", environment.get(URLS[provider])
     return LlmService(name, lambda: make_client(provider, name, key, url or None, TIMEOUT), store)
