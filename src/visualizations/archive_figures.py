@@ -17,7 +17,6 @@ from src.visualizations.palette import (
     LABEL_COLOURS,
     MISSING_COLOUR,
     NEUTRAL_COLOUR,
-    REFERENCE_COLOUR,
     TEMPLATE,
     colour_bar,
     display_name,
@@ -28,6 +27,7 @@ ARM_NAMES = {"evolution": "Evolution", "random": "Random search"}
 ARM_COLOURS = {"evolution": "#4A1486", "random": "#7A8794"}
 MOMENT_COLOURS = {"before": MISSING_COLOUR, "after": "#2B3A9B"}
 EXAMPLES, PROMPT_LIMIT, TITLE_SIZE = 8, 320, 13
+ROW_GAP, LEGEND_GAP = 120, 42  # pixels: between rows of panels, from a panel to the legend under it
 TITLES = (
     "Unsafe: P(judge says safe)",
     "Safe: P(judge says unsafe)",
@@ -88,10 +88,10 @@ def archive_figure(
     """Heat maps above, then the search, then the rates, then examples."""
     styles = list(dict.fromkeys(niche.style for niche in archive.niches))
     shown = examples(archive, styles)
-    heights = [30 * len(styles) + 40, 240, 240, 66 * len(shown) + 40]
-    total = sum(heights) + 3 * 105
+    heights = [30 * len(styles) + 40, 240, 240, 54 * len(shown) + 40]
+    total = sum(heights) + 3 * ROW_GAP
     figure = make_subplots(
-        rows=4, cols=2, subplot_titles=TITLES, row_heights=heights, vertical_spacing=105 / total,
+        rows=4, cols=2, subplot_titles=TITLES, row_heights=heights, vertical_spacing=ROW_GAP / total,
         horizontal_spacing=0.11,
         specs=[[{}, {}], [{}, {}], [{}, {}], [{"type": "table", "colspan": 2}, None]],
     )  # fmt: skip
@@ -102,14 +102,17 @@ def archive_figure(
         add_rates(figure, rates, measure, column)
     add_examples(figure, shown)
     figure.update_annotations(font_size=TITLE_SIZE)
+    below = {
+        name: {"orientation": "h", "x": 0, "y": figure.layout[axis].domain[0] - LEGEND_GAP / total, "yanchor": "top"}
+        for name, axis in (("legend", "yaxis3"), ("legend2", "yaxis5"))
+    }  # each under its own row
     return figure.update_layout(
-        template=TEMPLATE, height=total + 110, margin={"t": 50, "b": 30, "l": 120},
-        legend={"orientation": "h", "x": 0, "y": -0.005, "yanchor": "top"}, barmode="group",
-    )  # fmt: skip
+        template=TEMPLATE, height=total + 80, margin={"t": 50, "b": 30, "l": 120}, barmode="group", **below
+    )
 
 
 def add_heat_map(figure: go.Figure, archive: Archive, styles: Sequence[str], unsafe: bool, column: int) -> None:
-    """The best prompt's probability of the wrong label in each niche; blank where there is none."""
+    """The best prompt's probability of the wrong label in each niche; a dash where no prompt was found, or can be."""
     categories = list(dict.fromkeys(niche.category for niche in archive.niches))
     values = np.full((len(styles), len(categories)), np.nan)
     texts = np.full(values.shape, "", dtype=object)
@@ -125,6 +128,13 @@ def add_heat_map(figure: go.Figure, archive: Archive, styles: Sequence[str], uns
         zmin=0, zmax=1, colorscale=WRONG_SCALE, xgap=2, ygap=2, showscale=column == 2,
         colorbar=colour_bar("P(wrong)", len=0.22, y=1, yanchor="top"),
         row=1, col=column,
+    )  # fmt: skip
+    empty = [(category, style) for style, row in zip(styles, values, strict=True)
+             for category, value in zip(categories, row, strict=True) if np.isnan(value)]  # fmt: skip
+    figure.add_scatter(
+        x=[display_name(category) for category, _ in empty], y=[display_name(style) for _, style in empty],
+        mode="text", text="-", textfont={"color": NEUTRAL_COLOUR}, showlegend=False,
+        hovertemplate="no prompt with this label<extra></extra>", row=1, col=column,
     )  # fmt: skip
     figure.update_yaxes(autorange="reversed", showgrid=False, showticklabels=column == 1, row=1, col=column)
     figure.update_xaxes(showgrid=False, tickangle=-35, row=1, col=column)
@@ -167,14 +177,13 @@ def add_rates(figure: go.Figure, rates: Sequence[Mapping[str, Any]], measure: st
         figure.add_bar(
             x=[broken(row["set"]) for row in rows], y=as_floats(values),
             name=f"{display_name(moment)} training",
-            marker_color=colour, legendgroup=moment, showlegend=column == 1,
+            marker_color=colour, legend="legend2", legendgroup=moment, showlegend=column == 1,
             error_y={"type": "data", "symmetric": False, "array": as_floats(bounds[:, 1] - values),
                      "arrayminus": as_floats(values - bounds[:, 0]), "thickness": 1.2, "width": 3},
             hovertemplate="%{x}: %{y:.3f}<extra></extra>", row=3, col=column,
         )  # fmt: skip
     figure.update_xaxes(tickangle=0, tickfont_size=10, row=3, col=column)
     figure.update_yaxes(title_text="Share", range=[0, 1.05], row=3, col=column)
-    figure.add_hline(y=0.5, line={"color": REFERENCE_COLOUR, "dash": "dot", "width": 1}, row=3, col=column)
 
 
 def broken(name: str) -> str:

@@ -21,6 +21,7 @@ from src.utils.open_ended.styles import WRAPPINGS
 from src.utils.record_store import open_store
 from src.visualizations.archive_figures import archive_page
 from src.visualizations.figure_page import page_html
+from src.visualizations.palette import display_name
 from tests.attack_languages import LANGUAGES, drawn, natural_attacks, noise, world_attacks
 from tests.llm_answers import Asked, Fault, Reply
 from tests.llm_server import KEY, LlmServer
@@ -206,3 +207,15 @@ def test_the_page_shows_prompts_as_text(tmp_path: Path) -> None:
     expected = [expit(best.fitness) for niche in language.niches if (best := archive.best(niche))]
     np.testing.assert_allclose(np.sort(shown[~np.isnan(shown)]), np.sort(expected), rtol=1e-5)
     assert f"{len(language.niches)} niches" in page.sentence
+
+
+def test_a_niche_that_cannot_be_has_a_dash_on_the_page(tmp_path: Path) -> None:
+    """No request about a game is unsafe."""
+    language = world_attacks()
+    with open_store(tmp_path / "log.jsonl") as store:
+        archive, history = search("evolution", SearchPlan(12, 128, 0), language, noise, store)
+    assert history[-1].coverage == 1
+    figure = archive_page(archive, {"evolution": history}, [], "", {}).figure
+    dashes = [trace for trace in figure.data if trace.type == "scatter" and trace.mode == "text"]
+    topics = [display_name(category) for category in language.world.targets]
+    assert [list(trace.x) for trace in dashes] == [topics, []] and set(dashes[0].y) == {"Game"}
