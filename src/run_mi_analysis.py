@@ -4,21 +4,23 @@
     uv run python src/run_mi_analysis.py --checkpoint outputs/checkpoints/safety_judge --data data/safety --split test
     uv run python src/run_mi_analysis.py --checkpoint outputs/checkpoints/safety_judge.checkpoints/checkpoint-96
     uv run python src/run_mi_analysis.py --checkpoint DIR --untrained Qwen/Qwen3-4B --no-run_advanced_mi
+    uv run python src/run_mi_analysis.py --checkpoint results/adapters/entangled_risky_finance
 
-Reads a judge, a checkpoint of its training or another saved model (asked as the configuration says), and labelled
-prompts; writes <output_dir>/mi_analysis/training_visualizations/, over what an earlier analysis left there. Probes and
-neurons are compared with the untrained model: that of judge.json, or --untrained.
+Reads a judge, a checkpoint of its training or another model (a full checkpoint or a LoRA adapter, in a folder or by its
+name on the hub, asked as the configuration says), and labelled prompts; writes
+<output_dir>/mi_analysis/training_visualizations/, over what an earlier analysis left there. Probes and neurons are
+compared with the untrained model: that of judge.json, an adapter's base, or --untrained.
 """
 
 import argparse
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 
 from src.utils.cli import run_script
 from src.utils.config_sections import ModelConfig
 from src.utils.errors import UserError
-from src.utils.manifests import Provenance, hash_inputs
+from src.utils.manifests import Provenance
+from src.utils.model_files import fingerprint, is_adapter, public_name
 from src.utils.safety_judge.arguments import parse_judge_arguments
 from src.utils.safety_judge.data import data_inputs, load_data
 from src.utils.safety_judge.judge_folder import JUDGE, check_writable
@@ -39,32 +41,35 @@ def main(arguments: Sequence[str]) -> None:
     import torch
     from transformers import PreTrainedModel
 
-    from src.utils.models import SMALL_MODEL, load_model, text_config
+    from src.utils.models import SMALL_MODEL, text_config
     from src.utils.safety_judge.freezing import freeze
-    from src.utils.safety_judge.saved_model import find_model, number_of, record_of, tokenizer_of
+    from src.utils.safety_judge.saved_model import find_model, load_saved, mismatch, number_of, record_of, tokenizer_of
     from src.utils.safety_judge.scoring import JudgeTemplate
     from src.utils.watching.checkpoint_pictures import draw_checkpoint
     from src.utils.watching.safety_watcher import SafetyWatcher
 
-    folder = find_model(own.checkpoint or parsed.output_dir / JUDGE)
-    record = record_of(folder, config)
+    checkpoint = find_model(own.checkpoint or str(parsed.output_dir / JUDGE))
+    record = record_of(checkpoint, config)
     is_given = config.sources.get("data.data") == "the command line"
     names = config.data.data if is_given else record.data
     samples = load_data(names).split(own.split)
+    tokenizer = tokenizer_of(checkpoint, record)
+    template = JudgeTemplate.of(tokenizer, record.question, record.safe_word, record.unsafe_word)
     untrained = own.untrained or record.base_model
     try:
         text_config(untrained)
-    except UserError:
+        if reason := mismatch(record.base_model if is_adapter(checkpoint) else checkpoint, untrained, tokenizer):
+            raise UserError(f"the untrained model {untrained}: {reason}; name the one that the checkpoint began as", 2)
+    except UserError as error:
         if own.untrained:
             raise
-        print(f"the untrained model {untrained} is not there: nothing is compared with it (--untrained names another)")
+        print(f"nothing is compared with the time before training: {error.message} (--untrained)")
         untrained = None
     output_dir = parsed.output_dir / FOLDER
     check_writable(output_dir)
-    tokenizer = tokenizer_of(folder, record)
-    template = JudgeTemplate.of(tokenizer, record.question, record.safe_word, record.unsafe_word)
-    inputs = hash_inputs({"checkpoint": folder}) | data_inputs(names)
-    used = {"data": names, "split": own.split, "untrained": untrained, "advanced": own.run_advanced_mi}
+    inputs = {"checkpoint": fingerprint(checkpoint)} | data_inputs(names)
+    used = {"data": names, "split": own.split, "advanced": own.run_advanced_mi}
+    used |= {"untrained": untrained and public_name(untrained)}
     watcher = SafetyWatcher(
         tokenizer, template, samples, output_dir, max_length=record.max_length,
         provenance=Provenance(STEP, record.profile, None, used, {}, inputs),
@@ -74,14 +79,17 @@ def main(arguments: Sequence[str]) -> None:
     settings = ModelConfig(base=record.base_model, dtype="float32", device_map=config.model.device_map)
 
     def loaded(name: str) -> PreTrainedModel:
-        model = load_model(name, settings)
+        model = load_saved(name, record.base_model, settings)
         freeze(model, record.frozen_blocks)  # what learned, and what must not have moved
         if model.num_parameters() < SMALL_MODEL:
             torch.set_num_threads(1)
         return model
 
     before = None if untrained is None else lambda: loaded(str(untrained))
-    found = draw_checkpoint(watcher, number_of(record), lambda: loaded(str(folder)), before)
+    found = draw_checkpoint(watcher, number_of(record), lambda: loaded(checkpoint), before)
+    for moment in watcher.records.values():
+        if moment.failure:
+            print(f"epoch {moment.number}: nothing could be measured, {moment.failure}")
     for picture in found.pictures:
         told = picture.failure or picture.sub_sampled or "whole"
         print(f"{picture.name}: {picture.seconds:.1f} s, {told}")
@@ -89,7 +97,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def own_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", type=Path, help="folder of a saved model (default: <output_dir>/safety_judge)")
+    parser.add_argument("--checkpoint", help="a saved model (default: <output_dir>/safety_judge)")
     parser.add_argument("--untrained", help="the model before training (default: the base model that is recorded)")
     parser.add_argument("--split", choices=SPLITS, default="validation", help="of the data (default: validation)")
     parser.add_argument(

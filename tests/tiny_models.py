@@ -4,6 +4,7 @@ Models are built anew at each call, because adapters and hooks change them; what
 """
 
 import json
+import shutil
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -143,6 +144,21 @@ def save_model(model: PreTrainedModel, folder: Path) -> Path:
 def save_adapter(adapted: PeftModel, folder: Path) -> Path:
     adapted.save_pretrained(str(folder))
     return folder
+
+
+def put_into_cache(home: Path, name: str, folder: Path, commit: str) -> Path:
+    """A model as `huggingface_hub` keeps a download: blobs, a snapshot of links, and the branch."""
+    model = home / "hub" / f"models--{name.replace('/', '--')}"
+    snapshot = model / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (model / "blobs").mkdir()
+    for number, file in enumerate(sorted(folder.iterdir())):
+        blob = model / "blobs" / f"{number:040x}"
+        shutil.copy(file, blob)
+        (snapshot / file.name).symlink_to(blob)
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text(commit)
+    return snapshot
 
 
 def random_prompts(count: int, seed: int = 0, longest: int = 30) -> list[Prompt]:

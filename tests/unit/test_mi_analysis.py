@@ -1,6 +1,9 @@
 """Pictures of a saved model: those of a training, beside its untrained model, and one line for what cannot be."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +12,22 @@ import yaml
 from transformers import Trainer, TrainingArguments
 
 from src.run_mi_analysis import main
-from src.utils.config import read_yaml
+from src.utils.config import PROJECT_ROOT, read_yaml
 from src.utils.errors import UserError
 from src.utils.safety_judge.judge_folder import Judge, JudgeRecord, save_judge
 from src.utils.safety_judge.saved_model import find_model, number_of, record_of, tokenizer_of
 from src.utils.safety_judge.settings import CONFIG_FILE, load_judge_config
 from src.utils.watching.epoch_metrics import load_metrics
-from tests.tiny_models import provenance, save_model, tokenizer, write_jsonl
+from tests.tiny_models import (
+    provenance,
+    put_into_cache,
+    save_adapter,
+    save_model,
+    tiny_model,
+    tokenizer,
+    with_adapter,
+    write_jsonl,
+)
 from tests.watched_training import (
     MAX_LENGTH,
     N_FROZEN,
@@ -87,12 +99,68 @@ def test_without_advanced_pictures_and_without_an_untrained_model(
     state = json.loads((judge / "judge.json").read_text(encoding="utf-8"))
     (judge / "judge.json").write_text(json.dumps(state | {"base_model": "results/gone"}), encoding="utf-8")
     main(["--checkpoint", str(judge), "--output_dir", str(tmp_path), "--no-run_advanced_mi", "--split", "test"])
-    assert "results/gone is not there" in capsys.readouterr().out
+    assert "nothing is compared with the time before training: results/gone: " in capsys.readouterr().out
     record = record_in(tmp_path)
     assert [one.name for one in record.pictures] == ["token_attribution", "layer_activation", "circuit_comparison"]
     assert not (tmp_path / "mi_analysis" / "training_visualizations" / "epoch_0_metrics.json").exists()
     with pytest.raises(UserError, match="nowhere"):
         main(["--checkpoint", str(judge), "--output_dir", str(tmp_path), "--untrained", str(tmp_path / "nowhere")])
+
+
+def asked(finished: Path, output_dir: Path, checkpoint: str, *more: str) -> list[str]:
+    """A model that is no judge, asked as the judge of `finished`."""
+    words = ("--question", QUESTION, "--safe_word", "no", "--unsafe_word", "yes", "--max_length", str(MAX_LENGTH))
+    where = ("--checkpoint", checkpoint, "--output_dir", str(output_dir), "--data", str(finished / "data"))
+    return [*words, *where, "--no-run_advanced_mi", *more]
+
+
+def test_an_adapter_is_drawn_as_the_checkpoint_into_which_it_is_merged(finished: Path, tmp_path: Path) -> None:
+    adapted = with_adapter(judge_model())
+    save_adapter(adapted, tmp_path / "adapter")
+    save_model(adapted.merge_and_unload(), tmp_path / "merged")
+    base = str(finished / "base")
+    main(asked(finished, tmp_path / "a", str(tmp_path / "adapter"), "--base-model", base))
+    main(asked(finished, tmp_path / "m", str(tmp_path / "merged"), "--base-model", base, "--freeze_layers", "0"))
+    adapter, merged = (record_in(tmp_path / name, 1) for name in ("a", "m"))
+    assert [picture.failure for picture in adapter.pictures] == [None] * 3
+    assert adapter.metrics == pytest.approx(merged.metrics, abs=1e-4)
+    assert adapter.metrics != record_in(tmp_path / "a", 0).metrics
+    layers = next(picture for picture in adapter.pictures if picture.name == "layer_activation")
+    assert layers.facts["n_frozen"] == 1, "all blocks are adapted"
+
+
+def test_nothing_is_compared_with_a_model_of_other_tokens_or_another_size(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = save_model(judge_model(), tmp_path / "checkpoint")
+    other = save_model(judge_model(), tmp_path / "other")
+    tokens = json.loads((other / "tokenizer.json").read_text(encoding="utf-8"))
+    names = sorted(tokens["model"]["vocab"], key=tokens["model"]["vocab"].__getitem__)
+    swapped = tokens["model"]["vocab"]
+    swapped[names[-1]], swapped[names[-2]] = swapped[names[-2]], swapped[names[-1]]
+    (other / "tokenizer.json").write_text(json.dumps(tokens), encoding="utf-8")
+    wide = save_model(tiny_model(width=64), tmp_path / "wide")
+    for untrained, reason in ((other, "its tokens are others"), (wide, "its hidden_size is 64")):
+        main(asked(finished, tmp_path / "out", str(checkpoint), "--base-model", str(untrained)))
+        assert reason in capsys.readouterr().out
+        assert not (tmp_path / "out" / "mi_analysis" / "training_visualizations" / "epoch_0_metrics.json").exists()
+        with pytest.raises(UserError, match=reason):
+            main(asked(finished, tmp_path / "out", str(checkpoint), "--untrained", str(untrained)))
+
+
+def test_a_model_in_the_hubs_cache_is_found_by_its_name(finished: Path, tmp_path: Path) -> None:
+    put_into_cache(tmp_path / "home", "tiny/checkpoint", save_model(judge_model(), tmp_path / "checkpoint"), "a" * 40)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGINGFACE_"))}
+    environment |= {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    for name, code in (("tiny/checkpoint", 0), ("tiny/absent", 2)):
+        command = asked(finished, tmp_path / "out", name, "--base-model", str(finished / "base"))
+        session = subprocess.run(
+            [sys.executable, PROJECT_ROOT / "src" / "run_mi_analysis.py", *command],
+            env=environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert session.returncode == code, session.stderr
+    assert session.stderr.startswith("error: checkpoint tiny/absent: ") and session.stderr.count("\n") == 1
+    assert [picture.failure for picture in record_in(tmp_path / "out", 1).pictures] == [None] * 3
 
 
 def test_a_checkpoint_of_the_trainer_is_asked_as_configured_with_its_bases_tokenizer(
@@ -104,9 +172,9 @@ def test_a_checkpoint_of_the_trainer_is_asked_as_configured_with_its_bases_token
     trainer.save_model(str(checkpoint))
     trainer.state.save_to_json(str(checkpoint / "trainer_state.json"))
     overrides = {"model.base": str(finished / "base"), "training.freeze_layers": 1, "training.max_length": 80}
-    record = record_of(find_model(checkpoint), load_judge_config("organism", overrides))
+    record = record_of(find_model(str(checkpoint)), load_judge_config("organism", overrides))
     assert (record.epoch, number_of(record), record.max_length, record.frozen_blocks) == (1.5, 2, 80, 1)
-    assert tokenizer_of(checkpoint, record).get_vocab() == tokenizer().get_vocab()
+    assert tokenizer_of(str(checkpoint), record).get_vocab() == tokenizer().get_vocab()
 
 
 @pytest.mark.parametrize(

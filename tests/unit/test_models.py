@@ -24,7 +24,7 @@ from src.utils.models import (
     load_model,
     load_tokenizer,
 )
-from tests.tiny_models import N_LAYERS, save_adapter, save_model, tiny_model, tokenizer, with_adapter
+from tests.tiny_models import N_LAYERS, put_into_cache, save_adapter, save_model, tiny_model, tokenizer, with_adapter
 
 IDS = torch.tensor([[40, 41, 42, 43]])
 
@@ -246,21 +246,6 @@ with torch.inference_mode():
     found["adapter logits"] = load_adapter(model, "tiny/adapter")(ids).logits[0, -1].tolist()
 print(json.dumps(found))
 """
-
-
-def put_into_cache(home: Path, name: str, folder: Path, commit: str) -> Path:
-    """A model as `huggingface_hub` keeps a download: blobs, a snapshot of links, and the branch."""
-    model = home / "hub" / f"models--{name.replace('/', '--')}"
-    snapshot = model / "snapshots" / commit
-    snapshot.mkdir(parents=True)
-    (model / "blobs").mkdir()
-    for number, file in enumerate(sorted(folder.iterdir())):
-        blob = model / "blobs" / f"{number:040x}"
-        shutil.copy(file, blob)
-        (snapshot / file.name).symlink_to(blob)
-    (model / "refs").mkdir()
-    (model / "refs" / "main").write_text(commit)
-    return snapshot
 
 
 def test_models_in_the_hubs_cache_are_found_by_name_offline(folders: dict[str, Path], tmp_path: Path) -> None:
