@@ -15,7 +15,7 @@ from src.utils.circuits.contrast import SAFETY, ContrastWords
 from src.utils.circuits.faithfulness import CircuitChange, CircuitFaithfulness
 from src.utils.circuits.graph import Graph
 from src.utils.decomposition.multiplicity import stated_p
-from src.visualizations.circuit_figures import LEVEL, finite_range, lines_above, none_found
+from src.visualizations.circuit_figures import LEVEL, SILENT, finite_range, lines_above, none_found
 from src.visualizations.figure_page import FigurePage, as_floats
 from src.visualizations.palette import LABEL_COLOURS, MISSING_COLOUR, NEUTRAL_COLOUR, REFERENCE_COLOUR, TEXT_COLOUR
 from src.visualizations.panels import Spec, assembled, axes, axis_names, line, panel_title, titled
@@ -89,6 +89,7 @@ def circuit_page(
     silence = "none found" if view is None or view.is_decided else "not decided"
     hidden = {"visible": False}
     kept: Spec = {"title": titled("edges kept"), "type": "log"}
+    measured = {} if view is not None else SILENT
     if view is not None:
         sizes = [str(one) if one != CROWDED else "" for one in view.faithful.sizes]
         kept |= {"tickvals": list(view.faithful.sizes), "ticktext": sizes, "tickangle": 0}
@@ -96,13 +97,13 @@ def circuit_page(
         **axes(
             1, DIAGRAM, (0, 1), hidden | {"range": [-0.13, 1.13]}, hidden | {"range": [-1.6, 2 * graph.n_layers + 0.6]}
         ),
-        **axes(2, SIDE, (0.58, 1), kept, {"title": titled("% of the gap kept")}),
+        **axes(2, SIDE, (0.58, 1), kept | measured, {"title": titled("% of the gap kept")} | measured),
         **axes(
             3,
             SIDE,
             (0, 0.40),
-            {"title": titled("estimated, to first order (logits)")},
-            {"title": titled("exact (logits)")},
+            {"title": titled("estimated, to first order (logits)")} | measured,
+            {"title": titled("exact (logits)")} | measured,
         ),
         "annotations": [
             panel_title("Circuit, from the embeddings up to the logits", 0, 1),
@@ -112,7 +113,7 @@ def circuit_page(
             *([none_found(1, silence)] if size is None else []),
             *([none_found(panel) for panel in (2, 3)] if view is None else []),
         ],
-        "shapes": [line(2, LEVEL, y=at) for at in (0, 100)],
+        "shapes": [line(2, LEVEL, y=at) for at in (0, 100) if view is not None],
         "height": height + top + 90,
         "margin": {"t": top, "b": 90, "l": 30, "r": 24},
         "legend": {"orientation": "h", "yref": "container", "y": 0.01, "yanchor": "bottom", "x": 0},
@@ -127,14 +128,21 @@ def circuit_page(
     return FigurePage(
         file_name=file_name,
         title=f"{moment}: the circuit behind the margin",
-        sentence=f"Orange edges and nodes push the margin towards “{words.high}” when they alone carry the "
-        f"{words.high} {words.item}'s activation, blue ones towards “{words.low}”; width and size are that effect, "
-        "measured one by one, grey is under 1% of the gap, black nodes only read. The circuit and its size are chosen "
-        "on one half of the pairs; how much of the gap it keeps when all other edges are exchanged is measured on the "
-        f"other half. The margin is {words.margin}. L2H1 is head 1 of block 2, L2KV0 the keys and values that its "
-        "first heads share, MLP2 its MLP.",
+        sentence=f"{drawn_sentence(words) if drawn else f'No edge is drawn: {silence}. '}The circuit and its size are "
+        "chosen on one half of the pairs; how much of the gap it keeps when all other edges are exchanged is measured "
+        f"on the other half. The margin is {words.margin}.",
         figure=assembled(data, layout, lines),
         command="",
+    )
+
+
+def drawn_sentence(words: ContrastWords) -> str:
+    """What colours, widths and names of a circuit mean."""
+    return (
+        f"Orange edges and nodes push the margin towards “{words.high}” when they alone carry the {words.high} "
+        f"{words.item}'s activation, blue ones towards “{words.low}”; width and size are that effect, measured one by "
+        "one, grey is under 1% of the gap, black nodes only read. L2H1 is head 1 of block 2, L2KV0 the keys and values "
+        "that its first heads share, MLP2 its MLP. "
     )
 
 
@@ -156,8 +164,9 @@ def circuit_line(view: CircuitView | None, size: int | None, n_pairs: int) -> st
 
 def change_line(moment: str, change: CircuitChange) -> str:
     return (
-        f"Since {moment} the effects of all edges moved by {change.total:.0%} of their length as a vector; of that, "
-        f"squared, {change.beyond_noise:.0%} is more than repeated extraction gives ({change.noise:.0%} of the length)"
+        f"Since {moment} the effects of all edges moved by {change.total:.0%} of their length as a vector; extracting "
+        f"them again from other pairs moves them by {change.noise:.0%}, so that {change.beyond_noise:.0%} of the "
+        "squared change is more than noise"
     )
 
 

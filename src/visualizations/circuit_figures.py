@@ -25,6 +25,7 @@ PART_NAMES = {ATTENTION: "attention", MLP: "MLP"}
 BOUNDARY = {"color": TEXT_COLOUR, "dash": "dash", "width": 1.4}
 LEVEL = {"color": MISSING_COLOUR, "dash": "dot", "width": 1.2}
 FOUND = {"color": REFERENCE_COLOUR, "width": 1.6}
+SILENT: Spec = {"showticklabels": False, "showgrid": False}  # numbers on an axis along which nothing lies say nothing
 
 
 def comparison_page(
@@ -60,16 +61,17 @@ def comparison_page(
         panel_title("Patched: what a block's attention or MLP adds", RIGHT[0], LOWER[1]),
     )
     layer = {"title": titled("layer (hidden_states[l]: 0 embeddings)"), "dtick": 1}
+    shown, layered = ({}, (1, 2, 3)) if is_readable else (SILENT, (1,))
     layout = {
         **axes(1, LEFT, UPPER, layer, {"title": titled("AUROC, held out"), "range": [0.3, 1.03]}),
-        **axes(2, RIGHT, UPPER, layer, share),
-        **axes(3, LEFT, LOWER, layer, share),
-        **axes(4, RIGHT, LOWER, {"title": titled("block"), "dtick": 1}, share),
+        **axes(2, RIGHT, UPPER, layer | shown, share | shown),
+        **axes(3, LEFT, LOWER, layer | shown, share | shown),
+        **axes(4, RIGHT, LOWER, {"title": titled("block"), "dtick": 1} | shown, share | shown),
         "annotations": [*titles, *([] if is_readable else [none_found(panel) for panel in (2, 3, 4)])],
         "shapes": [
             line(1, LEVEL, y=0.5),
-            *(line(panel, LEVEL, y=at) for panel in (2, 3, 4) for at in (0, 100)),
-            *(line(panel, BOUNDARY, x=(n_frozen - 0.5,) * 2) for panel in (1, 2, 3) if n_frozen),
+            *(line(panel, LEVEL, y=at) for panel in (2, 3, 4) for at in (0, 100) if is_readable),
+            *(line(panel, BOUNDARY, x=(n_frozen - 0.5,) * 2) for panel in layered if n_frozen),
             *([] if divergence is None else divergence_marks(divergence)),
         ],
         "height": 640 + top,

@@ -14,7 +14,17 @@ from src.utils.circuits.contrast import SAFETY, ContrastWords
 from src.utils.circuits.neuron_ablation import Ablation
 from src.utils.circuits.neurons import NeuronTable
 from src.utils.decomposition.multiplicity import stated_p
-from src.visualizations.circuit_figures import BOUNDARY, LEFT, LEVEL, LOWER, RIGHT, UPPER, lines_above, none_found
+from src.visualizations.circuit_figures import (
+    BOUNDARY,
+    LEFT,
+    LEVEL,
+    LOWER,
+    RIGHT,
+    SILENT,
+    UPPER,
+    lines_above,
+    none_found,
+)
 from src.visualizations.figure_page import FigurePage, as_floats
 from src.visualizations.palette import LABEL_COLOURS, MISSING_COLOUR, REFERENCE_COLOUR
 from src.visualizations.panels import Spec, assembled, axes, axis_names, line, panel_title, titled
@@ -51,21 +61,32 @@ def neuron_page(
         panel_title(f"Ablated: the top {len(top)}, and random ones" if top else "Ablation", RIGHT[0], LOWER[1]),
     )
     is_any = table is not None and bool(table.is_claimed.any())
+    claimed, ablated = {} if is_any else SILENT, {} if ablations else SILENT
     auroc_title = f"larger on {words.low} ← AUROC → larger on {words.high}"
     layout = {
         **axes(1, LEFT, (0, 1), layer_axis, {"title": titled(auroc_title), "range": [-0.03, 1.03]}),
-        **axes(2, RIGHT, UPPER, layer_axis, {"title": titled("% of the block's neurons"), "rangemode": "tozero"}),
+        **axes(
+            2,
+            RIGHT,
+            UPPER,
+            layer_axis | claimed,
+            {"title": titled("% of the block's neurons"), "rangemode": "tozero"} | claimed,
+        ),
         **axes(
             3,
             (RIGHT[0] + 0.05, RIGHT[1]),  # room for the names of both kinds
             LOWER,
-            {"title": titled("% of the classes' separation lost"), "range": lost_range(ablations)},
+            {"title": titled("% of the classes' separation lost"), "range": lost_range(ablations)} | ablated,
             {"type": "category"},
         ),
-        "annotations": [*titles, *([] if is_any else [none_found(2)]), *([] if ablations else [none_found(3)])],
+        "annotations": [
+            *titles,
+            *([] if is_any else [none_found(2)]),
+            *([] if ablations else [none_found(3, "nothing ablated")]),
+        ],
         "shapes": [
             line(1, LEVEL, y=0.5),
-            *(line(panel, BOUNDARY, x=(n_frozen - 1.5,) * 2) for panel in (1, 2) if n_frozen > 1),
+            *(line(panel, BOUNDARY, x=(n_frozen - 1.5,) * 2) for panel in ((1, 2) if is_any else (1,)) if n_frozen > 1),
         ],
         "height": 540 + margin_top,
         "margin": {"t": margin_top, "b": 84, "l": 64, "r": 24},

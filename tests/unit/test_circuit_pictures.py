@@ -101,6 +101,9 @@ def test_under_shuffled_labels_the_pages_are_silent(seed: int) -> None:
         for note in page.figure.layout.annotations:
             if "domain" in (note.xref or ""):  # without a trace plotly puts it into another panel
                 assert any(f"{trace.xaxis or 'x'} domain" == note.xref for trace in page.figure.data)
+                axis = page.figure.layout["xaxis" + note.xref.split()[0][1:]]
+                assert axis.showticklabels is False or axis.visible is False
+        assert "Orange edges" not in page.sentence
         for claim in ("learned_layers", "divergence", "top", "has_gap"):
             assert not found.facts.get(claim)
 
