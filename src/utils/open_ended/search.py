@@ -19,6 +19,7 @@ from jaxtyping import Float
 from src.utils.open_ended.archive import Archive, Elite, Progress
 from src.utils.open_ended.attacks import Attack, AttackLanguage, AttackPrompt, Niche
 from src.utils.open_ended.styles import WRAPPINGS
+from src.utils.progress import progress_bar
 from src.utils.record_store import RecordStore
 
 Arm = Literal["evolution", "random"]
@@ -51,6 +52,7 @@ def search(
     Iterations in the store are replayed, not judged again. The first batch is drawn from nothing in both arms.
     """
     archive, history, calls = Archive(language.niches), [], 0
+    bar = progress_bar(f"attack by {arm}", "batch", plan.iterations)
     for iteration in range(plan.iterations):
         key = f"{arm}-{iteration}"
         record = store.get(key)
@@ -69,6 +71,8 @@ def search(
             progress = Progress(**record["progress"])
             calls = progress.calls
         history.append(progress)
+        bar.update()
+    bar.close()
     return archive, history
 
 
