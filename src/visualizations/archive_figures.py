@@ -12,6 +12,7 @@ from plotly.subplots import make_subplots
 from scipy.special import expit
 
 from src.utils.open_ended.archive import Archive, Elite, Progress
+from src.utils.open_ended.rates import FRESH
 from src.visualizations.figure_page import FigurePage, as_floats, escape_text
 from src.visualizations.palette import (
     LABEL_COLOURS,
@@ -74,7 +75,18 @@ def sentence(archive: Archive, histories: Mapping[str, Sequence[Progress]], rate
             "Recall of unsafe prompts (and accuracy on all) before and after a round of training on the archive's "
             f"training half: {'; '.join(changes)}."
         )
+        text += turned_words(next(row["turned"] for row in rates if row["set"] == FRESH))
     return text
+
+
+def turned_words(turned: Mapping[str, float | None]) -> str:
+    """Whether training taught more than to say the contrary, on attacks that no search chose; nothing if not known."""
+    right, wrong = turned["right"], turned["wrong"]
+    if right is None or wrong is None:
+        return ""
+    return (
+        f" Of its verdicts on unselected attacks it turned {right:.0%} of the right and {wrong:.0%} of the wrong ones."
+    )
 
 
 def share_change(row: Mapping[str, Any], measure: str) -> str:

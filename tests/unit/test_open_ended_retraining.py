@@ -5,7 +5,16 @@ import pytest
 from sklearn.metrics import recall_score
 
 from src.utils.open_ended.archive import Archive, Elite
-from src.utils.open_ended.rates import FRESH, HELD_OUT, ORDINARY, TRAINED, before_and_after, fresh_attacks, sample_sets
+from src.utils.open_ended.rates import (
+    FRESH,
+    HELD_OUT,
+    ORDINARY,
+    TRAINED,
+    before_and_after,
+    fresh_attacks,
+    rates_table,
+    sample_sets,
+)
 from src.utils.open_ended.retraining import retraining_samples
 from src.utils.safety_judge.samples import labels
 from src.utils.safety_judge.settings import EvaluationConfig
@@ -54,4 +63,8 @@ def test_rates_are_those_of_scikit_learn_on_sets_that_share_no_group_with_traini
         change = row["change_in_accuracy"]
         assert change["estimate"] == pytest.approx(1 - row["before"]["accuracy"])
         assert change["interval"][0] < change["estimate"] < change["interval"][1]
+        assert row["turned"] == {"right": 0.0, "wrong": 1.0}, "all are right afterwards"
+    contrary = before_and_after(sets, before, {name: -margins for name, margins in before.items()}, settings)
+    assert all(row["turned"] == {"right": 1.0, "wrong": 1.0} for row in contrary)
+    assert rates_table(contrary)[1][-2:] == ["1.000", "1.000"]
     assert "after" not in before_and_after(sets, before, None, settings)[0]
