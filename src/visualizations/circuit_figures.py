@@ -25,7 +25,7 @@ PART_NAMES = {ATTENTION: "attention", MLP: "MLP"}
 BOUNDARY = {"color": TEXT_COLOUR, "dash": "dash", "width": 1.4}
 LEVEL = {"color": MISSING_COLOUR, "dash": "dot", "width": 1.2}
 FOUND = {"color": REFERENCE_COLOUR, "width": 1.6}
-SILENT: Spec = {"showticklabels": False, "showgrid": False}  # numbers on an axis along which nothing lies say nothing
+SILENT: Spec = {"showticklabels": False, "showgrid": False, "zeroline": False}  # of an axis along which nothing lies
 
 
 def comparison_page(
