@@ -20,7 +20,7 @@ from src.utils.cli import run_script
 from src.utils.config_sections import ModelConfig
 from src.utils.errors import UserError
 from src.utils.manifests import Provenance
-from src.utils.model_files import fingerprint, is_adapter, public_name
+from src.utils.model_files import fingerprint, public_name
 from src.utils.safety_judge.arguments import parse_judge_arguments
 from src.utils.safety_judge.data import data_inputs, load_data
 from src.utils.safety_judge.judge_folder import JUDGE, check_writable
@@ -41,9 +41,17 @@ def main(arguments: Sequence[str]) -> None:
     import torch
     from transformers import PreTrainedModel
 
-    from src.utils.models import SMALL_MODEL, text_config
+    from src.utils.models import SMALL_MODEL
     from src.utils.safety_judge.freezing import freeze
-    from src.utils.safety_judge.saved_model import find_model, load_saved, mismatch, number_of, record_of, tokenizer_of
+    from src.utils.safety_judge.saved_model import (
+        find_model,
+        frozen_blocks_of,
+        load_saved,
+        number_of,
+        record_of,
+        tokenizer_of,
+        untrained_of,
+    )
     from src.utils.safety_judge.scoring import JudgeTemplate
     from src.utils.watching.checkpoint_pictures import draw_checkpoint
     from src.utils.watching.safety_watcher import SafetyWatcher
@@ -55,11 +63,8 @@ def main(arguments: Sequence[str]) -> None:
     samples = load_data(names).split(own.split)
     tokenizer = tokenizer_of(checkpoint, record)
     template = JudgeTemplate.of(tokenizer, record.question, record.safe_word, record.unsafe_word)
-    untrained = own.untrained or record.base_model
     try:
-        text_config(untrained)
-        if reason := mismatch(record.base_model if is_adapter(checkpoint) else checkpoint, untrained, tokenizer):
-            raise UserError(f"the untrained model {untrained}: {reason}; name the one that the checkpoint began as", 2)
+        untrained = untrained_of(checkpoint, record, tokenizer, own.untrained)
     except UserError as error:
         if own.untrained:
             raise
@@ -68,25 +73,27 @@ def main(arguments: Sequence[str]) -> None:
     output_dir = parsed.output_dir / FOLDER
     check_writable(output_dir)
     inputs = {"checkpoint": fingerprint(checkpoint)} | data_inputs(names)
-    used = {"data": names, "split": own.split, "advanced": own.run_advanced_mi}
-    used |= {"untrained": untrained and public_name(untrained)}
+    before = untrained and public_name(untrained)
+    used = {"data": names, "split": own.split, "untrained": before, "advanced": own.run_advanced_mi}
     watcher = SafetyWatcher(
         tokenizer, template, samples, output_dir, max_length=record.max_length,
         provenance=Provenance(STEP, record.profile, None, used, {}, inputs),
         command=shlex.join(["uv", "run", "python", "src/run_mi_analysis.py", *arguments]),
         run_advanced=own.run_advanced_mi, budget_seconds=config.watching.visualization_budget,
     )  # fmt: skip
+    frozen = frozen_blocks_of(checkpoint, record, config)
     settings = ModelConfig(base=record.base_model, dtype="float32", device_map=config.model.device_map)
 
     def loaded(name: str) -> PreTrainedModel:
         model = load_saved(name, record.base_model, settings)
-        freeze(model, record.frozen_blocks)  # what learned, and what must not have moved
+        if frozen is not None:
+            freeze(model, frozen)  # what learned, and what must not have moved
         if model.num_parameters() < SMALL_MODEL:
             torch.set_num_threads(1)
         return model
 
-    before = None if untrained is None else lambda: loaded(str(untrained))
-    found = draw_checkpoint(watcher, number_of(record), lambda: loaded(checkpoint), before)
+    load_untrained = None if untrained is None else lambda: loaded(untrained)
+    found = draw_checkpoint(watcher, number_of(record), lambda: loaded(checkpoint), load_untrained)
     for moment in watcher.records.values():
         if moment.failure:
             print(f"epoch {moment.number}: nothing could be measured, {moment.failure}")

@@ -73,6 +73,13 @@ def record_of(model: str, config: JudgeConfig) -> JudgeRecord:
     )
 
 
+def frozen_blocks_of(model: str, record: JudgeRecord, config: JudgeConfig) -> int | None:
+    """How many of the first blocks did not learn, nor the embeddings; None for a model of which nobody says."""
+    is_given = config.sources.get("training.freeze_layers") == "the command line"
+    says = any((Path(model) / name).is_file() for name in (RECORD, TRAINER_STATE_NAME))
+    return record.frozen_blocks if is_given or says or is_adapter(model) else None
+
+
 def adapter_config(model: str) -> dict[str, Any]:
     """What an adapter says of itself; `UserError` where that cannot be read."""
     file = find_file(model, ADAPTER_CONFIG)
@@ -111,15 +118,21 @@ def load_saved(model: str, base: str, settings: ModelConfig) -> PreTrainedModel:
     return merged
 
 
-def mismatch(model: str, untrained: str, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Why a model cannot have been made of this untrained one, which has another size or other tokens; None if it can.
+def untrained_of(model: str, record: JudgeRecord, tokenizer: PreTrainedTokenizerBase, name: str | None) -> str:
+    """The model before training: the one that is named, or the base that is recorded.
 
-    An untrained model without a tokenizer is compared by its sizes alone.
+    `UserError` where it is not there, or has another size or other tokens than the model, which then cannot have begun
+    as it. One without a tokenizer is compared by its sizes alone.
     """
-    here, before = text_config(model), text_config(untrained)
-    for name in SHAPE:
-        if (found := getattr(here, name)) != (wanted := getattr(before, name)):
-            return f"its {name} is {wanted}, that of the checkpoint {found}"
+    untrained = name or record.base_model
+    here, before = text_config(record.base_model if is_adapter(model) else model), text_config(untrained)
+    reasons = [
+        f"its {size} is {getattr(before, size)}, that of the checkpoint {getattr(here, size)}"
+        for size in SHAPE
+        if getattr(here, size) != getattr(before, size)
+    ]
     if find_file(untrained, "tokenizer_config.json") and load_tokenizer(untrained).get_vocab() != tokenizer.get_vocab():
-        return "its tokens are others than the checkpoint's"
-    return None
+        reasons.append("its tokens are others than the checkpoint's")
+    if reasons:
+        raise UserError(f"the untrained model {untrained}: {reasons[0]}; name the one that the checkpoint began as", 2)
+    return untrained
