@@ -68,13 +68,15 @@ def main(arguments: Sequence[str]) -> None:
     size, language = config.evaluation.eval_batch_size, open_language(own.data, data)
     plan, score = SearchPlan(own.iterations, own.batch_size, own.seed), scorer(judge, size)
     with ExitStack() as opened:
-        rewrite = None
+        service, rewrite = None, None
         if own.llm:
             service = open_service(opened.enter_context(open_store(work / "replies.jsonl")), os.environ, own.llm_model)
             confirm(f"at most {own.iterations * own.batch_size // 2:,} rewordings", service.model, own.yes)
             rewrite = service.rewrite
         store = opened.enter_context(open_store(work / "iterations.jsonl"))
         archive, history = search("evolution", plan, language, score, store, rewrite)
+        if service:
+            print(service.bill, flush=True)
         histories = {"evolution": history, "random": search("random", plan, language, score, store)[1]}
 
     sets = sample_sets(archive, fresh_attacks(language, own.seed), data.test)

@@ -176,6 +176,10 @@ def test_a_model_rewords_once_and_what_it_refuses_is_left_to_the_grammar(tmp_pat
             service = open_service(replies, environment)
             archive, _ = search("evolution", PLAN, language, noise, log, service.rewrite)
         asked = len(server.requests)
+        answers = [reply(request) for request in server.requests]
+        useless = sum(not (isinstance(answer, Reply) and answer.text) for answer in answers)
+        said = f"{asked} rewordings asked, {useless} of no use, ${asked * 0.0001:.4f}"
+        assert 0 < useless < asked and service.bill.endswith(said)
         reworded = [elite for elite in archive if elite.prompt.attack.origin == "llm"]
         assert 0 < asked <= (PLAN.iterations - 1) * PLAN.batch_size // 2 and reworded
         for request in server.requests:

@@ -6,12 +6,13 @@ nonce. Replies are kept by request, so that a search that is taken up pays for n
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from src.utils.dataset_generation.order import MODELS, missing_key
 from src.utils.llm.api import ChatClient, ChatReply, ChatRequest
-from src.utils.llm.asking import AskingLimits, ask_all, reply_in
+from src.utils.llm.asking import Account, AskingLimits, ask_all, reply_in
 from src.utils.llm.keys import URLS, key_of
+from src.utils.llm.prices import cost_line
 from src.utils.open_ended.archive import Elite
 from src.utils.open_ended.attacks import Attack, Niche
 from src.utils.record_store import RecordStore
@@ -32,11 +33,13 @@ class LlmService:
     model: str
     make_client: Callable[[], ChatClient]
     store: RecordStore
+    accounts: list[Account] = field(default_factory=list)
 
     def rewrite(self, chosen: Sequence[tuple[Elite, Niche]]) -> list[Attack | None]:
         """One attack each, None where the model refused, failed, or gave nothing of use."""
         requests = {self.key(elite, niche): request_for(elite, niche) for elite, niche in chosen}
-        ask_all(requests, self.make_client, self.store, LIMITS, find_fault=lambda key, reply: fault_in(reply))
+        account = ask_all(requests, self.make_client, self.store, LIMITS, find_fault=lambda key, reply: fault_in(reply))
+        self.accounts.append(account)
         found: list[Attack | None] = []
         for elite, niche in chosen:
             reply = reply_in(self.store, self.key(elite, niche))
@@ -44,6 +47,15 @@ class LlmService:
             text = None if reply is None else cleaned(reply.text)
             found.append(None if not text else replace(attack, style=niche.style, variants=(), text=text))
         return found
+
+    @property
+    def bill(self) -> str:
+        """What has been asked since the service was opened, and what it has cost, in a line."""
+        failed = sum(len(account.failures) for account in self.accounts)
+        asked = failed + sum(account.answered for account in self.accounts)
+        is_known = all(account.cost_is_known for account in self.accounts)
+        cost = cost_line(sum(account.cost for account in self.accounts), is_known)
+        return f"{self.model}: {asked:,} rewordings asked, {failed:,} of no use, {cost}"
 
     def key(self, elite: Elite, niche: Niche) -> str:
         parts = "\0".join((VERSION, self.model, niche.style, elite.prompt.text))
