@@ -277,7 +277,7 @@ def test_what_the_runner_decides_with_is_what_the_scripts_write(
 
 
 def test_an_empty_folder_has_no_summary(tmp_path: Path) -> None:
-    study = JudgeStudy(load_judge_config("organism"), tmp_path)
+    study = JudgeStudy(load_judge_config("organism"), tmp_path, tmp_path / "open_ended")
     assert summarise_judge(study) == judge_pages(study) == ""
 
 
