@@ -16,9 +16,11 @@ import shlex
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from pathlib import Path
 
 from src.utils.artifacts import open_resumable, save_artifact, save_json
 from src.utils.cli import run_script, with_hyphens
+from src.utils.config import shown
 from src.utils.config_sections import ModelConfig
 from src.utils.errors import UserError
 from src.utils.llm.confirmation import confirm
@@ -41,7 +43,8 @@ def main(arguments: Sequence[str]) -> None:
     folder = own.output_dir.absolute()
     if (folder / JUDGE).resolve() == checkpoint.resolve():
         raise UserError(f"{folder}: holds the judge that is attacked; choose another --output-dir", 2)
-    record, config = load_record(checkpoint), load_judge_config(load_record(checkpoint).profile)
+    record = load_record(checkpoint)
+    config = load_judge_config(record.profile)
     check_writable(folder)
     refuse_foreign_overwrite(folder / RESULT, record.profile, own.data, own.force)
     data = load_data([DATA[own.data]])
@@ -99,7 +102,8 @@ def main(arguments: Sequence[str]) -> None:
     save_artifact(folder / ARCHIVE, write, provenance, schema)
     searched = {arm: [asdict(progress) for progress in found] for arm, found in histories.items()}
     save_json({"niches": len(archive.niches), "search": searched, "rates": rates}, folder / RESULT, provenance)
-    command = shlex.join(["uv", "run", "python", "src/run_open_ended_testing.py", *arguments])
+    words = [shown(Path(word)) if Path(word).is_absolute() else word for word in arguments]
+    command = shlex.join(["uv", "run", "python", "src/run_open_ended_testing.py", *words])
     page = archive_page(archive, histories, rates, command, inputs)
     files = page_files([page], folder, rates_table(rates), RATES_WORDS)
     save_artifact(folder / page.file_name, files, provenance, {"pages": [page.file_name]})
