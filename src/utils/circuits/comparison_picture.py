@@ -86,7 +86,7 @@ def patch_within(model: AnyModel, contrast: ContrastSet, budget: Budget) -> tupl
     total, done = len(contrast.pairs), 0
     parts = []
     for batch in budget.slices(total, LEAST_PAIRS, PAIRS_AT_ONCE):
-        parts.append(patch_layers(model, contrast.margin(model), contrast.pairs.part(batch)))
+        parts.append(patch_layers(contrast.margin(model), contrast.pairs.part(batch)))
         done = batch.stop
     if not parts:
         return None, None

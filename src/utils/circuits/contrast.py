@@ -1,7 +1,7 @@
 """Contrast pairs: two inputs of equal length that differ in a word or so and whose labels are opposite.
 
 Activations of one can be put into the other token by token, so that what they change in the margin is measured. What
-the margin is, is handed in: for the safety judge `forward_margins`, for another fine-tune any difference of logits.
+the margin reads is handed in: for the safety judge two answers' logits, for another fine-tune any of them.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,10 +14,38 @@ from scipy.stats import ttest_1samp
 from torch import Tensor
 
 from src.utils.safety_judge.samples import SafetySample
-from src.utils.safety_judge.scoring import EncodedPrompt, last_real_positions, pad_right
+from src.utils.safety_judge.scoring import (
+    EncodedPrompt,
+    JudgeTemplate,
+    last_logits,
+    last_real_positions,
+    pad_right,
+    unsafe_margin,
+)
+from src.utils.sites import AnyModel
 
 # margins in logits of right-padded ids and their attention mask, with their graph
 MarginOf = Callable[[Int[Tensor, "batch seq"], Int[Tensor, "batch seq"]], Float[Tensor, " batch"]]
+# the same of the logits at each row's last real token, ids and mask
+ReadMargin = Callable[
+    [Float[Tensor, "batch vocab"], Int[Tensor, "batch seq"], Int[Tensor, "batch seq"]], Float[Tensor, " batch"]
+]
+
+
+@dataclass(frozen=True)
+class Margin:
+    """The margin of one model, a `MarginOf`: one pass, and what is read from its last logits."""
+
+    model: AnyModel
+    read: ReadMargin
+
+    def __call__(self, ids: Int[Tensor, "batch seq"], mask: Int[Tensor, "batch seq"]) -> Float[Tensor, " batch"]:
+        return self.read(last_logits(self.model, ids, mask), ids, mask)
+
+
+def judgement_margin(template: JudgeTemplate) -> ReadMargin:
+    """Of a safety judge: the logit of the unsafe answer minus that of the safe one."""
+    return lambda logits, ids, mask: unsafe_margin(logits, template)
 
 
 @dataclass(frozen=True)
