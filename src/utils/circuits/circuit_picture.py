@@ -23,7 +23,7 @@ from src.utils.circuits.attribution import (
     exact_node_effects,
     strongest_edges,
 )
-from src.utils.circuits.contrast import ContrastPairs, Margin, has_gap
+from src.utils.circuits.contrast import LIKE_LENGTH, ContrastPairs, Margin, has_gap
 from src.utils.circuits.contrast_set import ContrastSet
 from src.utils.circuits.faithfulness import CircuitFaithfulness, circuit_change, circuit_faithfulness
 from src.utils.circuits.graph import Graph
@@ -77,8 +77,8 @@ class CircuitDiagramPicture:
         ranked = strongest_edges(effects[0::2].mean(axis=0), graph, max(SIZES))
         most = pairs_at_once(model, graph, pairs, MEASURED_PAIRS)
         choosing, rows = (np.arange(start, len(effects), 2)[:most] for start in (0, 1))
-        chosen = choose_size(PairRuns.of(margin, graph, pairs_of(pairs, choosing)), ranked)
-        own = PairRuns.of(margin, graph, pairs_of(pairs, rows))
+        chosen = choose_size(PairRuns.of(margin, graph, pairs.part(choosing)), ranked)
+        own = PairRuns.of(margin, graph, pairs.part(rows))
         faithful, exact, nodes, cut = verify_within(own, ranked, chosen, budget)
         edges = np.array(ranked, dtype=np.int32).reshape(-1, 2)
         view = CircuitView(
@@ -143,7 +143,7 @@ def attribute_within(
     str | None,
 ]:
     """Attribute batch after batch, at both ends and along the way; also the margins of the pairs done."""
-    most, total = pairs_at_once(margin.model, graph, pairs, 16), len(pairs)
+    most, total = pairs_at_once(margin.model, graph, pairs, LIKE_LENGTH), len(pairs)
     parts = []
     for batch in budget.slices(total, LEAST_PAIRS, most):
         runs = PairRuns.of(margin, graph, pairs.part(batch))
@@ -214,11 +214,6 @@ def pairs_at_once(model: AnyModel, graph: Graph, pairs: ContrastPairs, most: int
     """As many pairs as `NUMBERS_AT_ONCE` allows, at least one."""
     a_pair = len(graph.writers) * pairs.mask.shape[1] * decoder_of(model).config.hidden_size
     return int(np.clip(NUMBERS_AT_ONCE // a_pair, 1, most))
-
-
-def pairs_of(pairs: ContrastPairs, rows: np.ndarray) -> ContrastPairs:
-    names = tuple(pairs.pair_ids[row] for row in rows)
-    return ContrastPairs(pairs.safe[rows], pairs.unsafe[rows], pairs.mask[rows], names)
 
 
 def circuit_picture(probes: ProbeSet, template: JudgeTemplate) -> CircuitDiagramPicture:

@@ -4,6 +4,7 @@ Activations of one can be put into the other token by token, so that what they c
 the margin reads is handed in: for the safety judge two answers' logits, for another fine-tune any of them.
 """
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -61,6 +62,7 @@ class ContrastWords:
 SAFETY = ContrastWords("safe", "unsafe", "prompt", "the log-odds of the answer “unsafe” against “safe”")
 
 
+LIKE_LENGTH = 16  # pairs, as many as are patched at once
 GAP_ALPHA = 0.001  # of the test below; everything causal rests on it
 
 
@@ -87,11 +89,12 @@ class ContrastPairs:
     def differing(self) -> Bool[Tensor, "pairs seq"]:
         return self.safe != self.unsafe
 
-    def part(self, rows: slice) -> "ContrastPairs":
+    def part(self, rows: slice | Int[np.ndarray, " chosen"]) -> "ContrastPairs":
         """Some of the pairs, without the columns that are padding in all of them."""
-        width = int(self.mask[rows].sum(dim=1).max()) if len(self.pair_ids[rows]) else 0
-        tensors = (tensor[rows, :width] for tensor in (self.safe, self.unsafe, self.mask))
-        return ContrastPairs(*tensors, self.pair_ids[rows])
+        chosen = np.arange(len(self))[rows]
+        width = int(self.mask[chosen].sum(dim=1).max()) if len(chosen) else 0
+        tensors = (tensor[chosen, :width] for tensor in (self.safe, self.unsafe, self.mask))
+        return ContrastPairs(*tensors, tuple(self.pair_ids[at] for at in chosen))
 
     def to(self, device: torch.device) -> "ContrastPairs":
         return ContrastPairs(self.safe.to(device), self.unsafe.to(device), self.mask.to(device), self.pair_ids)
@@ -103,7 +106,8 @@ def contrast_pairs(
     """The first safe and the first unsafe sample of each `pair_id`, where both have as many tokens.
 
     Pairs whose lengths differ and samples without a partner are left out, so that there may be none; `most` keeps the
-    first so many in order of their ids.
+    first so many in order of their ids. Pairs of like length then stand together, in groups of `LIKE_LENGTH` that are
+    in no order: a batch has little padding, and the first few groups are a fair sample.
     """
     members: dict[str, dict[bool, EncodedPrompt]] = {}
     for sample, row in zip(samples, rows, strict=True):
@@ -116,6 +120,10 @@ def contrast_pairs(
         and len(members[pair][False].ids) == len(members[pair][True].ids)
         and members[pair][False].ids != members[pair][True].ids
     ][:most]
+    matched.sort(key=lambda pair: len(members[pair][False].ids), reverse=True)
+    groups = [matched[start : start + LIKE_LENGTH] for start in range(0, len(matched), LIKE_LENGTH)]
+    random.Random(0).shuffle(groups)
+    matched = [pair for group in groups for pair in group]
     if not matched:
         none = torch.zeros((0, 0), dtype=torch.long)
         return ContrastPairs(none, none, none, ())
