@@ -40,7 +40,8 @@ SIZES = (16, 32, 64, 96, 128, 256)
 MOST_DRAWN = 128  # edges; nobody could tell more apart
 ENOUGH = 0.8  # of the margin's gap: the smallest circuit that keeps it is drawn
 LEAST_PAIRS, MOST_PAIRS = 4, 32  # one half chooses the circuit
-DRAWS = 19  # random circuits of a size; with fewer no p of 0.05 can be reached
+DRAWS = 19  # random circuits of the chosen size; with fewer no p of 0.05 can be reached
+OTHER_DRAWS = 5  # of each other size, of which nothing is claimed
 MEASURED_PAIRS = 8  # on which circuits are measured
 FOR_ESTIMATES = 0.4  # of the budget; the rest measures
 NUMBERS_AT_ONCE = 2**27  # of what all writers of a batch write, half a gigabyte in float32
@@ -196,9 +197,9 @@ def verify_within(
     others = sorted(set(faithful.sizes) - {chosen}, key=lambda size: abs(np.log(size / chosen)))
     done = 0
     for size in others:
-        if budget.left < 1.1 * (DRAWS + 1) * each:
+        if budget.left < 1.1 * (OTHER_DRAWS + 1) * each:
             break
-        faithful = faithful.with_random(with_draws(size, DRAWS))
+        faithful = faithful.with_random(with_draws(size, OTHER_DRAWS))
         done += 1
     cuts = [
         f"{draws} of {DRAWS} random circuits" if draws < DRAWS else "",
