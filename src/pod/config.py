@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> None:
     settings = read_settings(os.environ)
     api = RunPodApi(settings.api_url, settings.api_key)
     if own.action == "create":
-        create(api, own)
+        create(api, own, settings.remote_root)
     elif own.action == "stop":
         pod = choose_pod(api, own.pod)
         if pod.network_volume:
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str]) -> None:
         print("\n".join(describe(pod) for pod in pods) or "no pod; create one with `src/pod/config.py create`")
 
 
-def create(api: RunPodApi, own: argparse.Namespace) -> None:
+def create(api: RunPodApi, own: argparse.Namespace, remote_root: str) -> None:
     """Show the price, ask, create."""
     wish = PodWish(
         gpu=own.gpu,
@@ -88,7 +88,13 @@ def create(api: RunPodApi, own: argparse.Namespace) -> None:
         max_hours=own.max_hours,
         name=own.name,
         cloud=own.cloud,
+        remote_root=remote_root,
     )
+    if not wish.starts_guards:
+        print(
+            f"--image {wish.image}: is none of RunPod's (runpod/...), which start so that a run's guard comes back "
+            "with a container that is restarted"
+        )
     confirm(price_line(api, wish), f"{wish.gpu_count} x {wish.gpu}", own.yes)
     pod = api.create(wish.as_input(), wish.is_spot)
     print(f"pod {pod.id}: created, ${pod.cost_per_hour:.3f} an hour; test_connection.py --pod {pod.id} waits for it")

@@ -20,6 +20,7 @@ from src.pod.payload import Payload
 from src.pod.pods import STOPPED, choose_pod, is_over
 from src.pod.remote.blocks import Digest
 from src.pod.remote.install import OLDEST_PYTHON
+from src.pod.remote.resume import on_start
 from src.pod.run_record import RunRecord, log_size, new_run_id, now
 from src.pod.transfer import upload
 from src.utils.errors import UserError
@@ -118,18 +119,17 @@ def ensure_started(client: PodClient, record: RunRecord, link: PodLink, command:
     if state["state"] != "running" and not is_over:
         payload = command.pack()
         check_pod(client, record, link)
-        if client.choices.is_guarded:  # a client may die while it uploads, too
-            accepted(record, link.ask("guard", guard_request(client, record)))
+        guard(client, record, link)  # a client may die while it uploads, too
         bring(client, record, link, payload)
         here = log_size(client.records.log_path(record.run_id))
         if state["log_bytes"] < here - record.log_start:  # what we have is from a pod whose volume is not here
             record = client.records.save(record.updated(log_start=here))
         start(client, record, link, payload)
         record = record.charged_anew()
-    elif state["state"] == "running" and state["guard"] and not state["is_guarded"] and client.choices.is_guarded:
-        start(client, record, link, command.pack())  # the job goes on; its guard was lost
+    elif state["state"] == "running" and state["guard"] and not state["is_guarded"]:
+        guard(client, record, link)  # the job goes on; its guard was lost
     if record.state not in ("running", "finished"):
-        record = record.updated(state="running", started=record.started or now(), last_seen=now())
+        record = record.updated(state="running", started=record.started or now(), last_seen=now(), exit_reason=None)
         client.records.save(record)
     return record
 
@@ -184,6 +184,18 @@ def bring(client: PodClient, record: RunRecord, link: PodLink, payload: Payload)
     link.ask("place", {"run_id": record.run_id, "files": files})
 
 
+def guard(client: PodClient, record: RunRecord, link: PodLink) -> None:
+    """The run's guard alone, unless the user waived it; a line where it would not come back with its container."""
+    if not client.choices.is_guarded:
+        return
+    state = accepted(record, link.ask("guard", guard_request(client, record)))
+    if lost := state["ends_with_container"]:
+        client.say(
+            f"pod {record.pod_id}: its guard ends with its container ({lost}): if RunPod restarts that by itself, it "
+            "costs until a client comes back; `src/pod/config.py create` makes pods without that gap"
+        )
+
+
 def start(client: PodClient, record: RunRecord, link: PodLink, payload: Payload) -> dict:
     """Guard and job. `UserError` where the pod has no key of its own for a guard, and the user did not waive it."""
     settings = client.settings
@@ -222,7 +234,8 @@ def guard_request(client: PodClient, record: RunRecord) -> dict[str, Any]:
         "when_done": record.when_done,
         "stop": stop_mutation(pod),
     }
-    return {"run_id": record.run_id, "guard": orders}
+    starts_guards = on_start(record.remote_root) in (pod.start_command or "")
+    return {"run_id": record.run_id, "guard": orders, "starts_guards": starts_guards}
 
 
 def accepted(record: RunRecord, state: dict[str, Any]) -> dict[str, Any]:

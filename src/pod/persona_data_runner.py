@@ -28,7 +28,7 @@ from src.pod.payload import JUDGE_TRAIN, SCRIPT, STEPS
 from src.pod.plans import plan_command
 from src.pod.run_record import RunRecord, RunRecords
 from src.pod.settings import read_settings
-from src.pod.watch import cancel, conclude, decide_anew, follow, report
+from src.pod.watch import cancel, conclude, decide_anew, follow, interruption, report
 from src.utils.cli import OneLineParser, positive, run_script
 from src.utils.config import PROJECT_ROOT
 from src.utils.errors import UserError
@@ -128,6 +128,10 @@ def attend(client: PodClient, record: RunRecord, own: argparse.Namespace, comman
                 break
             client.say(f"run {record.run_id}: the job was interrupted; starting it again where it was")
         try:
+            if state["state"] == "interrupted":
+                reason = interruption(state)
+                client.records.save(record.updated(state="interrupted", exit_reason=reason))
+                raise UserError(f"run {record.run_id}: is interrupted: {reason}")
             if state["state"] not in ("finished", "failed", "cancelled"):
                 raise UserError(
                     f"run {record.run_id}: is {state['state']} on the pod; give the command that started it again"

@@ -19,7 +19,7 @@ from src.pod.watch import cancel, conclude, report
 from src.utils.errors import UserError
 from tests.pod_api_server import ACCOUNT_KEY, POD_KEY, ApiServer, pod_entry
 from tests.pod_jobs import HUB_TOKEN, SLEEPY, attend_to, client_for, job_command, remote
-from tests.pod_server import PASSPHRASE, PodServer, make_key, processes_in, wait_for
+from tests.pod_server import PASSPHRASE, PodServer, holds, make_key, processes_in, wait_for
 
 pytestmark = pytest.mark.usefixtures("fresh_api")
 QUICK = "import pathlib\npathlib.Path('out').mkdir()\npathlib.Path('out/a.txt').write_text('a')\nprint('made it')\n"
@@ -210,14 +210,6 @@ def test_a_guard_that_was_killed_comes_back_with_the_client(pod: PodServer, api:
     assert after["since"] > before["since"] and after["deadline"] == before["deadline"]
     assert (remote(pod, record).read("started") or {})["attempts"] == 1
     pod.end_processes()
-
-
-def holds(pid: int, name: str) -> bool:
-    """Whether a process has a file of that name open."""
-    try:
-        return any(path.readlink().name == name for path in Path(f"/proc/{pid}/fd").iterdir())
-    except OSError:
-        return False
 
 
 def test_without_a_key_of_its_own_no_job_starts(api: ApiServer, tmp_path: Path, sshd: str) -> None:

@@ -135,6 +135,11 @@ def test_a_wish_carries_its_own_end_and_its_kind(server: ApiServer, api: RunPodA
     fields = PodWish("A100", max_hours=1.5, volume_gb=70).as_input(now)
     assert fields["terminateAfter"] == "2026-05-04T11:30:00Z" and fields["volumeInGb"] == 70
     assert fields["ports"] == "22/tcp" and "bidPerGpu" not in fields
+    assert fields["dockerArgs"] == (
+        "bash -c '(test -f /workspace/em-persona/bin/on-start.sh && bash /workspace/em-persona/bin/on-start.sh) & "
+        "exec /start.sh'"
+    )
+    assert "dockerArgs" not in PodWish("A100", image="pytorch/pytorch").as_input(now), "has a start of its own"
     spot = PodWish("A100", network_volume="vol", is_spot=True, bid=0.3).as_input(now)
     assert spot["bidPerGpu"] == 0.3 and spot["networkVolumeId"] == "vol" and "volumeInGb" not in spot
     api.create(spot, is_spot=True)
@@ -260,5 +265,6 @@ def test_settings_keep_secrets_out_of_their_repr() -> None:
     with pytest.raises(UserError, match="RUNPOD_API_KEY holds a character that no key has") as caught:
         read_settings({"RUNPOD_API_KEY": "ключ"})
     assert "ключ" not in caught.value.message
-    with pytest.raises(UserError, match="--remote-root here: must be absolute"):
-        read_settings(environment, remote_root="here")
+    for root in ("here", "/", "/it's/mine", "/two words", "/a;b", "/$HOME"):
+        with pytest.raises(UserError, match=r"--remote-root .*: must be absolute, of letters, digits and ._-/ alone"):
+            read_settings(environment, remote_root=root)

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from src.pod.remote.detach import detach, die_with_parent
-from src.pod.remote.layout import RunFolder, pod_name, state_of
+from src.pod.remote.environment import pod_name
+from src.pod.remote.layout import RunFolder, state_of
 from src.pod.remote.progress import Progress
 
 POLL_SECONDS = 0.1
