@@ -17,7 +17,7 @@ from src.pod.client import PodClient, stop_mutation
 from src.pod.digests import DigestCache
 from src.pod.link import PodLink
 from src.pod.payload import Payload
-from src.pod.pods import STOPPED, choose_pod, is_over
+from src.pod.pods import STOPPED, choose_pod, is_over, state_of
 from src.pod.remote.blocks import Digest
 from src.pod.remote.install import OLDEST_PYTHON
 from src.pod.remote.resume import on_start
@@ -60,7 +60,7 @@ def open_run_alone(client: PodClient, command: Command) -> RunRecord:
             return record
         if is_over(pod):
             return move_run(client, record, pod)
-    pod = choose_pod(client.api, chosen)
+    pod = choose_running(client, chosen)
     run_id = new_run_id(command.step)
     root = client.settings.remote_root
     return client.records.save(
@@ -81,6 +81,14 @@ def open_run_alone(client: PodClient, command: Command) -> RunRecord:
     )
 
 
+def choose_running(client: PodClient, chosen: str | None) -> Pod:
+    """The pod that is meant; `UserError` for one that does not run, before a run is opened on it."""
+    pod = choose_pod(client.api, chosen)
+    if is_over(pod):
+        raise UserError(f"pod {pod.id}: is {state_of(pod).text}")
+    return pod
+
+
 def move_run(client: PodClient, record: RunRecord, old: Pod | None) -> RunRecord:
     """A run whose pod does not run any more, on the pod that is meant now: with the same volume it continues there.
 
@@ -93,7 +101,9 @@ def move_run(client: PodClient, record: RunRecord, old: Pod | None) -> RunRecord
             f"run {record.run_id}: lies on the volume of pod {record.pod_id}, which is stopped; start that pod in the "
             "console and give the same command again, or begin anew on another with --pod"
         )
-    pod = choose_pod(client.api, chosen)
+    pod = choose_running(client, chosen)
+    if pod.id == record.pod_id:  # has been started again just now
+        return record
     gone = "was terminated" if old is None else f"is {old.status.lower()}"
     client.say(f"run {record.run_id}: pod {record.pod_id} {gone}; continuing on pod {pod.id}")
     return client.records.save(

@@ -331,5 +331,10 @@ def test_the_same_command_opens_one_run(pod: PodServer, api: ApiServer, tmp_path
         api.delay = 0.0
     other = dataclasses.replace(command, options=["--limit", "3"])
     assert open_run(client, other).run_id != first.run_id
+    api.pods["pod1"]["desiredStatus"] = "EXITED"
+    for meant in (command, dataclasses.replace(command, options=["new"])):
+        with pytest.raises(UserError, match="pod pod1: is stopped; start it in the console"):
+            open_run(client_for(pod, api, tmp_path, pod_id="pod1"), meant)
+    assert len(client.records.all()) == 3, "no run is opened on a pod that does not run"
     record = client.records.load(first.run_id)
     assert (record.pod_id, record.state, record.cost_per_hour) == ("pod1", "preparing", 0.5)
