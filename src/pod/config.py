@@ -92,12 +92,13 @@ def create(api: RunPodApi, own: argparse.Namespace, remote_root: str) -> None:
     )
     if not wish.starts_guards:
         print(
-            f"--image {wish.image}: is none of RunPod's (runpod/...), which start so that a run's guard comes back "
-            "with a container that is restarted"
+            f"--image {wish.image}: a run's cost guard will not come back with a container that RunPod restarts, as it "
+            "does with images named runpod/..."
         )
-    confirm(price_line(api, wish), f"{wish.gpu_count} x {wish.gpu}", own.yes)
+    confirm(price_line(api, wish), f"{wish.gpu_count} x {wish.gpu}", own.yes, "Create?")
     pod = api.create(wish.as_input(), wish.is_spot)
-    print(f"pod {pod.id}: created, ${pod.cost_per_hour:.3f} an hour; test_connection.py --pod {pod.id} waits for it")
+    wait = f"`src/pod/test_connection.py --pod {pod.id}` waits for it"
+    print(f"pod {pod.id}: created, ${pod.cost_per_hour:.3f} an hour; {wait}")
 
 
 if __name__ == "__main__":

@@ -43,8 +43,9 @@ def read_settings(
         raise UserError("RUNPOD_API_KEY holds a character that no key has; copy it into .env again")
     root = remote_root or environment.get("RUNPOD_REMOTE_ROOT") or DEFAULT_ROOT
     if not PLAIN_PATH.fullmatch(root):
+        name = "--remote-root" if remote_root else "RUNPOD_REMOTE_ROOT"
         raise UserError(
-            f"--remote-root {root}: must be absolute, of letters, digits and ._-/ alone, such as {DEFAULT_ROOT}", 2
+            f"{name} {root}: must be absolute, of letters, digits and ._-/ alone, such as {DEFAULT_ROOT}", 2
         )
     return PodSettings(
         api_key=api_key,

@@ -58,7 +58,7 @@ def test_config_lists_creates_and_terminates(
         return left.value.code, *capsys.readouterr()
 
     code, told, complaint = config("create", "--gpu", 'RTX "4090"', "--max-hours", "2")
-    assert code == 2 and "at most $1.00" in told and "--yes starts without asking" in complaint
+    assert code == 2 and "at most $1.00" in told and "--yes does it without asking" in complaint
     assert not api.created
     code, told, _ = config("create", "--gpu", 'RTX "4090"', "--max-hours", "2", "--spot", "--bid", "0.25", "--yes")
     assert code == 0 and "pod new1: created" in told
