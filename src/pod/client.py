@@ -97,7 +97,7 @@ class PodClient:
         if record.when_done == "keep" or is_over(pod) or pod is None:
             return
         if others:
-            self.say(f"pod {pod.id}: goes on, and on costing, for {', '.join(others)}")
+            self.say(f"pod {pod.id}: goes on, and on costing, for {', '.join(others)}; --cancel RUN gives one up")
             return
         if (record.when_done == "terminate" and not unfetched) or pod.network_volume:
             self.api.terminate(pod.id)

@@ -201,8 +201,8 @@ def guard(client: PodClient, record: RunRecord, link: PodLink) -> None:
     state = accepted(record, link.ask("guard", guard_request(client, record)))
     if lost := state["ends_with_container"]:
         client.say(
-            f"pod {record.pod_id}: its guard ends with its container ({lost}): if RunPod restarts that by itself, it "
-            "costs until a client comes back; `src/pod/config.py create` makes pods without that gap"
+            f"pod {record.pod_id}: if RunPod restarts its container, no guard stops it until a client comes back "
+            f"({lost}); `src/pod/config.py create` makes pods without that gap"
         )
 
 

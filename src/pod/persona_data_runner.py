@@ -53,7 +53,7 @@ def read_options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str
     for name, text in {
         "attach": "go on with this run (default: the last one)",
         "status": "state, progress and money of this run",
-        "cancel": "end the job of this run, and its pod as --when-done says",
+        "cancel": "end the job of this run, or give up one that failed, and its pod as --when-done says",
         "fetch": "fetch the results of this run again",
     }.items():
         action.add_argument(f"--{name}", nargs="?", const=LAST, metavar="RUN", help=text)
@@ -140,7 +140,7 @@ def attend(client: PodClient, record: RunRecord, own: argparse.Namespace, comman
             if record.state == "failed":
                 raise UserError(f"run {record.run_id}: failed ({record.exit_reason}); the same command tries again")
             if record.state == "cancelled":
-                raise UserError(f"run {record.run_id}: was cancelled")
+                raise UserError(f"run {record.run_id}: was cancelled; the command that started it begins anew")
             record, state = fetch(client, record, link, own.results_dir, own.force)
         except UserError:
             if (
@@ -175,10 +175,13 @@ def end_run(client: PodClient, record: RunRecord, own: argparse.Namespace) -> in
 def fetch_again(client: PodClient, record: RunRecord, own: argparse.Namespace) -> int:
     with client.alone_with(record.run_id), client.link_to(record) as link:
         found = link.ask("state", {"run_id": record.run_id})["state"]
+        if found == "running":
+            raise UserError(
+                f"run {record.run_id}: is running, and has no results yet; --attach {record.run_id} waits for them"
+            )
         if found != "finished":
             raise UserError(
-                f"run {record.run_id}: is {found} on the pod, and has no results yet; --attach {record.run_id} waits "
-                "for them"
+                f"run {record.run_id}: is {found} on the pod, without results; the command that started it makes them"
             )
         is_first = record.state != "fetched"
         record, state = fetch(client, record, link, own.results_dir, own.force)

@@ -140,12 +140,12 @@ def cancel(client: PodClient, record: RunRecord) -> tuple[RunRecord, dict[str, A
     with client.link_to(record) as link:
         record = decide_anew(client, record, link)
         state = link.ask("cancel", {"run_id": record.run_id})
-    if state["state"] in ("finished", "failed"):
-        client.say(f"run {record.run_id}: had ended already ({state['state']})")
+    if state["state"] == "finished":
+        client.say(f"run {record.run_id}: had ended already, and is finished")
         return record, state
     if state["state"] == "running":
         raise UserError(f"run {record.run_id}: does not end; stop its pod: `src/pod/config.py stop {record.pod_id}`")
-    return client.records.save(record.updated(state="cancelled", ended=now(), last_seen=now())), state
+    return client.records.save(record.updated(state="cancelled", ended=record.ended or now(), last_seen=now())), state
 
 
 def report(client: PodClient, record: RunRecord) -> str:

@@ -163,7 +163,9 @@ def test_a_pod_that_was_made_elsewhere_is_hooked_or_the_user_told(
     said: list[str] = []
     record = guarded(pod, api, tmp_path, say=said.append, when_done="stop", idle_minutes=0.05)
     (line,) = [line for line in said if "guard" in line]
-    assert line.startswith("pod new1: its guard ends with its container (") and "`src/pod/config.py create`" in line
+    assert line.startswith(
+        "pod new1: if RunPod restarts its container, no guard stops it until a client comes back (it"
+    )
     run = remote(pod, record)
     pod.restart_container()
     assert not guards_of(pod, run)

@@ -14,6 +14,7 @@ import pytest
 
 from src.pod.launch import open_run
 from src.pod.persona_data_runner import attend, end_run, fetch_again
+from src.pod.remote.layout import state_of
 from src.pod.run_record import RunRecord
 from src.pod.watch import cancel, conclude, report
 from src.utils.errors import UserError
@@ -82,6 +83,12 @@ def test_a_pod_whose_guard_is_there_is_left_to_it_for_another_try(
     with pytest.raises(UserError, match="exit code 3"):
         attend_to(client, job_command(tmp_path, "raise SystemExit(3)"), tmp_path)
     assert not api.calls("podStop")
+    failed = client.records.latest()
+    own = argparse.Namespace(results_dir=tmp_path / "results", force=False)
+    with pytest.raises(UserError, match="is failed on the pod, without results; the command that started it makes"):
+        fetch_again(client, failed, own)
+    assert end_run(client, failed, own) == 0 and client.records.latest().state == "cancelled", "it is given up"
+    assert api.calls("podStop") == [ACCOUNT_KEY] and state_of(remote(pod, failed))["state"] == "cancelled"
     pod.end_processes()
 
 
@@ -97,7 +104,8 @@ def test_a_pod_goes_on_for_another_run_that_is_on_it(pod: PodServer, api: ApiSer
     client = client_for(pod, api, tmp_path, when_done="stop", say=said.append)
     other = attend_to(client, job_command(tmp_path / "other", SLEEPY), tmp_path, is_detached=True)
     attend_to(client, job_command(tmp_path, QUICK, options=["mine"]), tmp_path)
-    assert not api.calls("podStop") and f"pod pod1: goes on, and on costing, for {other.run_id}" in said
+    assert not api.calls("podStop")
+    assert f"pod pod1: goes on, and on costing, for {other.run_id}; --cancel RUN gives one up" in said
     own = argparse.Namespace()
     assert end_run(client, client.records.load(other.run_id), own) == 0
     assert api.calls("podStop") == [ACCOUNT_KEY], "cancelled, the last of them"
@@ -276,7 +284,7 @@ def test_a_run_that_goes_on_is_not_fetched_and_what_follows_it_is_decided_anew(
     there = remote(pod, record)
     wait_for((there.project / "out/a.txt").exists, "the first of its outputs")
     own = argparse.Namespace(detach=False, results_dir=tmp_path / "results", force=False)
-    with pytest.raises(UserError, match=f"is running on the pod, .*--attach {record.run_id} waits"):
+    with pytest.raises(UserError, match=f"is running, .*--attach {record.run_id} waits"):
         fetch_again(client, record, own)
     assert client.records.load(record.run_id).state == "running" and not (there.path / "fetched").exists()
     (there.project / "go").touch()

@@ -74,6 +74,9 @@ def test_what_a_script_may_not_do(repository: Path) -> None:
             script_payload("src/s.py", [], [], [output], repository)
     with pytest.raises(UserError, match="gone: does not exist"):
         script_payload("src/s.py", [], [repository / "gone"], ["out"], repository)
+    own = argparse.Namespace(step="script", script="src/calibrate_judge.py", input=[], output=["/etc/x"], force=False)
+    with pytest.raises(UserError, match="must lie under the working folder"):
+        plan_command(own, [])
 
 
 def test_the_results_folder_of_the_pod_is_its_own() -> None:

@@ -128,10 +128,13 @@ def write_status(run: RunFolder, phase: str, progress: Progress) -> None:
 
 
 def cancel(run: RunFolder) -> dict[str, Any]:
-    """Ask the job to end (SIGTERM), then make it (SIGKILL); the state after that."""
-    if not run.path.exists() or run.read("exit.json") is not None:
+    """Ask the job to end (SIGTERM), then make it (SIGKILL), or give up one that has failed; the state after that."""
+    ended = run.read("exit.json")
+    if not run.path.exists() or (ended is not None and ended.get("code") == 0):
         return state_of(run)
     run.touch("cancelled")
+    if ended is not None:
+        run.write("exit.json", {**ended, "cancelled": True})
     deadline = time.time() + KILL_AFTER_SECONDS
     while run.is_locked() and time.time() < deadline + 5:
         running = run.read("pid")
