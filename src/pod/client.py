@@ -72,6 +72,19 @@ class PodClient:
         link.root = record.remote_root
         return link
 
+    def check_pod_of(self, record: RunRecord) -> None:
+        """`UserError` where a run's pod does not run: who attaches or fetches looks for no other."""
+        pod = self.api.pod(record.pod_id)
+        if pod is None:
+            raise UserError(
+                f"run {record.run_id}: pod {record.pod_id} was terminated; if it had a network volume, the command "
+                "that started the run goes on from another pod with it"
+            )
+        if is_over(pod):
+            raise UserError(
+                f"run {record.run_id}: lies on pod {pod.id}, which is stopped; start it in the console first"
+            )
+
     @contextmanager
     def alone_with(self, run_id: str) -> Generator[None]:
         """Hold a run, so that no second client writes its log and record; `UserError` where one does."""

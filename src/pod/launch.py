@@ -155,7 +155,8 @@ def check_pod(client: PodClient, record: RunRecord, link: PodLink) -> None:
         )
     if not facts["is_on_volume"]:
         client.say(
-            f"pod {record.pod_id}: {link.root} is on no volume: results are lost if it stops before they are fetched"
+            f"pod {record.pod_id}: {link.root} is on no volume: results are lost if it stops before they are fetched; "
+            "--remote-root names another folder"
         )
     if client.choices.is_guarded and facts["unguarded"]:
         raise no_guard(record, facts["unguarded"])

@@ -87,6 +87,7 @@ def main(arguments: Sequence[str]) -> int:
             return act(client, record, own)
     if own.attach is not None:
         record = client.records.latest() if own.attach == LAST else client.records.load(own.attach)
+        client.check_pod_of(record)
         return attend(client, record, own, None)
     command = plan_command(own, options)
     if command is None:
@@ -173,6 +174,7 @@ def end_run(client: PodClient, record: RunRecord, own: argparse.Namespace) -> in
 
 
 def fetch_again(client: PodClient, record: RunRecord, own: argparse.Namespace) -> int:
+    client.check_pod_of(record)
     with client.alone_with(record.run_id), client.link_to(record) as link:
         found = link.ask("state", {"run_id": record.run_id})["state"]
         if found == "running":

@@ -136,7 +136,7 @@ def cancel(client: PodClient, record: RunRecord) -> tuple[RunRecord, dict[str, A
     pod = client.api.pod(record.pod_id)
     if is_over(pod):
         client.say(f"pod {record.pod_id}: does not run any more")
-        return client.records.save(record.updated(state="cancelled")), None
+        return record if record.state in OVER else client.records.save(record.updated(state="cancelled")), None
     with client.link_to(record) as link:
         record = decide_anew(client, record, link)
         state = link.ask("cancel", {"run_id": record.run_id})
