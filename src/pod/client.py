@@ -122,5 +122,5 @@ class PodClient:
 
 
 def stop_mutation(pod: Pod) -> str:
-    """How a pod stops costing money: with a network volume it cannot be stopped, and the volume outlives it."""
+    """How a pod stops costing money: not every one with a network volume can be stopped, and the volume outlives it."""
     return "podTerminate" if pod.network_volume else "podStop"

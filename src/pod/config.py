@@ -19,7 +19,6 @@ from src.pod.creation import IMAGE, PodWish, price_line
 from src.pod.pods import choose_pod, describe
 from src.pod.settings import read_settings
 from src.utils.cli import OneLineParser, positive, run_script
-from src.utils.errors import UserError
 from src.utils.llm.confirmation import confirm
 
 
@@ -56,11 +55,7 @@ def main(arguments: Sequence[str]) -> None:
         create(api, own, settings.remote_root)
     elif own.action == "stop":
         pod = choose_pod(api, own.pod)
-        if pod.network_volume:
-            raise UserError(
-                f"pod {pod.id}: RunPod stops none that has a network volume; terminate it, the volume stays", 2
-            )
-        confirm("stop; what runs on it ends, its volume stays", pod.id, own.yes, "Stop?")
+        confirm("stop; what runs on it ends, its volume stays and costs a little", pod.id, own.yes, "Stop?")
         api.stop(pod.id)
         print(f"pod {pod.id}: stopped")
     elif own.action == "terminate":

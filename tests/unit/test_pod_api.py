@@ -9,6 +9,7 @@ import pytest
 
 from src.pod import config, persona_data_runner
 from src.pod.api import Enum, Pod, RunPodApi, literal
+from src.pod.client import stop_mutation
 from src.pod.creation import PodWish, price_line
 from src.pod.pods import Address, choose_pod, describe, state_of, wait_until_ready
 from src.pod.settings import read_settings
@@ -149,16 +150,18 @@ def test_a_wish_carries_its_own_end_and_its_kind(server: ApiServer, api: RunPodA
     )
 
 
-def test_a_pod_on_a_network_volume_is_not_stopped_but_terminated(
+def test_stopping_a_pod_on_a_network_volume_is_left_to_runpod_to_refuse(
     server: ApiServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """It did until May 2026; a guard ends such a pod all the same, as its volume outlives it."""
     monkeypatch.setenv("RUNPOD_API_KEY", ACCOUNT_KEY)
     monkeypatch.setenv("RUNPOD_API_BASE_URL", server.url)
     server.pods = {"p": pod_entry("p", 1, networkVolumeId="v")}
-    with pytest.raises(UserError, match="pod p: RunPod stops none that has a network volume; terminate it"):
-        config.main(["stop", "p", "--yes"])
+    config.main(["stop", "p", "--yes"])
+    assert server.calls("podStop") == [ACCOUNT_KEY] and server.pods["p"]["desiredStatus"] == "EXITED"
+    assert stop_mutation(Pod.model_validate(server.pods["p"])) == "podTerminate"
     config.main(["terminate", "p", "--yes"])
-    assert not server.calls("podStop") and not server.pods
+    assert not server.pods
 
 
 def test_the_price_is_told_with_its_end(api: RunPodApi) -> None:
