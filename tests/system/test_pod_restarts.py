@@ -7,6 +7,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,6 +63,12 @@ def restart(pod: PodServer, run: RunFolder, is_new: bool = False) -> int:
     return guards_of(pod, run)[0]
 
 
+def reason_of(run: RunFolder) -> dict[str, Any]:
+    """What the guard was told and has done, once it has written that down."""
+    wait_for(lambda: "reason" in (run.read("guard.json") or {}), "the guard has written down why")
+    return run.read("guard.json") or {}
+
+
 def test_the_guard_comes_back_with_the_container_and_stops_the_pod_though_nobody_does(
     pod: PodServer, api: ApiServer, tmp_path: Path
 ) -> None:
@@ -74,8 +81,7 @@ def test_the_guard_comes_back_with_the_container_and_stops_the_pod_though_nobody
     pod.restart_container()
     wait_for(lambda: api.calls("podStop"), "the guard stops the pod", 30)
     assert api.calls("podStop") == [POD_KEY] and not api.calls("podTerminate") and len(api.asked) == 1
-    wait_for(lambda: "reason" in (run.read("guard.json") or {}), "the guard has written down why")
-    after = run.read("guard.json") or {}
+    after = reason_of(run)
     assert after["reason"].startswith("the job was interrupted, and for ") and after["resumed"] > before["since"]
     assert all(after[name] == before[name] for name in before if name != "since")
     assert POD_KEY not in "".join(path.read_text() for path in (pod.root / "bin").glob("*.sh"))
@@ -86,7 +92,7 @@ def test_hours_that_pass_after_a_restart_stop_the_pod(pod: PodServer, api: ApiSe
     deadline = (remote(pod, record).read("guard.json") or {})["deadline"]
     restart(pod, remote(pod, record))
     wait_for(lambda: api.calls("podStop"), "the guard stops the pod", 30)
-    told = remote(pod, record).read("guard.json") or {}
+    told = reason_of(remote(pod, record))
     assert told["deadline"] == deadline and told["reason"] == "the hours are over"
 
 
