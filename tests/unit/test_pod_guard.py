@@ -146,6 +146,18 @@ def test_two_runs_that_are_done_and_left_alone_stop_the_pod_after_the_grace(run:
     os.close(guard)
 
 
+def test_an_interrupted_job_is_over_unless_somebody_comes_back_to_it(run: RunFolder) -> None:
+    """Its container was started again, or its supervisor killed; what it has done is on the volume, and stays there."""
+    run.write("started", {})
+    assert decision(run, idle=599, idle_seconds=3600.0) is None and run.is_interrupted
+    assert decision(run, idle=601, idle_seconds=3600.0, when_done="terminate") == "podStop"
+    assert decision(run, idle=601, idle_seconds=3600.0, when_done="keep") is None
+    lock = run.lock()
+    assert lock is not None and not run.is_interrupted
+    assert decision(run, idle=601, idle_seconds=3600.0) is None, "it has begun again, and is silent"
+    os.close(lock)
+
+
 def test_a_guard_that_is_there_takes_new_orders(run: RunFolder) -> None:
     """A first client went away while it uploaded; the next one wants something else."""
     guard = guarded(run, deadline=time.time() + 60, when_done="terminate")
