@@ -58,17 +58,17 @@ def image(top: Path, start: str, command: bytes = b"/bin/bash\0/start.sh\0") -> 
     [
         (None, f"#!/bin/bash\n{CALL}\n"),
         ("#!/bin/sh\nserve forever\n", f"#!/bin/sh\n{CALL}\nserve forever\n"),
-        ("serve forever\n", f"{CALL}\nserve forever\n"),
+        ("serve für immer\n", f"{CALL}\nserve für immer\n"),
         ("", f"#!/bin/bash\n{CALL}\n"),
     ],
 )
 def test_the_hook_comes_first_once_and_leaves_what_was_there(before: str | None, after: str, tmp_path: Path) -> None:
     top = image(tmp_path, 'execute_script "/pre_start.sh" "Running"\nexecute_script "/post_start.sh" "Running"\n')
     if before is not None:
-        (top / "pre_start.sh").write_text(before)
+        (top / "pre_start.sh").write_bytes(before.encode("latin-1"))
     for _ in range(2):
         assert hook_into_image(Path("/w"), top) == ""
-    assert (top / "pre_start.sh").read_text() == after and not (top / "post_start.sh").exists()
+    assert (top / "pre_start.sh").read_bytes() == after.encode("latin-1") and not (top / "post_start.sh").exists()
 
 
 def test_an_image_that_runs_the_other_hook_alone(tmp_path: Path) -> None:

@@ -62,7 +62,8 @@ def hook_into_image(root: Path, top: Path = Path("/")) -> str:
             return f"it does not start by the {IMAGE_START} of RunPod's images"
         call = f"bash {quote(on_start(str(root)))} &"
         hook = top / name
-        lines = (hook.read_text(encoding="utf-8") if hook.exists() else "").splitlines() or ["#!/bin/bash"]
+        text = hook.read_text(encoding="utf-8", errors="surrogateescape") if hook.exists() else ""
+        lines = text.splitlines() or ["#!/bin/bash"]
         if call not in lines:
             lines.insert(lines[0].startswith("#!"), call)  # before all else: what follows may never end
             replace_file(hook, "\n".join(lines) + "\n")
@@ -74,7 +75,7 @@ def hook_into_image(root: Path, top: Path = Path("/")) -> str:
 def replace_file(path: Path, text: str) -> None:
     """An executable file, whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
     temporary.chmod(0o755)
     temporary.replace(path)
 
@@ -90,16 +91,17 @@ def resume_guards(root: Path) -> list[str]:
     taken: dict[RunFolder, tuple[int, Orders]] = {}
     for told in sorted((root / "runs").glob("*/guard.json")):
         run = RunFolder(root, told.parent.name)
-        with contextlib.suppress(OSError, KeyError):  # one that cannot be read is no reason to leave the others
+        with contextlib.suppress(OSError, KeyError):  # one that cannot be read or written leaves the others as they are
             is_new_container = not run.lock_path("guard").exists()
             orders = orders_of(run)
             if orders is None or (is_new_container and run.is_settled):
                 continue
-            if (lock := run.lock("guard")) is not None:
-                taken[run] = lock, resumed_orders(orders, is_new_container, time.time())
-    for run, (lock, orders) in taken.items():
-        with contextlib.suppress(OSError):  # on a full disk the old ones stand
+            if (lock := run.lock("guard")) is None:
+                continue
+            orders = resumed_orders(orders, is_new_container, time.time())
+            taken[run] = lock, orders
             run.write("guard.json", {**asdict(orders), "pod": pod_name(), "resumed": time.time()})
+    for run, (lock, orders) in taken.items():
         others = [other for other, _ in taken.values() if other != lock]
         detach(lambda run=run, orders=orders, others=others: stand_guard(run, orders, others), run.path / "guard.log")
     for lock, _ in taken.values():
