@@ -43,7 +43,7 @@ LEAST_PAIRS, MOST_PAIRS = 4, 32  # one half chooses the circuit
 DRAWS = 19  # random circuits of the chosen size; with fewer no p of 0.05 can be reached
 OTHER_DRAWS = 5  # of each other size, of which nothing is claimed
 MEASURED_PAIRS = 8  # on which circuits are measured
-FOR_ESTIMATES = 0.4  # of the budget; the rest measures
+FOR_ESTIMATES = 0.35  # of the budget; the rest measures
 NUMBERS_AT_ONCE = 2**27  # of what all writers of a batch write, half a gigabyte in float32
 
 
@@ -55,7 +55,7 @@ class CircuitDiagramPicture:
     unit: Unit = "epoch"
     name: str = "circuits"
     is_advanced: bool = True
-    relative_budget: float = 3.0
+    relative_budget: float = 3.5
 
     def file_names(self, number: int) -> list[str]:
         return [f"{self.unit}_{number}_circuits.html"]
