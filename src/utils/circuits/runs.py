@@ -209,9 +209,19 @@ def head_outputs(
 def linear_map(
     module: nn.Module, zeros: Float[Tensor, "1 wide_in"]
 ) -> tuple[Float[Tensor, "wide_in wide_out"], Float[Tensor, " wide_out"]]:
-    """Weight and bias of a linear module as it acts, adapters and quantisation counted, past the hooks on it."""
-    bias = module.forward(zeros)[0]
-    return module.forward(torch.eye(zeros.shape[1], dtype=zeros.dtype, device=zeros.device)) - bias, bias
+    """Weight and bias of a linear module as it acts, adapters and quantisation counted, past the hooks on it.
+
+    What is no plain layer is differentiated: outputs of unit vectors minus a bias many times larger than the weights,
+    as Qwen2's keys have, keep in bfloat16 little of the weights.
+    """
+    if type(module) is nn.Linear and "forward" not in vars(module):
+        bias = zeros.new_zeros(len(module.weight)) if module.bias is None else module.bias.detach()
+        return module.weight.detach().T, bias
+    bias = module.forward(zeros)[0].detach()
+    with torch.enable_grad():
+        inputs = zeros.new_zeros(len(bias), zeros.shape[1]).requires_grad_()
+        (weight,) = torch.autograd.grad(module.forward(inputs), inputs, torch.eye(len(bias)).to(bias))
+    return weight.T, bias
 
 
 @contextmanager
