@@ -135,7 +135,7 @@ def run_with_replaced(
                 "rbsd,drk->bsrk", norm(streams[layer] + found), weight.unflatten(1, (n_heads, -1))[:, readers]
             )
             heads = output.unflatten(-1, (n_heads, -1)).clone()
-            heads[:, :, readers] = own + bias.unflatten(0, (n_heads, -1))[readers]
+            heads[:, :, readers] = (own + bias.unflatten(0, (n_heads, -1))[readers]).to(heads)
             return heads.flatten(-2)
 
         return kind, layer, edit
