@@ -7,6 +7,7 @@ the writer wrote now, plus what it is to have written. Nothing else of the run i
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -38,8 +39,7 @@ class GraphRun:
 class PairRuns:
     """Both runs of some pairs, without the columns before the first in which any of them differs.
 
-    Every edge carries the same there, so that nothing that is exchanged between the runs is left out. `scratch` is room
-    that one pass after the other writes over.
+    Every edge carries the same there, so that nothing that is exchanged between the runs is left out.
     """
 
     model: AnyModel
@@ -47,16 +47,20 @@ class PairRuns:
     margin_of: MarginOf
     safe: GraphRun
     unsafe: GraphRun
-    scratch: Float[Tensor, "writers pairs seq d_model"]
 
     @classmethod
     def of(cls, margin: Margin, graph: Graph, pairs: ContrastPairs) -> "PairRuns":
         columns, own = after_common_start(margin, pairs.to(decoder_of(margin.model).device))
         safe, unsafe = (run_graph(margin.model, columns, graph, ids, own.mask) for ids in (own.safe, own.unsafe))
-        return cls(margin.model, graph, columns, safe, unsafe, torch.zeros_like(safe.written))
+        return cls(margin.model, graph, columns, safe, unsafe)
 
     def __len__(self) -> int:
         return len(self.safe.margins)
+
+    @cached_property
+    def scratch(self) -> Float[Tensor, "writers pairs seq d_model"]:
+        """Room that one pass with replaced edges after the other writes over; attribution needs none."""
+        return torch.zeros_like(self.safe.written)
 
 
 @torch.no_grad()
