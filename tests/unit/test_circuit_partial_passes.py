@@ -23,6 +23,7 @@ MODELS: dict[str, Callable[[], AnyModel]] = {
     "llama": lambda: tiny_model("llama"),
     "adapter": lambda: with_adapter(tiny_model()),
     "windows": tiny_gemma,
+    "multiplied": lambda: tiny_model("granite"),
 }
 START = (11, 7, 9)
 
