@@ -21,6 +21,7 @@ from src.utils.circuits.contrast import ContrastPairs, contrast_pairs
 from src.utils.circuits.faithfulness import CircuitFaithfulness, circuit_change, circuit_faithfulness, random_circuit
 from src.utils.circuits.graph import Graph, Reader, ReaderKind, Writer
 from src.utils.circuits.runs import PairRuns, linear_map, run_with_replaced
+from src.utils.errors import UserError
 from src.utils.sites import Site, edit_sites
 from tests.planted_circuit import (
     COPY,
@@ -34,7 +35,7 @@ from tests.planted_circuit import (
     planted_model,
     random_pairs,
 )
-from tests.tiny_models import save_model, tiny_model, tokenizer, with_adapter
+from tests.tiny_models import save_model, tiny_gemma, tiny_model, tokenizer, with_adapter
 
 
 def double(model: PreTrainedModel) -> PreTrainedModel:
@@ -268,6 +269,12 @@ def test_padding_changes_no_effect() -> None:
     )
     found, again = (edge_attributions(PairRuns.of(margin_of, graph, one)) for one in (pairs, padded))
     np.testing.assert_allclose(found, again, rtol=1e-3, atol=1e-5)
+
+
+def test_models_whose_heads_do_not_add_up_have_no_graph() -> None:
+    for model in (tiny_gemma(), tiny_model("granite")):
+        with pytest.raises(UserError, match="no edges can be drawn"):
+            Graph.of(model)
 
 
 @pytest.mark.parametrize("adapted", [False, True])
