@@ -15,6 +15,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -65,7 +67,7 @@ def questions(count: int) -> list[Question]:
 
 
 def tiny_model(family: str = "qwen3", seed: int = 0, width: int = 32, n_ends: int = 0) -> PreTrainedModel:
-    """Grouped-query attention; Qwen3 with tied embeddings, Llama without.
+    """Grouped-query attention; Qwen3 with tied embeddings, Llama without; Granite multiplies what blocks add.
 
     Weights are large enough for answers to be varied. With `n_ends`, that many of the last tokens of the vocabulary
     end an answer too, so that answers have many lengths.
@@ -88,6 +90,8 @@ def tiny_model(family: str = "qwen3", seed: int = 0, width: int = 32, n_ends: in
     model: PreTrainedModel
     if family == "qwen3":
         model = Qwen3ForCausalLM(Qwen3Config(**shape, tie_word_embeddings=True))
+    elif family == "granite":
+        model = GraniteForCausalLM(GraniteConfig(**shape, residual_multiplier=0.3, tie_word_embeddings=True))
     else:
         model = LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=False))
     return with_ends(model, n_ends)

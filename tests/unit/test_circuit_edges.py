@@ -6,6 +6,8 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import Linear
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from src.utils.circuits.attribution import (
@@ -18,7 +20,8 @@ from src.utils.circuits.attribution import (
 from src.utils.circuits.contrast import ContrastPairs, contrast_pairs
 from src.utils.circuits.faithfulness import CircuitFaithfulness, circuit_change, circuit_faithfulness, random_circuit
 from src.utils.circuits.graph import Graph, Reader, ReaderKind, Writer
-from src.utils.circuits.runs import PairRuns, run_with_replaced
+from src.utils.circuits.runs import PairRuns, linear_map, run_with_replaced
+from src.utils.errors import UserError
 from src.utils.sites import Site, edit_sites
 from tests.planted_circuit import (
     COPY,
@@ -32,7 +35,7 @@ from tests.planted_circuit import (
     planted_model,
     random_pairs,
 )
-from tests.tiny_models import save_model, tiny_model, tokenizer, with_adapter
+from tests.tiny_models import save_model, tiny_gemma, tiny_model, tokenizer, with_adapter
 
 
 def double(model: PreTrainedModel) -> PreTrainedModel:
@@ -266,3 +269,29 @@ def test_padding_changes_no_effect() -> None:
     )
     found, again = (edge_attributions(PairRuns.of(margin_of, graph, one)) for one in (pairs, padded))
     np.testing.assert_allclose(found, again, rtol=1e-3, atol=1e-5)
+
+
+def test_models_whose_heads_do_not_add_up_have_no_graph() -> None:
+    for model in (tiny_gemma(), tiny_model("granite")):
+        with pytest.raises(UserError, match="no edges can be drawn"):
+            Graph.of(model)
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_a_large_bias_leaves_a_projections_weights_as_they_are_in_bfloat16(adapted: bool) -> None:
+    project = torch.nn.Linear(16, 8).to(torch.bfloat16)
+    torch.nn.init.constant_(project.bias, 100.0)  # as keys of Qwen2 have
+    expected = project.weight.detach().float()
+    if adapted:
+        host = torch.nn.Sequential(project)
+        torch.manual_seed(1)
+        config = LoraConfig(r=2, lora_alpha=4, target_modules=["0"], lora_dropout=0.5, init_lora_weights=False)
+        adapter = get_peft_model(host, config).eval().get_submodule("base_model.model.0")
+        assert isinstance(adapter, Linear)
+        expected = expected + adapter.get_delta_weight("default").detach().float()
+        weight, bias = linear_map(adapter, torch.zeros(1, 16, dtype=torch.bfloat16))
+    else:
+        weight, bias = linear_map(project, torch.zeros(1, 16, dtype=torch.bfloat16))
+    torch.testing.assert_close(weight.T.float(), expected, rtol=0.02, atol=2e-3)
+    torch.testing.assert_close(bias, torch.full((8,), 100.0, dtype=torch.bfloat16))
+    assert not weight.requires_grad and project.weight.grad is None

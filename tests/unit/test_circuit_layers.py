@@ -6,13 +6,14 @@ import torch
 from sklearn.linear_model import Ridge
 from sklearn.metrics import roc_auc_score
 
-from src.utils.circuits.contrast import ContrastPairs, contrast_pairs, has_gap
+from src.utils.circuits.contrast import LIKE_LENGTH, ContrastPairs, contrast_pairs, has_gap
 from src.utils.circuits.divergence import Divergence, divergence_layer, first_layer
 from src.utils.circuits.layer_probes import exchanged, fold_auroc, held_out_scores, probe_layers
 from src.utils.circuits.patching import ATTENTION, DIFFERING, LAST, MLP, LayerPatching, patch_layers
 from src.utils.safety_judge.samples import SafetySample
 from src.utils.safety_judge.scoring import EncodedPrompt
 from src.utils.sites import Site, edit_sites
+from src.utils.watching.pictures import Budget
 from src.visualizations.circuit_figures import probe_line
 from tests.planted_circuit import (
     COPY,
@@ -51,6 +52,17 @@ def test_pairs_are_of_one_length_and_of_opposite_labels() -> None:
     assert pairs.differing.tolist() == [[False, True, False], [False, True, False]]
     assert pairs.part(slice(1, 2)).safe.tolist() == [[7, 9]]
     assert len(contrast_pairs([], [], PAD)) == 0
+
+
+def test_pairs_of_like_length_share_a_batch() -> None:
+    pairs = contrast_pairs(*planted_data(42), PAD)
+    lengths = pairs.mask.sum(dim=1).numpy()
+    batches = [lengths[one] for one in Budget(600.0).slices(len(pairs), least=4, most=LIKE_LENGTH)]
+    in_order = np.sort(lengths)[::-1]
+    groups = [in_order[start : start + LIKE_LENGTH] for start in range(0, len(pairs), LIKE_LENGTH)]
+    assert [len(one) for one in batches] == [4, 12, 16, 10]
+    for batch in batches:
+        assert any(batch.min() >= group.min() and batch.max() <= group.max() for group in groups)
 
 
 def test_patching_finds_the_planted_layers_exactly() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from src.utils.circuits.attribution import exact_node_effects
+from src.utils.circuits.attribution import edge_attributions, exact_edge_effects, exact_node_effects
 from src.utils.circuits.contrast import ContrastPairs, Margin, contrast_pairs
 from src.utils.circuits.graph import Graph
 from src.utils.circuits.neuron_ablation import ablated
@@ -23,6 +23,7 @@ MODELS: dict[str, Callable[[], AnyModel]] = {
     "llama": lambda: tiny_model("llama"),
     "adapter": lambda: with_adapter(tiny_model()),
     "windows": tiny_gemma,
+    "multiplied": lambda: tiny_model("granite"),
 }
 START = (11, 7, 9)
 
@@ -113,6 +114,26 @@ def test_a_nodes_effect_is_that_of_all_edges_that_leave_it() -> None:
         replaced = run_with_replaced(runs, runs.safe, leaving, runs.unsafe.written)
         np.testing.assert_allclose(effect, numbers(replaced - runs.safe.margins), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(effects[0], numbers(runs.unsafe.margins - runs.safe.margins), rtol=1e-4, atol=1e-5)
+
+
+def test_edges_are_measured_under_the_autocast_that_a_trainer_puts_around_the_model() -> None:
+    model, pairs = with_adapter(tiny_model()), pairs_that_begin_alike()
+    margin, graph = answer_margin(model), Graph.of(model)
+    edges = [(int(reader), int(writer)) for reader, writer in np.argwhere(graph.edges)[::9]]
+
+    def found() -> list[np.ndarray]:
+        runs = PairRuns.of(margin, graph, pairs)
+        return [edge_attributions(runs), exact_edge_effects(runs, edges), exact_node_effects(runs, range(4))]
+
+    expected = found()
+    model.forward = torch.autocast("cpu", torch.bfloat16)(model.forward)
+    for one, other in zip(found(), expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=0.1 * np.abs(other).max())
+    columns, _ = after_common_start(margin, pairs)
+    assert columns.cached is not None
+    for layer in columns.cached:  # of projections in bfloat16, whatever they are kept in
+        _, values = layer.kept
+        torch.testing.assert_close(values.bfloat16().to(values), values, rtol=0, atol=0)
 
 
 def test_blocks_that_are_skipped_run_again_afterwards_however_it_ends() -> None:

@@ -1,5 +1,6 @@
 """The three causal pictures: what is planted is said, what is not there is not, and a watched training is the same."""
 
+import gc
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -10,13 +11,14 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from src.utils.circuits.circuit_picture import CircuitDiagramPicture, circuit_picture
+from src.utils.circuits.circuit_picture import CircuitDiagramPicture, attribute_within, circuit_picture
 from src.utils.circuits.comparison_picture import CircuitComparisonPicture, comparison_picture
-from src.utils.circuits.contrast import contrast_pairs
+from src.utils.circuits.contrast import Margin, contrast_pairs
 from src.utils.circuits.contrast_set import ContrastSet
 from src.utils.circuits.faithfulness import CircuitFaithfulness
 from src.utils.circuits.graph import Graph
 from src.utils.circuits.neuron_picture import NeuronMapPicture, neuron_picture
+from src.utils.circuits.runs import GraphRun
 from src.utils.safety_judge.samples import labels
 from src.utils.watching.epoch_metrics import load_history
 from src.utils.watching.pictures import Budget, Measurement, Moment, Picture
@@ -132,7 +134,7 @@ def test_a_small_budget_cuts_and_says_what() -> None:
 
 def test_batches_go_on_to_the_least_number_and_then_as_the_budget_holds() -> None:
     assert [(one.start, one.stop) for one in Budget(0).slices(20, least=4, most=3)] == [(0, 3), (3, 4)]
-    assert [(one.start, one.stop) for one in Budget(PLENTY).slices(20, least=4, most=12)] == [(0, 4), (4, 16), (16, 20)]
+    assert [(one.start, one.stop) for one in Budget(PLENTY).slices(20, least=4, most=12)] == [(0, 4), (4, 12), (12, 20)]
     assert list(Budget(PLENTY).slices(0, least=4, most=3)) == []
 
 
@@ -189,3 +191,17 @@ def test_a_node_that_was_not_measured_is_hollow_and_one_that_only_reads_is_black
     }
     assert (colours["embeddings"], colours["L0H1"], colours["L1H0"]) == ("white", "white", TEXT_COLOUR)
     assert colours["MLP0"] == LABEL_COLOURS["unsafe"] and "L0H1: not measured" in points["hovertext"]
+
+
+def test_of_what_is_estimated_batch_by_batch_the_runs_of_one_batch_stay_in_memory() -> None:
+    contrast = planted_set()
+    alive: list[int] = []
+
+    def read(logits: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        alive.append(sum(type(one) is GraphRun for one in gc.get_objects()))
+        return contrast.read(logits, ids, mask)
+
+    model = planted_model()
+    attribute_within(Margin(model, read), Graph.of(model), contrast.pairs, Budget(PLENTY))
+    assert len(alive) == 3 * (2 + 7)  # three batches, of both runs and seven gradients
+    assert max(alive) == 2

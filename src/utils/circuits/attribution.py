@@ -62,7 +62,7 @@ def attributed_at(
 
     def keep(kind: ReaderKind, layer: int, gradient: Float[Tensor, "readers batch seq d_model"]) -> None:
         count = graph.upstream(kind, layer)
-        own = gradient.transpose(0, 1).flatten(2) @ moved[:, :count].transpose(1, 2)
+        own = gradient.transpose(0, 1).flatten(2).to(moved) @ moved[:, :count].transpose(1, 2)
         found[:, graph.group(kind, layer), :count] = own.float().cpu()
 
     streams, outputs, inputs, gradients = gradients_at(runs, embedded)
@@ -139,7 +139,7 @@ def gradients_at_stream(
     norm = block.get_submodule("input_layernorm")
     with torch.no_grad():
         weight, _ = linear_map(block.get_submodule(f"self_attn.{kind}_proj"), stream.new_zeros(1, stream.shape[-1]))
-        heads = gradient.unflatten(-1, (n_heads, -1))
+        heads = gradient.to(weight).unflatten(-1, (n_heads, -1))  # of fewer bits under autocast
         at_norm = torch.einsum("bshk,dhk->hbsd", heads, weight.unflatten(1, (n_heads, -1)))
     with torch.enable_grad():
         seen = stream.detach().requires_grad_()

@@ -145,11 +145,13 @@ def attribute_within(
 ]:
     """Attribute batch after batch, at both ends and along the way; also the margins of the pairs done."""
     most, total = pairs_at_once(margin.model, graph, pairs, LIKE_LENGTH), len(pairs)
-    parts = []
-    for batch in budget.slices(total, LEAST_PAIRS, most):
+
+    def attributed(batch: slice) -> tuple[np.ndarray, ...]:  # what it runs is gone before the next batch runs
         runs = PairRuns.of(margin, graph, pairs.part(batch))
         ends = (one.margins.double().cpu().numpy() for one in (runs.safe, runs.unsafe))
-        parts.append((edge_attributions(runs, BOTH_ENDS), edge_attributions(runs, ALONG_THE_WAY), *ends))
+        return (edge_attributions(runs, BOTH_ENDS), edge_attributions(runs, ALONG_THE_WAY), *ends)
+
+    parts = [attributed(batch) for batch in budget.slices(total, LEAST_PAIRS, most)]
     at_ends, effects, safe, unsafe = (np.concatenate(one) for one in zip(*parts, strict=True))
     note = f"Over its budget, sub-sampled ({len(effects)} of {total} pairs)" if len(effects) < total else None
     return at_ends, effects, (safe, unsafe), note

@@ -107,7 +107,8 @@ def contrast_pairs(
 
     Pairs whose lengths differ and samples without a partner are left out, so that there may be none; `most` keeps the
     first so many in order of their ids. Pairs of like length then stand together, in groups of `LIKE_LENGTH` that are
-    in no order: a batch has little padding, and the first few groups are a fair sample.
+    in no order, the shortest, if they are fewer, last: a batch has little padding, and the first few groups are a
+    sample of lengths, not of pairs.
     """
     members: dict[str, dict[bool, EncodedPrompt]] = {}
     for sample, row in zip(samples, rows, strict=True):
@@ -123,6 +124,7 @@ def contrast_pairs(
     matched.sort(key=lambda pair: len(members[pair][False].ids), reverse=True)
     groups = [matched[start : start + LIKE_LENGTH] for start in range(0, len(matched), LIKE_LENGTH)]
     random.Random(0).shuffle(groups)
+    groups.sort(key=lambda group: len(group) < LIKE_LENGTH)  # last, so that full groups begin where batches do
     matched = [pair for group in groups for pair in group]
     if not matched:
         none = torch.zeros((0, 0), dtype=torch.long)

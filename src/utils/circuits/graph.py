@@ -56,11 +56,13 @@ class Graph:
 
     @classmethod
     def of(cls, model: AnyModel) -> "Graph":
-        """Raises `UserError` for blocks whose attention is normalised before it is added: heads do not add up there."""
+        """Raises `UserError` for blocks that normalise or multiply before they add: heads do not add up there."""
         decoder = decoder_of(model)
         if any(has_norms_after(block) for block in blocks_of(decoder)):
             raise UserError(f"{type(decoder).__name__}: its blocks normalise what heads write; no edges can be drawn")
         config = decoder.config
+        if getattr(config, "residual_multiplier", 1.0) != 1.0:
+            raise UserError(f"{type(decoder).__name__}: its blocks multiply what heads write; no edges can be drawn")
         return cls(count_layers(model), config.num_attention_heads, config.num_key_value_heads)
 
     @cached_property

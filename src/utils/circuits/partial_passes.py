@@ -124,9 +124,9 @@ def is_all_attended(model: AnyModel) -> bool:
 def keys_and_values(
     model: AnyModel, ids: Int[Tensor, "batch seq"], mask: Int[Tensor, "batch seq"]
 ) -> list[ReadOnlyLayer]:
-    """Those of every layer."""
+    """Those of every layer, by the model and not its decoder alone: a trainer's autocast is around the former."""
     cache = DynamicCache()
-    decoder_of(model)(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True)
+    model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1)
     found = []
     for layer in cache.layers:
         assert isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None

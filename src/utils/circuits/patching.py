@@ -120,15 +120,12 @@ def patched_margins(
         with resumed_at(model, layer, stream.take_along_dim(places[..., None], dim=1)):
             return margins(ends, ends.ids, ends.mask)
 
-    def with_mlp_of_source(block: int) -> Float[Tensor, "pairs seq d_model"]:
-        return into.streams[block + 1] + source.added[MLP][block] - into.added[MLP][block]
-
-    def attention_of_source(block: int) -> dict[Site, Edit]:
-        return {Site("attn_out", block): lambda own: source.added[ATTENTION][block]}
+    def added_by_source(kind: str, block: int) -> Float[np.ndarray, " pairs"]:
+        edits: dict[Site, Edit] = {Site(BLOCK_SITES[kind], block): lambda own: source.added[kind][block]}
+        return from_layer(block, into.streams[block], edits)
 
     return {
         LAST: np.stack([at_the_end(layer) for layer in layers]),
         DIFFERING: np.stack([from_layer(layer, exchanged(layer, pairs.differing), {}) for layer in layers]),
-        ATTENTION: np.stack([from_layer(at, into.streams[at], attention_of_source(at)) for at in blocks]),
-        MLP: np.stack([from_layer(at + 1, with_mlp_of_source(at), {}) for at in blocks]),
+        **{kind: np.stack([added_by_source(kind, block) for block in blocks]) for kind in BLOCK_SITES},
     }

@@ -7,6 +7,7 @@ the writer wrote now, plus what it is to have written. Nothing else of the run i
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -38,8 +39,7 @@ class GraphRun:
 class PairRuns:
     """Both runs of some pairs, without the columns before the first in which any of them differs.
 
-    Every edge carries the same there, so that nothing that is exchanged between the runs is left out. `scratch` is room
-    that one pass after the other writes over.
+    Every edge carries the same there, so that nothing that is exchanged between the runs is left out.
     """
 
     model: AnyModel
@@ -47,16 +47,20 @@ class PairRuns:
     margin_of: MarginOf
     safe: GraphRun
     unsafe: GraphRun
-    scratch: Float[Tensor, "writers pairs seq d_model"]
 
     @classmethod
     def of(cls, margin: Margin, graph: Graph, pairs: ContrastPairs) -> "PairRuns":
         columns, own = after_common_start(margin, pairs.to(decoder_of(margin.model).device))
         safe, unsafe = (run_graph(margin.model, columns, graph, ids, own.mask) for ids in (own.safe, own.unsafe))
-        return cls(margin.model, graph, columns, safe, unsafe, torch.zeros_like(safe.written))
+        return cls(margin.model, graph, columns, safe, unsafe)
 
     def __len__(self) -> int:
         return len(self.safe.margins)
+
+    @cached_property
+    def scratch(self) -> Float[Tensor, "writers pairs seq d_model"]:
+        """Room that one pass with replaced edges after the other writes over; attribution needs none."""
+        return torch.zeros_like(self.safe.written)
 
 
 @torch.no_grad()
@@ -135,7 +139,7 @@ def run_with_replaced(
                 "rbsd,drk->bsrk", norm(streams[layer] + found), weight.unflatten(1, (n_heads, -1))[:, readers]
             )
             heads = output.unflatten(-1, (n_heads, -1)).clone()
-            heads[:, :, readers] = own + bias.unflatten(0, (n_heads, -1))[readers]
+            heads[:, :, readers] = (own + bias.unflatten(0, (n_heads, -1))[readers]).to(heads)
             return heads.flatten(-2)
 
         return kind, layer, edit
@@ -209,9 +213,19 @@ def head_outputs(
 def linear_map(
     module: nn.Module, zeros: Float[Tensor, "1 wide_in"]
 ) -> tuple[Float[Tensor, "wide_in wide_out"], Float[Tensor, " wide_out"]]:
-    """Weight and bias of a linear module as it acts, adapters and quantisation counted, past the hooks on it."""
-    bias = module.forward(zeros)[0]
-    return module.forward(torch.eye(zeros.shape[1], dtype=zeros.dtype, device=zeros.device)) - bias, bias
+    """Weight and bias of a linear module as it acts, adapters and quantisation counted, past the hooks on it.
+
+    What is no plain layer is differentiated: outputs of unit vectors minus a bias many times larger than the weights,
+    as Qwen2's keys have, keep in bfloat16 little of the weights.
+    """
+    if type(module) is nn.Linear and "forward" not in vars(module):
+        bias = zeros.new_zeros(len(module.weight)) if module.bias is None else module.bias.detach()
+        return module.weight.detach().T, bias
+    bias = module.forward(zeros)[0].detach()
+    with torch.enable_grad():
+        inputs = zeros.new_zeros(len(bias), zeros.shape[1]).requires_grad_()
+        (weight,) = torch.autograd.grad(module.forward(inputs), inputs, torch.eye(len(bias)).to(bias))
+    return weight.T, bias
 
 
 @contextmanager

@@ -41,11 +41,12 @@ class Budget:
     def slices(self, total: int, least: int, most: int) -> Iterator[slice]:
         """Batches of `total` things: at least `least` of them, then as many at once as what is left would hold.
 
-        No batch has more than `most`. What is done between two of them is what a batch takes.
+        No batch has more than `most`, nor goes across a multiple of it: groups of so many stay whole. What is done
+        between two of them is what a batch takes.
         """
         start, size = 0, min(least, most)
         while start < total and size > 0:
-            began, stop = time.perf_counter(), min(total, start + size)
+            began, stop = time.perf_counter(), min(total, start + size, (start // most + 1) * most)
             yield slice(start, stop)
             each = (time.perf_counter() - began) / (stop - start)
             start = stop
