@@ -164,9 +164,9 @@ def circuit_line(view: CircuitView | None, size: int | None, n_pairs: int) -> st
 
 def change_line(moment: str, change: CircuitChange) -> str:
     return (
-        f"Since {moment} the effects of all edges moved by {change.total:.0%} of their length as a vector; extracting "
-        f"them again from other pairs moves them by {change.noise:.0%}, so that {change.beyond_noise:.0%} of the "
-        "squared change is more than noise"
+        f"Since {moment} the pattern of all edges' effects (each pair's as a vector of length 1) moved by "
+        f"{change.total:.0%} of its length; extracting it again from other pairs moves it by {change.noise:.0%}, so "
+        f"that {change.beyond_noise:.0%} of the squared change is more than noise"
     )
 
 

@@ -18,7 +18,13 @@ from src.utils.circuits.attribution import (
     strongest_edges,
 )
 from src.utils.circuits.contrast import ContrastPairs, contrast_pairs
-from src.utils.circuits.faithfulness import CircuitFaithfulness, circuit_change, circuit_faithfulness, random_circuit
+from src.utils.circuits.faithfulness import (
+    CircuitFaithfulness,
+    circuit_change,
+    circuit_faithfulness,
+    mean_patterns,
+    random_circuit,
+)
 from src.utils.circuits.graph import Graph, Reader, ReaderKind, Writer
 from src.utils.circuits.runs import PairRuns, linear_map, run_with_replaced
 from src.utils.errors import UserError
@@ -258,6 +264,19 @@ def test_change_between_moments_is_told_from_the_noise_of_extraction() -> None:
     variance = 2 / 20  # of a difference of two means of 20 pairs
     assert other.beyond_noise == pytest.approx(1 - variance / (variance + (moved**2).mean()), abs=0.05)
     assert circuit_change(np.zeros((2, 5, 20)), np.zeros((2, 5, 20))) is None
+
+
+def test_one_pair_with_effects_a_thousand_times_as_large_does_not_decide_the_change() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=(2, 5, 20))
+    now, before = (one + 0.5 * rng.normal(size=(32, 5, 20)) for one in truth)
+    change = circuit_change(mean_patterns(now), mean_patterns(before))
+    now[3] *= 1000
+    again = circuit_change(mean_patterns(now), mean_patterns(before))
+    assert change is not None and again == change and change.beyond_noise > 0.9
+    plain = circuit_change(*(np.stack([one[0::2].mean(axis=0), one[1::2].mean(axis=0)]) for one in (now, before)))
+    assert plain is not None and plain.beyond_noise < 0.1, "as the mean of the effects themselves would have it"
+    assert not mean_patterns(np.zeros((4, 5, 20))).any()
 
 
 def test_padding_changes_no_effect() -> None:

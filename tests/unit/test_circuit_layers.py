@@ -6,7 +6,7 @@ import torch
 from sklearn.linear_model import Ridge
 from sklearn.metrics import roc_auc_score
 
-from src.utils.circuits.contrast import LIKE_LENGTH, ContrastPairs, contrast_pairs, has_gap
+from src.utils.circuits.contrast import FAIR_SAMPLE, LIKE_LENGTH, ContrastPairs, contrast_pairs, has_gap
 from src.utils.circuits.divergence import Divergence, divergence_layer, first_layer
 from src.utils.circuits.layer_probes import exchanged, fold_auroc, held_out_scores, probe_layers
 from src.utils.circuits.patching import ATTENTION, DIFFERING, LAST, MLP, LayerPatching, patch_layers
@@ -54,15 +54,15 @@ def test_pairs_are_of_one_length_and_of_opposite_labels() -> None:
     assert len(contrast_pairs([], [], PAD)) == 0
 
 
-def test_pairs_of_like_length_share_a_batch() -> None:
-    pairs = contrast_pairs(*planted_data(42), PAD)
+def test_pairs_of_like_length_share_a_batch_and_the_first_are_a_fair_sample() -> None:
+    samples, rows = planted_data(42)
+    pairs = contrast_pairs(samples, rows, PAD)
     lengths = pairs.mask.sum(dim=1).numpy()
     batches = [lengths[one] for one in Budget(600.0).slices(len(pairs), least=4, most=LIKE_LENGTH)]
-    in_order = np.sort(lengths)[::-1]
-    groups = [in_order[start : start + LIKE_LENGTH] for start in range(0, len(pairs), LIKE_LENGTH)]
     assert [len(one) for one in batches] == [4, 12, 16, 10]
-    for batch in batches:
-        assert any(batch.min() >= group.min() and batch.max() <= group.max() for group in groups)
+    in_order = sorted(sample.pair_id for sample in samples if sample.unsafe and sample.pair_id)
+    assert set(pairs.pair_ids[:FAIR_SAMPLE]) == set(in_order[:FAIR_SAMPLE]), "whatever their lengths"
+    assert (np.diff(lengths[:FAIR_SAMPLE]) <= 0).all() and (np.diff(lengths[FAIR_SAMPLE:]) <= 0).all()
 
 
 def test_patching_finds_the_planted_layers_exactly() -> None:

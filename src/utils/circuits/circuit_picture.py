@@ -23,11 +23,12 @@ from src.utils.circuits.attribution import (
     exact_node_effects,
     strongest_edges,
 )
-from src.utils.circuits.contrast import LIKE_LENGTH, ContrastPairs, Margin, has_gap
+from src.utils.circuits.contrast import FAIR_SAMPLE, LIKE_LENGTH, ContrastPairs, Margin, has_gap, rows_at_once
 from src.utils.circuits.contrast_set import ContrastSet
-from src.utils.circuits.faithfulness import CircuitFaithfulness, circuit_change, circuit_faithfulness
+from src.utils.circuits.faithfulness import CircuitFaithfulness, circuit_change, circuit_faithfulness, mean_patterns
 from src.utils.circuits.graph import Graph
 from src.utils.circuits.runs import PairRuns
+from src.utils.prompts import spread
 from src.utils.safety_judge.scoring import JudgeTemplate
 from src.utils.sites import AnyModel, decoder_of
 from src.utils.watching.epoch_metrics import Unit
@@ -39,12 +40,12 @@ from src.visualizations.figure_page import FigurePage
 SIZES = (16, 32, 64, 96, 128, 256)
 MOST_DRAWN = 128  # edges; nobody could tell more apart
 ENOUGH = 0.8  # of the margin's gap: the smallest circuit that keeps it is drawn
-LEAST_PAIRS, MOST_PAIRS = 4, 32  # one half chooses the circuit
+LEAST_PAIRS, MOST_PAIRS = 4, FAIR_SAMPLE  # one half chooses the circuit
 DRAWS = 19  # random circuits of the chosen size; with fewer no p of 0.05 can be reached
 OTHER_DRAWS = 5  # of each other size, of which nothing is claimed
 MEASURED_PAIRS = 8  # on which circuits are measured
 FOR_ESTIMATES = 0.35  # of the budget; the rest measures
-NUMBERS_AT_ONCE = 2**27  # of what all writers of a batch write, half a gigabyte in float32
+COPIES = 4  # of what all writers of a batch write, at the peak
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class CircuitDiagramPicture:
         if len(pairs) < LEAST_PAIRS:
             return Measurement({}, facts | {"pairs": len(pairs)})
         at_ends, effects, ends, note = attribute_within(margin, graph, pairs, Budget(FOR_ESTIMATES * budget.left))
-        values = {"halves": np.stack([at_ends[0::2].mean(axis=0), at_ends[1::2].mean(axis=0)])}
+        values = {"halves": mean_patterns(at_ends)}
         facts |= {"pairs": len(effects), "has_gap": has_gap(*ends), "gap": float(np.mean(ends[1] - ends[0]))}
         if baseline is not None and "halves" in baseline.values:
             change = circuit_change(values["halves"], baseline.values["halves"])
@@ -77,7 +78,7 @@ class CircuitDiagramPicture:
             return Measurement(values, facts, sub_sampled=note)
         ranked = strongest_edges(effects[0::2].mean(axis=0), graph, max(SIZES))
         most = pairs_at_once(model, graph, pairs, MEASURED_PAIRS)
-        choosing, rows = (np.arange(start, len(effects), 2)[:most] for start in (0, 1))
+        choosing, rows = (np.array(spread(range(start, len(effects), 2), most)) for start in (0, 1))
         chosen = choose_size(PairRuns.of(margin, graph, pairs.part(choosing)), ranked)
         own = PairRuns.of(margin, graph, pairs.part(rows))
         faithful, exact, nodes, cut = verify_within(own, ranked, chosen, budget)
@@ -214,9 +215,8 @@ def verify_within(
 
 
 def pairs_at_once(model: AnyModel, graph: Graph, pairs: ContrastPairs, most: int) -> int:
-    """As many pairs as `NUMBERS_AT_ONCE` allows, at least one."""
-    a_pair = len(graph.writers) * pairs.mask.shape[1] * decoder_of(model).config.hidden_size
-    return int(np.clip(NUMBERS_AT_ONCE // a_pair, 1, most))
+    a_writer = pairs.mask.shape[1] * decoder_of(model).config.hidden_size
+    return rows_at_once(COPIES * len(graph.writers) * a_writer, most)
 
 
 def circuit_picture(probes: ProbeSet, template: JudgeTemplate) -> CircuitDiagramPicture:

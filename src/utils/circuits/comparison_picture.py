@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from src.utils.circuits.contrast import LIKE_LENGTH
+from src.utils.circuits.contrast import LIKE_LENGTH, rows_at_once
 from src.utils.circuits.contrast_set import ROWS_AT_ONCE, ContrastSet
 from src.utils.circuits.divergence import divergence_layer
 from src.utils.circuits.layer_probes import LayerProbes, probe_layers
-from src.utils.circuits.patching import KINDS, LayerPatching, patch_layers
+from src.utils.circuits.patching import KINDS, LayerPatching, numbers_kept, patch_layers
 from src.utils.safety_judge.scoring import JudgeTemplate
 from src.utils.sites import AnyModel
 from src.utils.watching.epoch_metrics import Unit
@@ -85,8 +85,9 @@ class CircuitComparisonPicture:
 def patch_within(model: AnyModel, contrast: ContrastSet, budget: Budget) -> tuple[LayerPatching | None, str | None]:
     """Patch batch after batch of pairs as the budget holds them, at least `LEAST_PAIRS`. None without pairs."""
     total, done = len(contrast.pairs), 0
+    most = rows_at_once(numbers_kept(model, contrast.pairs), LIKE_LENGTH)
     parts = []
-    for batch in budget.slices(total, LEAST_PAIRS, LIKE_LENGTH):
+    for batch in budget.slices(total, LEAST_PAIRS, most):
         parts.append(patch_layers(contrast.margin(model), contrast.pairs.part(batch)))
         done = batch.stop
     if not parts:

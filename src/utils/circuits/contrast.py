@@ -4,7 +4,6 @@ Activations of one can be put into the other token by token, so that what they c
 the margin reads is handed in: for the safety judge two answers' logits, for another fine-tune any of them.
 """
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -62,7 +61,9 @@ class ContrastWords:
 SAFETY = ContrastWords("safe", "unsafe", "prompt", "the log-odds of the answer “unsafe” against “safe”")
 
 
+NUMBERS_AT_ONCE = 2**29  # of what is kept of a batch's passes: one gigabyte in bfloat16
 LIKE_LENGTH = 16  # pairs, as many as are patched at once
+FAIR_SAMPLE = 2 * LIKE_LENGTH  # pairs; in order of their ids, which says nothing of their lengths
 GAP_ALPHA = 0.001  # of the test below; everything causal rests on it
 
 
@@ -106,9 +107,8 @@ def contrast_pairs(
     """The first safe and the first unsafe sample of each `pair_id`, where both have as many tokens.
 
     Pairs whose lengths differ and samples without a partner are left out, so that there may be none; `most` keeps the
-    first so many in order of their ids. Pairs of like length then stand together, in groups of `LIKE_LENGTH` that are
-    in no order, the shortest, if they are fewer, last: a batch has little padding, and the first few groups are a
-    sample of lengths, not of pairs.
+    first so many in order of their ids. Of each `FAIR_SAMPLE` in that order those of like length stand together, in
+    groups of `LIKE_LENGTH`, so that a batch has little padding.
     """
     members: dict[str, dict[bool, EncodedPrompt]] = {}
     for sample, row in zip(samples, rows, strict=True):
@@ -121,17 +121,22 @@ def contrast_pairs(
         and len(members[pair][False].ids) == len(members[pair][True].ids)
         and members[pair][False].ids != members[pair][True].ids
     ][:most]
-    matched.sort(key=lambda pair: len(members[pair][False].ids), reverse=True)
-    groups = [matched[start : start + LIKE_LENGTH] for start in range(0, len(matched), LIKE_LENGTH)]
-    random.Random(0).shuffle(groups)
-    groups.sort(key=lambda group: len(group) < LIKE_LENGTH)  # last, so that full groups begin where batches do
-    matched = [pair for group in groups for pair in group]
+    matched = [
+        pair
+        for start in range(0, len(matched), FAIR_SAMPLE)
+        for pair in sorted(matched[start : start + FAIR_SAMPLE], key=lambda pair: -len(members[pair][False].ids))
+    ]
     if not matched:
         none = torch.zeros((0, 0), dtype=torch.long)
         return ContrastPairs(none, none, none, ())
     safe, mask = pad_right([members[pair][False] for pair in matched], pad_id)
     unsafe, _ = pad_right([members[pair][True] for pair in matched], pad_id)
     return ContrastPairs(safe, unsafe, mask, tuple(matched))
+
+
+def rows_at_once(numbers_a_row: int, most: int) -> int:
+    """As many rows as hold `NUMBERS_AT_ONCE`, at least one."""
+    return int(np.clip(NUMBERS_AT_ONCE // max(numbers_a_row, 1), 1, most))
 
 
 @torch.no_grad()

@@ -88,7 +88,7 @@ def random_circuit(
 
 @dataclass(frozen=True)
 class CircuitChange:
-    """How far edge effects moved between two moments, as a share of their length at the one where they are longer.
+    """How far the pattern of edge effects moved between two moments, as a share of its length where it is longer.
 
     `total` is the distance between extractions on different pairs, `noise` that between two halves of the pairs at one
     moment, `beyond_noise` the share of the squared distance that repeated extraction does not explain, from 0 to 1.
@@ -99,10 +99,21 @@ class CircuitChange:
     beyond_noise: float
 
 
+def mean_patterns(effects: Float[np.ndarray, "pairs readers writers"]) -> Float[np.ndarray, "2 readers writers"]:
+    """Mean effects in two halves of the pairs, each pair's as a vector of length one (zeros stay zeros).
+
+    Of a trained judge one pair near its boundary may have effects a thousand times as large as any other; it would
+    decide a mean of the effects themselves alone.
+    """
+    lengths = np.linalg.norm(effects, axis=(1, 2), keepdims=True)
+    patterns = np.divide(effects, lengths, out=np.zeros_like(effects), where=lengths > 0)
+    return np.stack([patterns[0::2].mean(axis=0), patterns[1::2].mean(axis=0)])
+
+
 def circuit_change(
     now: Float[np.ndarray, "2 readers writers"], before: Float[np.ndarray, "2 readers writers"]
 ) -> CircuitChange | None:
-    """Compare mean effects in two halves of the pairs with those of the same halves before; None if all are 0.
+    """Compare mean patterns in two halves of the pairs with those of the same halves before; None if all are 0.
 
     Distances now to before are taken across halves, so that they hold both halves' noise; the noise of each moment, its
     two halves' distance, is then taken off: E|a - b'|^2 = |difference|^2 + noise.

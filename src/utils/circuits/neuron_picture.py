@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float32
 
+from src.utils.circuits.contrast import rows_at_once
 from src.utils.circuits.contrast_set import ContrastSet
 from src.utils.circuits.neuron_ablation import MODES, Ablation, Neurons, ablate_neurons, matched_neurons
 from src.utils.circuits.neurons import ALPHA, NeuronTable, neuron_activations, neuron_table
-from src.utils.circuits.partial_passes import last_tokens
+from src.utils.circuits.partial_passes import last_tokens, numbers_cached
 from src.utils.safety_judge.scoring import JudgeTemplate, pad_right
 from src.utils.sites import AnyModel, decoder_of
 from src.utils.watching.epoch_metrics import Unit
@@ -108,7 +109,9 @@ def ablate_within(
     budget: Budget,
 ) -> tuple[list[Ablation], str | None]:
     """Both kinds of ablation on some of the rows, with as many random sets as the budget holds, at least one."""
-    rows = np.sort(np.concatenate([np.flatnonzero(contrast.unsafe == one)[:ABLATED_A_CLASS] for one in (True, False)]))
+    longest = max(len(row.ids) for row in contrast.rows)
+    a_class = max(1, rows_at_once(longest * numbers_cached(model), 2 * ABLATED_A_CLASS) // 2)
+    rows = np.sort(np.concatenate([np.flatnonzero(contrast.unsafe == one)[:a_class] for one in (True, False)]))
     ids, mask = pad_right([contrast.rows[row] for row in rows], contrast.pad_id)
     unsafe, activations = contrast.unsafe[rows], activations[:, rows]
     device = decoder_of(model).device

@@ -120,6 +120,13 @@ def is_all_attended(model: AnyModel) -> bool:
     return getattr(config, "sliding_window", None) is None
 
 
+def numbers_cached(model: AnyModel) -> int:
+    """How many numbers the keys and values of one token are."""
+    config = decoder_of(model).config
+    d_head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * d_head
+
+
 @torch.no_grad()
 def keys_and_values(
     model: AnyModel, ids: Int[Tensor, "batch seq"], mask: Int[Tensor, "batch seq"]

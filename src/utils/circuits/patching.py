@@ -3,7 +3,7 @@
 Denoising puts the unsafe run's activation into the safe run and counts what of the margin's gap appears, noising puts
 the safe run's into the unsafe run and counts what is lost (Heimersheim & Nanda, arXiv 2404.15255). The first finds
 what suffices, the second what is needed; they differ where there are backups or where several parts work together.
-Every value is a forward pass, nothing is linearised.
+Every value is a pass of its own, nothing is linearised.
 """
 
 from collections.abc import Mapping, Sequence
@@ -74,6 +74,11 @@ def patch_layers(margin: Margin, pairs: ContrastPairs) -> LayerPatching:
         patched_margins(columns, own, ends[0], safe, unsafe),
         patched_margins(columns, own, ends[1], unsafe, safe),
     )
+
+
+def numbers_kept(model: AnyModel, pairs: ContrastPairs) -> int:
+    """How many numbers `patch_layers` keeps of each pair: in both runs the streams, and what each block adds."""
+    return 2 * (3 * count_layers(model) + 1) * pairs.mask.shape[1] * decoder_of(model).config.hidden_size
 
 
 @dataclass(frozen=True, eq=False)
