@@ -17,6 +17,7 @@ from src.visualizations.palette import MISSING_COLOUR, NEUTRAL_COLOUR, REFERENCE
 from src.visualizations.panels import Spec, assembled, axes, axis_names, line, panel_title, titled
 from src.visualizations.training_figures import NOTE_WIDTH
 
+MOST_NAMED = 12  # layers along an axis: in two columns of a window of 800 pixels two-digit numbers do not touch
 LEFT, RIGHT = (0.0, 0.455), (0.545, 1.0)
 UPPER, LOWER = (0.58, 1.0), (0.0, 0.42)
 # dark teal and violet, solid and dashed as well: told apart by every kind of colour blindness and in grey
@@ -59,13 +60,18 @@ def comparison_page(
         panel_title("Patched: residual stream, differing tokens", LEFT[0], LOWER[1]),
         panel_title("Patched: what a block's attention or MLP adds", RIGHT[0], LOWER[1]),
     )
-    layer = {"title": titled("layer (hidden_states[l]: 0 embeddings)"), "dtick": 1}
+    n_layers = len(probes.auroc) if probes is not None else 0 if patching is None else len(patching.denoised[LAST])
+    layer = layer_axis("layer (hidden_states[l]: 0 embeddings)", n_layers)
     layout = {
         **axes(1, LEFT, UPPER, layer, {"title": titled("AUROC, held out"), "range": [0.3, 1.03]}),
         **axes(2, RIGHT, UPPER, layer, share),
         **axes(3, LEFT, LOWER, layer, share),
-        **axes(4, RIGHT, LOWER, {"title": titled("block"), "dtick": 1}, share),
-        "annotations": [*titles, *([] if is_readable else [none_found(panel) for panel in (2, 3, 4)])],
+        **axes(4, RIGHT, LOWER, layer_axis("block", n_layers - 1), share),
+        "annotations": [
+            *titles,
+            *([none_found(1, "not measured")] if probes is None else []),
+            *([] if is_readable else [none_found(panel) for panel in (2, 3, 4)]),
+        ],
         "shapes": [
             line(1, LEVEL, y=0.5),
             *(line(panel, LEVEL, y=at) for panel in (2, 3, 4) for at in (0, 100)),
@@ -182,6 +188,13 @@ def divergence_marks(divergence: Divergence) -> list[Spec]:
         "x0": divergence.low - 0.2, "x1": divergence.high + 0.2, "fillcolor": REFERENCE_COLOUR, "opacity": 0.12,
     }  # fmt: skip
     return [band, line(2, FOUND, x=(divergence.layer, divergence.layer))]
+
+
+def layer_axis(title: str, count: int) -> Spec:
+    """The axis of `count` layers or blocks, of which at most `MOST_NAMED` are named; also of a panel without data."""
+    if count < 1:
+        return {"title": titled(title), "showticklabels": False}
+    return {"title": titled(title), "range": [-0.6, count - 0.4], "dtick": -(-count // MOST_NAMED)}
 
 
 def lines_above(*texts: str | None) -> list[str]:

@@ -14,7 +14,17 @@ from src.utils.circuits.contrast import SAFETY, ContrastWords
 from src.utils.circuits.neuron_ablation import Ablation
 from src.utils.circuits.neurons import NeuronTable
 from src.utils.decomposition.multiplicity import stated_p
-from src.visualizations.circuit_figures import BOUNDARY, LEFT, LEVEL, LOWER, RIGHT, UPPER, lines_above, none_found
+from src.visualizations.circuit_figures import (
+    BOUNDARY,
+    LEFT,
+    LEVEL,
+    LOWER,
+    RIGHT,
+    UPPER,
+    layer_axis,
+    lines_above,
+    none_found,
+)
 from src.visualizations.figure_page import FigurePage, as_floats
 from src.visualizations.palette import LABEL_COLOURS, MISSING_COLOUR, REFERENCE_COLOUR
 from src.visualizations.panels import Spec, assembled, axes, axis_names, line, panel_title, titled
@@ -44,17 +54,18 @@ def neuron_page(
         note,
     )
     margin_top = 44 + 17 * len(lines)
-    layer_axis = {"title": titled("block"), "dtick": 1}
+    block = layer_axis("block", 0 if table is None else len(table.auroc))
     titles = (
         panel_title(points_title(table), 0, 1),
         panel_title("Neurons that tell the classes apart", RIGHT[0], UPPER[1]),
         panel_title(f"Ablated: the top {len(top)}, and random ones" if top else "Ablation", RIGHT[0], LOWER[1]),
     )
     is_any = table is not None and bool(table.is_claimed.any())
+    share_range: Spec = {"rangemode": "tozero"} if is_any else {"range": [0, 1]}
     auroc_title = f"larger on {words.low} ← AUROC → larger on {words.high}"
     layout = {
-        **axes(1, LEFT, (0, 1), layer_axis, {"title": titled(auroc_title), "range": [-0.03, 1.03]}),
-        **axes(2, RIGHT, UPPER, layer_axis, {"title": titled("% of the block's neurons"), "rangemode": "tozero"}),
+        **axes(1, LEFT, (0, 1), block, {"title": titled(auroc_title), "range": [-0.03, 1.03]}),
+        **axes(2, RIGHT, UPPER, block, {"title": titled("% of the block's neurons")} | share_range),
         **axes(
             3,
             (RIGHT[0] + 0.05, RIGHT[1]),  # room for the names of both kinds
@@ -91,7 +102,7 @@ def neuron_line(table: NeuronTable | None, words: ContrastWords) -> str:
     if table is None:
         return f"Too few {words.item}s of a class to test neurons in two halves"
     return (
-        f"{table.auroc.size} neurons; {int((table.q <= 0.05).sum())} survive correction, "
+        f"{table.auroc.size:,} neurons; {int((table.q <= 0.05).sum())} survive correction, "
         f"{int(table.separates.sum())} of them replicate, {int(table.is_claimed.sum())} exceed what they were before "
         "training"
     )
