@@ -22,7 +22,6 @@ def main() -> None:
     parser.add_argument("--results-dir", type=Path, default=ROOT / "results", help="artefacts of the study")
     parser.add_argument("--outputs", type=Path, default=ROOT / "outputs", help="folders of trained judges")
     st.set_page_config(page_title="Personas and judges from inside", layout="wide")
-    load_plotly_early()
     try:
         given = parser.parse_args(sys.argv[1:])
     except SystemExit:
@@ -55,10 +54,11 @@ def main() -> None:
         st.Page(pods, title="Pods"),
     ]
     st.navigation(pages, position="top").run()
+    load_plotly_ahead()
 
 
-def load_plotly_early() -> None:
-    """Have the browser load plotly.js (5 MB) while this process loads its libraries: for a figure that nobody sees."""
+def load_plotly_ahead() -> None:
+    """Have the browser load plotly.js (5 MB) while the first view is being read: for a figure that nobody sees."""
     if "plotly" not in st.session_state:
         st.session_state["plotly"] = True
         st.html("<style>:has(> .st-key-plotly) { display: none; }</style>")

@@ -128,7 +128,8 @@ def show_rates(study: Study) -> None:
             column_config={"%": percent, "95% from": percent, "to": percent},
         )
     threshold = study.config.judging.em_threshold
-    scores = read(figures.score_figure, scores_file(study), made_by=command, options=(threshold,))
+    with st.spinner("Reading the answers"):  # a hundred thousand take seconds; the rates are read meanwhile
+        scores = read(figures.score_figure, scores_file(study), made_by=command, options=(threshold,))
     if say(scores) and scores.value is not None:
         show_figure(scores.value, "Distribution of misalignment scores by facet", "scores")
 
