@@ -15,6 +15,7 @@ from typing import Any
 import streamlit as st
 
 ROOT = Path(__file__).parent
+READING_SECONDS = 2
 
 
 def main() -> None:
@@ -58,12 +59,22 @@ def main() -> None:
 
 
 def load_plotly_ahead() -> None:
-    """Have the browser load plotly.js (5 MB) while the first view is being read: for a figure that nobody sees."""
+    """Have the browser load plotly.js (5 MB, a second of its time) once the first view is there and being read.
+
+    It does so for a figure that nobody sees, or before that for the first one that somebody asks for.
+    """
+
+    @st.fragment(run_every=None if "plotly" in st.session_state else READING_SECONDS)
+    def look() -> None:
+        if "is_read" in st.session_state:
+            st.session_state["plotly"] = True
+            st.html("<style>:has(> .st-key-plotly) { display: none; }</style>")
+            nothing: Any = {"data": [{"type": "pie"}]}
+            st.container(key="plotly").plotly_chart(nothing)
+        st.session_state["is_read"] = True
+
     if "plotly" not in st.session_state:
-        st.session_state["plotly"] = True
-        st.html("<style>:has(> .st-key-plotly) { display: none; }</style>")
-        nothing: Any = {"data": [{"type": "pie"}]}
-        st.container(key="plotly").plotly_chart(nothing)
+        look()
 
 
 main()

@@ -19,6 +19,7 @@ from src.visualizations.written_pages import WrittenPage
 
 Spec = dict[str, Any]
 VERDICT = re.compile(r"The judge says (?:safe|unsafe) .+?: (right|wrong)\.")
+LITTLE = re.compile(r"It says much the same without any request: [^.]+\.")
 ALARM = re.compile(r"NOT CONVERGED: [^.]+\.")
 INKS = ("#000000", "#FFFFFF")  # on any ground one of them has a contrast of at least 4.58
 STYLE = """
@@ -73,12 +74,13 @@ def token_text(page: WrittenPage, colour_range: float) -> str | None:
     cells = zip(texts, values.ravel().tolist(), strict=True)
     tokens = [token_html(text, value, trace, colour_range) for text, value in cells if text]
     margin, convergence, _, *notes = title_lines(page.figure)
-    verdict, alarm = VERDICT.search(page.sentence), ALARM.search(page.sentence)
+    verdict, little, alarm = (one.search(page.sentence) for one in (VERDICT, LITTLE, ALARM))
     return "".join(
         [
             '<div class="token-text">',
             f'<p class="alarm">{html.escape(alarm[0])}</p>' if alarm else "",
             f"<p>{'✓' if verdict[1] == 'right' else '✗'} {html.escape(verdict[0])}</p>" if verdict else "",
+            f"<p>{html.escape(little[0])}</p>" if little else "",
             f'<ol class="request">{"".join(tokens)}</ol>',
             *(f'<p class="small">{escaped(line)}</p>' for line in (*removal_lines(page.figure), *notes)),
             f"<details><summary>{escaped(convergence.split(':')[0])}, template</summary>",

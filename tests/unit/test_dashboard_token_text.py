@@ -12,7 +12,7 @@ from src.dashboard.paired_scales import numbers
 from src.dashboard.token_text import colour_range_of, scale_colour, scale_html, token_text
 from src.visualizations.dark_theme import LEAST_OF_TEXT, contrast
 from src.visualizations.figure_page import FigurePage, page_html
-from src.visualizations.training_figures import MARGIN_SCALE, placeholder_page
+from src.visualizations.training_figures import MARGIN_SCALE, placeholder_page, reading
 from src.visualizations.written_pages import WrittenPage, load_page
 from tests.unit.test_training_figures import SPAN, TOKENS, VALUES, tokens
 
@@ -83,6 +83,13 @@ def test_a_picture_that_failed_has_no_text(tmp_path: Path) -> None:
     page = written(placeholder_page("epoch_1_sample_0_safe_tokens.html", "token_attribution", "no memory"), tmp_path)
     assert token_text(page, 1.0) is None and scale_html(page.figure, 1.0) == ""
     assert colour_range_of([page.figure]) == 0.0
+
+
+def test_a_judge_that_needs_no_request_is_said_to_be_one(tmp_path: Path) -> None:
+    page = written(tokens(), tmp_path)
+    little = "It says much the same without any request: its tokens have little to add."
+    assert little in shown(replace(page, sentence=f"Orange. {reading(2.0, 2.0, np.zeros(4))}"))
+    assert little not in shown(page)
 
 
 def test_empty_cells_after_the_last_token_are_no_tokens(tmp_path: Path) -> None:
