@@ -12,9 +12,9 @@ with its numbers, all tabs, and of all four samples the verdict and every token 
 value and the results of its tests; of a study: the table of its steps; of its EM rates, opened from there: the figure
 of the rates and their table. It counts once all of it is drawn and the script has ended; only of the rates the script
 goes on with the scores below them, which are counted from there on. What comes after a first view is a view of its own:
-the browser loads plotly.js while the first one is read, and draws the tokens as figures, with the curves of the removal
-test, when it is asked to. (Until November 2026 the first view drew the tokens
-as four plotly figures; it was counted when the first one was drawn and the script had ended.)
+the browser loads plotly.js once the first one has been there for two seconds, and draws the tokens as figures, with
+the curves of the removal test, when it is asked to. (Until November 2026 the first view drew the tokens as four plotly
+figures; it was counted when the first one was drawn and the script had ended.)
 
 Beside them, in the same run: the first view of a page that holds nothing but four charts of three bars, which is what
 streamlit and plotly.js take by themselves on this machine, and a second visit of the same browser. `seconds` are

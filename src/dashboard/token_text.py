@@ -24,13 +24,13 @@ ALARM = re.compile(r"NOT CONVERGED: [^.]+\.")
 INKS = ("#000000", "#FFFFFF")  # on any ground one of them has a contrast of at least 4.58
 STYLE = """
 .token-text p { margin: 0 0 .4rem; font-size: .84rem; line-height: 1.4; }
-.token-text .alarm { color: #B00020; background: #FFF; font-weight: 600; }
+.token-text .alarm { color: #B00020; background: #FFF; border-radius: 3px; padding: 1px 6px; font-weight: 600; }
 .token-text .request { display: flex; flex-wrap: wrap; gap: 3px; margin: 0 0 .5rem; padding: 0; list-style: none; }
 .token-text .request li { margin: 0; padding: 1px 5px; border: 1px solid #D0D7DE; border-radius: 3px;
   text-align: center; font-size: .84rem; line-height: 1.25; white-space: pre;
   print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 .token-text .request span { display: block; font-size: .7rem; font-variant-numeric: tabular-nums; }
-.token-text .small, .token-text details { font-size: .78rem; opacity: .85; }
+.token-text .small, .token-text summary { font-size: .78rem; opacity: .85; }
 .token-scale { display: flex; flex-wrap: wrap; align-items: center; gap: .5rem; font-size: .84rem; }
 .token-scale i { display: inline-block; width: 11rem; height: .8rem; border: 1px solid #9AA0A6; border-radius: 2px;
   print-color-adjust: exact; -webkit-print-color-adjust: exact; }
