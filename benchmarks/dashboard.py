@@ -6,9 +6,9 @@
 The files are written by the project's own writers: every record is its own, the pages of all epochs are those of one
 small training under other names.
 
-A *first view* is what a researcher needs to begin to read, in a server that has just started and a browser that has
-seen nothing yet, and it is held against 3 seconds. Of a training: the run, the slider at the newest epoch, the cards
-with its numbers, all tabs, and of all four samples the verdict and every token of the request in its colour, with its
+A *first view* is what a researcher needs to begin to read, and it is held against 3 seconds. Of a training, in a server
+that has just started and a browser that has seen nothing yet: the run, the slider at the newest epoch, the cards with
+its numbers, all tabs, and of all four samples the verdict and every token of the request in its colour, with its
 value and the results of its tests; of a study: the table of its steps; of its EM rates, opened from there: the figure
 of the rates and their table. It counts once all of it is drawn and the script has ended; only of the rates the script
 goes on with the scores below them, which are counted from there on. What comes after a first view is a view of its own:
