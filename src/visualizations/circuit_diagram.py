@@ -134,8 +134,9 @@ def circuit_page(
         title=f"{moment}: the circuit behind the margin",
         sentence=f"Orange edges and nodes push the margin towards “{words.high}” when they alone carry the "
         f"{words.high} {words.item}'s activation, blue ones towards “{words.low}”; width and size are that effect, "
-        "measured one by one, grey is under 1% of the gap, black nodes only read. The circuit and its size are chosen "
-        "on one half of the pairs; how much of the gap it keeps when all other edges are exchanged is measured on the "
+        "measured one by one, grey is under 1% of the gap; a node in the colour of its name only reads, a hollow one "
+        "was not measured. The circuit and its size are chosen on one half of the pairs; how much of the gap it keeps "
+        "when all other edges are exchanged is measured on the "
         f"other half. The margin is {words.margin}. L2H1 is head 1 of block 2, L2KV0 the keys and values that its "
         "first heads share, MLP2 its MLP.",
         figure=assembled(data, layout, lines),
