@@ -18,6 +18,7 @@ from src.visualizations.panels import Spec, assembled, axes, axis_names, line, p
 from src.visualizations.training_figures import NOTE_WIDTH
 
 MOST_NAMED = 12  # layers along an axis: in two columns of a window of 800 pixels two-digit numbers do not touch
+NOT_MEASURED = "not measured"
 LEFT, RIGHT = (0.0, 0.455), (0.545, 1.0)
 UPPER, LOWER = (0.58, 1.0), (0.0, 0.42)
 # dark teal and violet, solid and dashed as well: told apart by every kind of colour blindness and in grey
@@ -46,10 +47,12 @@ def comparison_page(
     """
     divergence = None if patching is None else divergence_layer(patching)
     is_readable = patching is not None and patching.is_readable
+    silence = NOT_MEASURED if patching is None else "none found"
+    n_layers = len(probes.auroc) if probes is not None else 0 if patching is None else len(patching.denoised[LAST])
     lines = lines_above(
         probe_line(probes),
         *patching_lines_above(patching, words, before),
-        "Left of the dashed line nothing learns, and nothing can have changed" if n_frozen else None,
+        "Left of the dashed line nothing learns, and nothing can have changed" if n_frozen and n_layers else None,
         note,
     )
     top = 44 + 17 * len(lines)
@@ -60,7 +63,6 @@ def comparison_page(
         panel_title("Patched: residual stream, differing tokens", LEFT[0], LOWER[1]),
         panel_title("Patched: what a block's attention or MLP adds", RIGHT[0], LOWER[1]),
     )
-    n_layers = len(probes.auroc) if probes is not None else 0 if patching is None else len(patching.denoised[LAST])
     layer = layer_axis("layer (hidden_states[l]: 0 embeddings)", n_layers)
     layout = {
         **axes(1, LEFT, UPPER, layer, {"title": titled("AUROC, held out"), "range": [0.3, 1.03]}),
@@ -69,13 +71,13 @@ def comparison_page(
         **axes(4, RIGHT, LOWER, layer_axis("block", n_layers - 1), share),
         "annotations": [
             *titles,
-            *([none_found(1, "not measured")] if probes is None else []),
-            *([] if is_readable else [none_found(panel) for panel in (2, 3, 4)]),
+            *([none_found(1, NOT_MEASURED)] if probes is None else []),
+            *([] if is_readable else [none_found(panel, silence) for panel in (2, 3, 4)]),
         ],
         "shapes": [
             line(1, LEVEL, y=0.5),
             *(line(panel, LEVEL, y=at) for panel in (2, 3, 4) for at in (0, 100)),
-            *(line(panel, BOUNDARY, x=(n_frozen - 0.5,) * 2) for panel in (1, 2, 3) if n_frozen),
+            *(line(panel, BOUNDARY, x=(n_frozen - 0.5,) * 2) for panel in (1, 2, 3) if n_frozen and n_layers),
             *([] if divergence is None else divergence_marks(divergence)),
         ],
         "height": 640 + top,

@@ -19,6 +19,7 @@ from src.visualizations.circuit_figures import (
     LEFT,
     LEVEL,
     LOWER,
+    NOT_MEASURED,
     RIGHT,
     UPPER,
     layer_axis,
@@ -50,7 +51,7 @@ def neuron_page(
     lines = lines_above(
         neuron_line(table, words),
         *(ablation_line(one, len(top)) for one in ablations),
-        "Left of the dashed line blocks are frozen" if n_frozen > 1 else None,
+        "Left of the dashed line blocks are frozen" if n_frozen > 1 and table is not None else None,
         note,
     )
     margin_top = 44 + 17 * len(lines)
@@ -73,10 +74,15 @@ def neuron_page(
             {"title": titled("% of the classes' separation lost"), "range": lost_range(ablations)},
             {"type": "category"},
         ),
-        "annotations": [*titles, *([] if is_any else [none_found(2)]), *([] if ablations else [none_found(3)])],
+        "annotations": [
+            *titles,
+            *([none_found(1, NOT_MEASURED)] if table is None else []),
+            *([] if is_any else [none_found(2, NOT_MEASURED if table is None else "none found")]),
+            *([] if ablations else [none_found(3, "nothing ablated")]),
+        ],
         "shapes": [
             line(1, LEVEL, y=0.5),
-            *(line(panel, BOUNDARY, x=(n_frozen - 1.5,) * 2) for panel in (1, 2) if n_frozen > 1),
+            *(line(panel, BOUNDARY, x=(n_frozen - 1.5,) * 2) for panel in (1, 2) if n_frozen > 1 and table is not None),
         ],
         "height": 540 + margin_top,
         "margin": {"t": margin_top, "b": 84, "l": 64, "r": 24},
