@@ -34,6 +34,7 @@ from src.utils.circuits.attribution import (
 from src.utils.circuits.contrast_set import ContrastSet
 from src.utils.circuits.faithfulness import circuit_faithfulness
 from src.utils.circuits.graph import Graph
+from src.utils.circuits.runs import PairRuns
 from src.utils.config import resolve_path
 from src.utils.manifests import Provenance
 from src.utils.models import load_model, load_tokenizer
@@ -129,16 +130,20 @@ def costs_of(watcher: SafetyWatcher, number: int) -> dict[str, Any]:
 
 def edges_of(model: AnyModel, contrast: ContrastSet) -> dict[str, Any]:
     """Every edge's effect on some pairs: seconds, rank correlation with exact patching, faithfulness on other pairs."""
-    graph, margin_of = Graph.of(model), contrast.margin(model)
-    pairs, others = contrast.pairs.part(slice(0, PAIRS)), contrast.pairs.part(slice(PAIRS, 3 * PAIRS))
+    graph, margin = Graph.of(model), contrast.margin(model)
+    others = PairRuns.of(margin, graph, contrast.pairs.part(slice(PAIRS, 3 * PAIRS)))
     every = [(int(reader), int(writer)) for reader, writer in np.argwhere(graph.edges)]
+
+    def runs() -> PairRuns:
+        return PairRuns.of(margin, graph, contrast.pairs.part(slice(0, PAIRS)))
+
     began = time.perf_counter()
-    exact = exact_edge_effects(model, margin_of, graph, pairs, every).mean(axis=1)
+    exact = exact_edge_effects(runs(), every).mean(axis=1)
     exact_seconds = time.perf_counter() - began
     methods: dict[str, Callable[[], Float[np.ndarray, "pairs readers writers"]]] = {
-        "gradient at the safe prompt": lambda: edge_attributions(model, margin_of, graph, pairs),
-        "gradient at the unsafe prompt": lambda: edge_attributions(model, margin_of, graph, pairs, (1.0,)),
-        "five evenly spread": lambda: edge_attributions(model, margin_of, graph, pairs, ALONG_THE_WAY),
+        "gradient at the safe prompt": lambda: edge_attributions(runs()),
+        "gradient at the unsafe prompt": lambda: edge_attributions(runs(), (1.0,)),
+        "five evenly spread": lambda: edge_attributions(runs(), ALONG_THE_WAY),
     }
     rows: dict[str, Any] = {"exact": {"seconds": exact_seconds}}
     grids = {"exact": exact}
@@ -151,14 +156,14 @@ def edges_of(model: AnyModel, contrast: ContrastSet) -> dict[str, Any]:
         grid = np.zeros(graph.edges.shape)
         grid[tuple(np.array(every).T)] = effects
         ranked = strongest_edges(grid, graph, TOP)
-        kept = circuit_faithfulness(model, margin_of, graph, others, ranked, SIZES, draws=0)
+        kept = circuit_faithfulness(others, ranked, SIZES, draws=0)
         rows[name] |= {
             "rank_correlation": float(spearmanr(effects, exact).statistic),
             "rank_correlation_strongest": float(spearmanr(effects[strongest], exact[strongest]).statistic),
             "times_faster": exact_seconds / rows[name]["seconds"],
             "faithfulness": dict(zip(map(str, kept.sizes), kept.found.tolist(), strict=True)),
         }
-    return {"edges": len(every), "pairs": len(pairs), "top": TOP, "methods": rows}
+    return {"edges": len(every), "pairs": PAIRS, "top": TOP, "methods": rows}
 
 
 def cost_table(epochs: list[dict[str, Any]]) -> str:

@@ -9,13 +9,11 @@ import random
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from src.utils.circuits.contrast import ContrastPairs, MarginOf
+from src.utils.circuits.contrast import ContrastPairs, Margin, ReadMargin
 from src.utils.safety_judge.samples import SafetySample
-from src.utils.safety_judge.scoring import EncodedPrompt, last_real_positions
+from src.utils.safety_judge.scoring import EncodedPrompt
 from src.utils.sites import AnyModel
 
 SAFE, UNSAFE, PAD, END, ANSWER_SAFE, ANSWER_UNSAFE = 1, 2, 0, 3, 4, 5
@@ -53,15 +51,13 @@ def planted_model() -> PreTrainedModel:
     return model.eval()
 
 
-def answer_margin(model: AnyModel, unsafe_id: int = ANSWER_UNSAFE, safe_id: int = ANSWER_SAFE) -> MarginOf:
-    """The difference of two logits at each row's last real token, of all logits."""
+def answer_margin(model: AnyModel, unsafe_id: int = ANSWER_UNSAFE, safe_id: int = ANSWER_SAFE) -> Margin:
+    """The difference of two logits at each row's last real token."""
+    return Margin(model, answer_of(unsafe_id, safe_id))
 
-    def margin(ids: Tensor, mask: Tensor) -> Float[Tensor, " batch"]:
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        last = logits[torch.arange(len(ids)), last_real_positions(mask)]
-        return last[:, unsafe_id] - last[:, safe_id]
 
-    return margin
+def answer_of(unsafe_id: int = ANSWER_UNSAFE, safe_id: int = ANSWER_SAFE) -> ReadMargin:
+    return lambda logits, ids, mask: logits[:, unsafe_id] - logits[:, safe_id]
 
 
 def planted_data(

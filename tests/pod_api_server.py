@@ -25,6 +25,7 @@ def pod_entry(pod_id: str, port: int | None = None, **fields: Any) -> dict[str, 
         "imageName": "image",
         "podType": "RESERVED",
         "networkVolumeId": None,
+        "dockerArgs": "",
         "machine": {"gpuDisplayName": "RTX 4090"},
         "runtime": None if port is None else {"uptimeInSeconds": 1, "ports": ports, "gpus": []},
         **fields,
@@ -100,7 +101,8 @@ class ApiServer:
         for mutation in ("podRentInterruptable", "podFindAndDeployOnDemand"):
             if mutation in query:
                 self.created.append(query)
-                self.pods["new1"] = pod_entry("new1")
+                given = re.search(r'dockerArgs: ("(?:[^"\\]|\\.)*")', query)
+                self.pods["new1"] = pod_entry("new1", dockerArgs=json.loads(given[1]) if given else "")
                 return {mutation: {"id": "new1", "name": "n", "desiredStatus": "CREATED", "costPerHr": 0.5}}
         if "myself" in query:
             return {"myself": {"pods": list(self.pods.values())}}

@@ -15,7 +15,7 @@ from src.pod.launch import Command, open_run
 from src.pod.payload import Payload
 from src.pod.persona_data_runner import attend
 from src.pod.remote.layout import RunFolder
-from src.pod.run_record import RunRecord, RunRecords
+from src.pod.run_record import RunRecord, RunRecords, now
 from src.pod.settings import PodSettings
 from tests.pod_api_server import ACCOUNT_KEY, ApiServer
 from tests.pod_server import PodServer
@@ -60,6 +60,13 @@ def client_for(pod: PodServer, api: ApiServer, folder: Path, **fields: Any) -> P
         Choices(**choices),
         **own,
     )
+
+
+def run_record(run_id: str = "collect-1", **fields: Any) -> RunRecord:
+    """The record of a run that has not begun."""
+    values = {"step": "collect", "script": "s.py", "options": ["--limit", "3"], "pod_id": "p", "created": now()}
+    values |= {"remote_root": "/w", "remote_folder": f"/w/runs/{run_id}", "outputs": ["results/x"]}
+    return RunRecord.model_validate({**values, "run_id": run_id, **fields})
 
 
 def job_command(

@@ -5,6 +5,8 @@ with PodServer(folder, sshd) as pod, Proxy(pod.port) as line: ...
 
 import os
 import select
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +20,8 @@ from tests.pod_api_server import POD_KEY
 
 PASSPHRASE = "correct horse battery staple"  # pragma: allowlist secret
 
+# what /start.sh of RunPod's images does with scripts that lie beside it
+HOOKS = "[[ -f {0}/pre_start.sh ]] && bash {0}/pre_start.sh\n"
 PASSED_ON = ("SSL_CERT_FILE", "UV_FIND_LINKS", "UV_INDEX_URL", "UV_DEFAULT_INDEX", "UV_OFFLINE", "UV_CACHE_DIR")
 
 
@@ -46,7 +50,9 @@ class PodServer:
         self.environment |= {name: value for name, value in os.environ.items() if name in PASSED_ON}
         if api_url is not None:
             self.environment |= {"RUNPOD_API_KEY": POD_KEY, "RUNPOD_API_BASE_URL": api_url}
+        self.start_command = "bash -c '/start.sh'"  # RunPod's own, in whose place a pod may be created with another
         self._sshd = sshd
+        self._mark = f"SSHD_OF={folder}"
         self._process: subprocess.Popen | None = None
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "tmp").mkdir(exist_ok=True)
@@ -89,14 +95,32 @@ class PodServer:
         }
         config = self.folder / "sshd_config"
         config.write_text("".join(f"{name} {value}\n" for name, value in settings.items()))
+        image = self.folder / "start.sh"
+        image.write_text(
+            f"#!/bin/bash\n{HOOKS.format(self.folder)}exec env -u TMPDIR {self._mark} {self._sshd} -D -e -f {config}\n"
+        )
+        image.chmod(0o755)
         with (self.folder / "sshd.log").open("ab") as log:
-            self._process = subprocess.Popen([self._sshd, "-D", "-e", "-f", str(config)], stderr=log)
+            command = shlex.split(self.start_command.replace("/start.sh", str(image)))
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, env=self.environment, cwd=self.folder)
         wait_for(lambda: answers(self.port), "sshd answers")
 
     def stop(self) -> None:
         if self._process is not None:
             self._process.terminate()
             self._process.wait()
+
+    def restart_container(self, is_new: bool = False) -> None:
+        """As RunPod does after a crash: every process is gone, the start command runs; a new one has an empty disk."""
+        self.stop()
+        while processes_in(self.folder):
+            self.end_processes()
+        for session in processes_with(self._mark):
+            os.kill(session, signal.SIGKILL)
+        if is_new:
+            shutil.rmtree(self.folder / "tmp")
+            (self.folder / "tmp").mkdir()
+        self.start()
 
     def end_processes(self) -> None:
         """Kill -9 what runs on the pod, as the end of its container does."""
@@ -116,9 +140,12 @@ class PodServer:
 
 
 def processes_in(folder: Path) -> list[int]:
-    """Processes started through the pod's sshd: they have its TMPDIR in their environment."""
-    mark = f"TMPDIR={folder / 'tmp'}".encode()
-    found = []
+    """Processes started through the pod's sshd, or its start command: they have its TMPDIR in their environment."""
+    return processes_with(f"TMPDIR={folder / 'tmp'}")
+
+
+def processes_with(variable: str) -> list[int]:
+    mark, found = variable.encode(), []
     for path in Path("/proc").glob("[0-9]*/environ"):
         try:
             if mark in path.read_bytes().split(b"\0"):
@@ -126,6 +153,14 @@ def processes_in(folder: Path) -> list[int]:
         except OSError:
             continue
     return found
+
+
+def holds(pid: int, name: str) -> bool:
+    """Whether a process has a file of that name open."""
+    try:
+        return any(path.readlink().name == name for path in Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:
+        return False
 
 
 def answers(port: int) -> bool:

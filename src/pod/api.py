@@ -23,7 +23,7 @@ LONGEST_WAIT = 30.0
 TIMEOUT = 30.0
 POD_FIELDS = (
     "id name desiredStatus costPerHr gpuCount imageName podType uptimeSeconds lastStatusChange networkVolumeId "
-    "machine { gpuDisplayName } "
+    "dockerArgs machine { gpuDisplayName } "
     "runtime { uptimeInSeconds ports { ip isIpPublic privatePort publicPort type } gpus { id } }"
 )
 
@@ -70,6 +70,7 @@ class Pod(Answer):
     kind: str | None = Field(None, alias="podType")
     status_change: str | None = Field(None, alias="lastStatusChange")
     network_volume: str | None = Field(None, alias="networkVolumeId")
+    start_command: str | None = Field(None, alias="dockerArgs")  # in the place of the image's own
     machine: Machine | None = None
     runtime: Runtime | None = None
 

@@ -42,7 +42,10 @@ def run_checks(client: PodClient, wait: bool = True) -> Generator[Check]:
         yield failed("state", error)
         return
     state = state_of(pod)
-    yield Check("state", state.address is not None, f"{pod.id}, {pod.gpu}, ${pod.cost_per_hour:.3f}/h: {state.text}")
+    remedy = "leave --no-wait out, which waits for it" if state.may_come else ""
+    yield Check(
+        "state", state.address is not None, f"{pod.id}, {pod.gpu}, ${pod.cost_per_hour:.3f}/h: {state.text}", remedy
+    )
     if state.address is None:
         return
     told: list[str] = []
@@ -127,7 +130,7 @@ def check_facts(facts: dict[str, Any], pod: Pod, root: str) -> Generator[Check]:
 
 
 def failed(name: str, error: UserError) -> Check:
-    what, _, remedy = error.message.partition("; ")
+    what, _, remedy = error.message.rpartition("; ") if "; " in error.message else (error.message, "", "")
     return Check(name, False, what, remedy)
 
 

@@ -72,6 +72,19 @@ class PodClient:
         link.root = record.remote_root
         return link
 
+    def check_pod_of(self, record: RunRecord) -> None:
+        """`UserError` where a run's pod does not run: who attaches or fetches looks for no other."""
+        pod = self.api.pod(record.pod_id)
+        if pod is None:
+            raise UserError(
+                f"run {record.run_id}: pod {record.pod_id} was terminated; if it had a network volume, the command "
+                "that started the run goes on from another pod with it"
+            )
+        if is_over(pod):
+            raise UserError(
+                f"run {record.run_id}: lies on pod {pod.id}, which is stopped; start it in the console first"
+            )
+
     @contextmanager
     def alone_with(self, run_id: str) -> Generator[None]:
         """Hold a run, so that no second client writes its log and record; `UserError` where one does."""
@@ -97,7 +110,7 @@ class PodClient:
         if record.when_done == "keep" or is_over(pod) or pod is None:
             return
         if others:
-            self.say(f"pod {pod.id}: goes on, and on costing, for {', '.join(others)}")
+            self.say(f"pod {pod.id}: goes on, and on costing, for {', '.join(others)}; --cancel RUN gives one up")
             return
         if (record.when_done == "terminate" and not unfetched) or pod.network_volume:
             self.api.terminate(pod.id)
@@ -109,5 +122,5 @@ class PodClient:
 
 
 def stop_mutation(pod: Pod) -> str:
-    """How a pod stops costing money: with a network volume it cannot be stopped, and the volume outlives it."""
+    """How a pod stops costing money: not every one with a network volume can be stopped, and the volume outlives it."""
     return "podTerminate" if pod.network_volume else "podStop"

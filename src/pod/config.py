@@ -19,7 +19,6 @@ from src.pod.creation import IMAGE, PodWish, price_line
 from src.pod.pods import choose_pod, describe
 from src.pod.settings import read_settings
 from src.utils.cli import OneLineParser, positive, run_script
-from src.utils.errors import UserError
 from src.utils.llm.confirmation import confirm
 
 
@@ -53,14 +52,10 @@ def main(arguments: Sequence[str]) -> None:
     settings = read_settings(os.environ)
     api = RunPodApi(settings.api_url, settings.api_key)
     if own.action == "create":
-        create(api, own)
+        create(api, own, settings.remote_root)
     elif own.action == "stop":
         pod = choose_pod(api, own.pod)
-        if pod.network_volume:
-            raise UserError(
-                f"pod {pod.id}: RunPod stops none that has a network volume; terminate it, the volume stays", 2
-            )
-        confirm("stop; what runs on it ends, its volume stays", pod.id, own.yes, "Stop?")
+        confirm("stop; what runs on it ends, its volume stays and costs a little", pod.id, own.yes, "Stop?")
         api.stop(pod.id)
         print(f"pod {pod.id}: stopped")
     elif own.action == "terminate":
@@ -74,7 +69,7 @@ def main(arguments: Sequence[str]) -> None:
         print("\n".join(describe(pod) for pod in pods) or "no pod; create one with `src/pod/config.py create`")
 
 
-def create(api: RunPodApi, own: argparse.Namespace) -> None:
+def create(api: RunPodApi, own: argparse.Namespace, remote_root: str) -> None:
     """Show the price, ask, create."""
     wish = PodWish(
         gpu=own.gpu,
@@ -88,10 +83,17 @@ def create(api: RunPodApi, own: argparse.Namespace) -> None:
         max_hours=own.max_hours,
         name=own.name,
         cloud=own.cloud,
+        remote_root=remote_root,
     )
-    confirm(price_line(api, wish), f"{wish.gpu_count} x {wish.gpu}", own.yes)
+    if not wish.starts_guards:
+        print(
+            f"--image {wish.image}: a run's cost guard will not come back with a container that RunPod restarts, as it "
+            "does with images named runpod/..."
+        )
+    confirm(price_line(api, wish), f"{wish.gpu_count} x {wish.gpu}", own.yes, "Create?")
     pod = api.create(wish.as_input(), wish.is_spot)
-    print(f"pod {pod.id}: created, ${pod.cost_per_hour:.3f} an hour; test_connection.py --pod {pod.id} waits for it")
+    wait = f"`src/pod/test_connection.py --pod {pod.id}` waits for it"
+    print(f"pod {pod.id}: created, ${pod.cost_per_hour:.3f} an hour; {wait}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from src.pod.api import Enum, RunPodApi
+from src.pod.remote.resume import start_command
+from src.pod.settings import DEFAULT_ROOT
 from src.utils.errors import UserError
 
 IMAGE = "runpod/pytorch:2.8.0-py3.11-cuda12.8.1-cudnn-devel-ubuntu22.04"
@@ -26,6 +28,12 @@ class PodWish:
     max_hours: float = 24.0
     name: str = "em-persona"
     cloud: str = "ALL"
+    remote_root: str = DEFAULT_ROOT
+
+    @property
+    def starts_guards(self) -> bool:
+        """Whether its start command takes up the guards of runs: how an image starts is known of RunPod's alone."""
+        return self.image.startswith("runpod/")
 
     def as_input(self, now: datetime | None = None) -> Mapping[str, Any]:
         """The mutation's input. RunPod itself terminates the pod after `max_hours`, whatever else fails."""
@@ -43,6 +51,8 @@ class PodWish:
             "supportPublicIp": True,
             "terminateAfter": end.strftime("%Y-%m-%dT%H:%M:%SZ"),
         }
+        if self.starts_guards:
+            fields["dockerArgs"] = start_command(self.remote_root)
         fields |= {"networkVolumeId": self.network_volume} if self.network_volume else {"volumeInGb": self.volume_gb}
         return fields | ({"bidPerGpu": self.bid} if self.is_spot else {})
 

@@ -17,9 +17,10 @@ from src.pod.client import PodClient, stop_mutation
 from src.pod.digests import DigestCache
 from src.pod.link import PodLink
 from src.pod.payload import Payload
-from src.pod.pods import STOPPED, choose_pod, is_over
+from src.pod.pods import STOPPED, choose_pod, is_over, state_of
 from src.pod.remote.blocks import Digest
 from src.pod.remote.install import OLDEST_PYTHON
+from src.pod.remote.resume import on_start
 from src.pod.run_record import RunRecord, log_size, new_run_id, now
 from src.pod.transfer import upload
 from src.utils.errors import UserError
@@ -59,7 +60,7 @@ def open_run_alone(client: PodClient, command: Command) -> RunRecord:
             return record
         if is_over(pod):
             return move_run(client, record, pod)
-    pod = choose_pod(client.api, chosen)
+    pod = choose_running(client, chosen)
     run_id = new_run_id(command.step)
     root = client.settings.remote_root
     return client.records.save(
@@ -80,6 +81,14 @@ def open_run_alone(client: PodClient, command: Command) -> RunRecord:
     )
 
 
+def choose_running(client: PodClient, chosen: str | None) -> Pod:
+    """The pod that is meant; `UserError` for one that does not run, before a run is opened on it."""
+    pod = choose_pod(client.api, chosen)
+    if is_over(pod):
+        raise UserError(f"pod {pod.id}: is {state_of(pod).text}")
+    return pod
+
+
 def move_run(client: PodClient, record: RunRecord, old: Pod | None) -> RunRecord:
     """A run whose pod does not run any more, on the pod that is meant now: with the same volume it continues there.
 
@@ -92,7 +101,9 @@ def move_run(client: PodClient, record: RunRecord, old: Pod | None) -> RunRecord
             f"run {record.run_id}: lies on the volume of pod {record.pod_id}, which is stopped; start that pod in the "
             "console and give the same command again, or begin anew on another with --pod"
         )
-    pod = choose_pod(client.api, chosen)
+    pod = choose_running(client, chosen)
+    if pod.id == record.pod_id:  # has been started again just now
+        return record
     gone = "was terminated" if old is None else f"is {old.status.lower()}"
     client.say(f"run {record.run_id}: pod {record.pod_id} {gone}; continuing on pod {pod.id}")
     return client.records.save(
@@ -118,18 +129,17 @@ def ensure_started(client: PodClient, record: RunRecord, link: PodLink, command:
     if state["state"] != "running" and not is_over:
         payload = command.pack()
         check_pod(client, record, link)
-        if client.choices.is_guarded:  # a client may die while it uploads, too
-            accepted(record, link.ask("guard", guard_request(client, record)))
+        guard(client, record, link)  # a client may die while it uploads, too
         bring(client, record, link, payload)
         here = log_size(client.records.log_path(record.run_id))
         if state["log_bytes"] < here - record.log_start:  # what we have is from a pod whose volume is not here
             record = client.records.save(record.updated(log_start=here))
         start(client, record, link, payload)
         record = record.charged_anew()
-    elif state["state"] == "running" and state["guard"] and not state["is_guarded"] and client.choices.is_guarded:
-        start(client, record, link, command.pack())  # the job goes on; its guard was lost
+    elif state["state"] == "running" and state["guard"] and not state["is_guarded"]:
+        guard(client, record, link)  # the job goes on; its guard was lost
     if record.state not in ("running", "finished"):
-        record = record.updated(state="running", started=record.started or now(), last_seen=now())
+        record = record.updated(state="running", started=record.started or now(), last_seen=now(), exit_reason=None)
         client.records.save(record)
     return record
 
@@ -145,7 +155,8 @@ def check_pod(client: PodClient, record: RunRecord, link: PodLink) -> None:
         )
     if not facts["is_on_volume"]:
         client.say(
-            f"pod {record.pod_id}: {link.root} is on no volume: results are lost if it stops before they are fetched"
+            f"pod {record.pod_id}: {link.root} is on no volume: results are lost if it stops before they are fetched; "
+            "--remote-root names another folder"
         )
     if client.choices.is_guarded and facts["unguarded"]:
         raise no_guard(record, facts["unguarded"])
@@ -182,6 +193,18 @@ def bring(client: PodClient, record: RunRecord, link: PodLink, payload: Payload)
     client.say(f"uploaded {traffic.files_published} of {len(paths)} files, {traffic.bytes_moved / 1e6:.1f} MB")
     files = {name: digest.address for name, digest in zip(payload.files, digests, strict=True)}
     link.ask("place", {"run_id": record.run_id, "files": files})
+
+
+def guard(client: PodClient, record: RunRecord, link: PodLink) -> None:
+    """The run's guard alone, unless the user waived it; a line where it would not come back with its container."""
+    if not client.choices.is_guarded:
+        return
+    state = accepted(record, link.ask("guard", guard_request(client, record)))
+    if lost := state["ends_with_container"]:
+        client.say(
+            f"pod {record.pod_id}: if RunPod restarts its container, no guard stops it until a client comes back "
+            f"({lost}); `src/pod/config.py create` makes pods without that gap"
+        )
 
 
 def start(client: PodClient, record: RunRecord, link: PodLink, payload: Payload) -> dict:
@@ -222,7 +245,8 @@ def guard_request(client: PodClient, record: RunRecord) -> dict[str, Any]:
         "when_done": record.when_done,
         "stop": stop_mutation(pod),
     }
-    return {"run_id": record.run_id, "guard": orders}
+    starts_guards = on_start(record.remote_root) in (pod.start_command or "")
+    return {"run_id": record.run_id, "guard": orders, "starts_guards": starts_guards}
 
 
 def accepted(record: RunRecord, state: dict[str, Any]) -> dict[str, Any]:

@@ -165,7 +165,7 @@ class PodLink:
                         f"pod {self._login.pod_id}: no connection for {self._patience:.0f} s ({error}); "
                         "what runs there goes on, and the same command attaches to it again"
                     ) from error
-                self.tell(f"connection lost ({error}); trying again in {wait:.0f} s")
+                self.tell(f"connection lost ({error}); trying again in {wait:g} s")
                 time.sleep(wait)
                 wait = min(LONGEST_WAIT, wait * 2)
 

@@ -28,7 +28,7 @@ from src.pod.payload import JUDGE_TRAIN, SCRIPT, STEPS
 from src.pod.plans import plan_command
 from src.pod.run_record import RunRecord, RunRecords
 from src.pod.settings import read_settings
-from src.pod.watch import cancel, conclude, decide_anew, follow, report
+from src.pod.watch import cancel, conclude, decide_anew, follow, interruption, report
 from src.utils.cli import OneLineParser, positive, run_script
 from src.utils.config import PROJECT_ROOT
 from src.utils.errors import UserError
@@ -53,7 +53,7 @@ def read_options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str
     for name, text in {
         "attach": "go on with this run (default: the last one)",
         "status": "state, progress and money of this run",
-        "cancel": "end the job of this run, and its pod as --when-done says",
+        "cancel": "end the job of this run, or give up one that failed, and its pod as --when-done says",
         "fetch": "fetch the results of this run again",
     }.items():
         action.add_argument(f"--{name}", nargs="?", const=LAST, metavar="RUN", help=text)
@@ -87,6 +87,7 @@ def main(arguments: Sequence[str]) -> int:
             return act(client, record, own)
     if own.attach is not None:
         record = client.records.latest() if own.attach == LAST else client.records.load(own.attach)
+        client.check_pod_of(record)
         return attend(client, record, own, None)
     command = plan_command(own, options)
     if command is None:
@@ -128,6 +129,10 @@ def attend(client: PodClient, record: RunRecord, own: argparse.Namespace, comman
                 break
             client.say(f"run {record.run_id}: the job was interrupted; starting it again where it was")
         try:
+            if state["state"] == "interrupted":
+                reason = interruption(state)
+                client.records.save(record.updated(state="interrupted", exit_reason=reason))
+                raise UserError(f"run {record.run_id}: is interrupted: {reason}")
             if state["state"] not in ("finished", "failed", "cancelled"):
                 raise UserError(
                     f"run {record.run_id}: is {state['state']} on the pod; give the command that started it again"
@@ -136,7 +141,7 @@ def attend(client: PodClient, record: RunRecord, own: argparse.Namespace, comman
             if record.state == "failed":
                 raise UserError(f"run {record.run_id}: failed ({record.exit_reason}); the same command tries again")
             if record.state == "cancelled":
-                raise UserError(f"run {record.run_id}: was cancelled")
+                raise UserError(f"run {record.run_id}: was cancelled; the command that started it begins anew")
             record, state = fetch(client, record, link, own.results_dir, own.force)
         except UserError:
             if (
@@ -169,12 +174,16 @@ def end_run(client: PodClient, record: RunRecord, own: argparse.Namespace) -> in
 
 
 def fetch_again(client: PodClient, record: RunRecord, own: argparse.Namespace) -> int:
+    client.check_pod_of(record)
     with client.alone_with(record.run_id), client.link_to(record) as link:
         found = link.ask("state", {"run_id": record.run_id})["state"]
+        if found == "running":
+            raise UserError(
+                f"run {record.run_id}: is running, and has no results yet; --attach {record.run_id} waits for them"
+            )
         if found != "finished":
             raise UserError(
-                f"run {record.run_id}: is {found} on the pod, and has no results yet; --attach {record.run_id} waits "
-                "for them"
+                f"run {record.run_id}: is {found} on the pod, without results; the command that started it makes them"
             )
         is_first = record.state != "fetched"
         record, state = fetch(client, record, link, own.results_dir, own.force)

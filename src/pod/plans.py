@@ -34,6 +34,7 @@ def plan_command(own: argparse.Namespace, options: Sequence[str]) -> Command | N
         if not own.script or not own.output:
             raise UserError("--step script: name the script with --script, and what it writes with --output", 2)
         pack = partial(script_payload, own.script, given, own.input, own.output)
+        pack()  # what is wrong with it is said before a pod is asked
         return Command(own.step, own.script, given, own.output, pack)
     if own.step == JUDGE_TRAIN:
         refuse_foreign_judge(given)

@@ -1,5 +1,6 @@
 """What `.env` and the shell say about RunPod: the account's key, the API's address, the SSH key and its passphrase."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from src.utils.errors import UserError
 API_URL = "https://api.runpod.io"
 DEFAULT_ROOT = "/workspace/em-persona"  # RunPod mounts a pod's volume at /workspace
 DEFAULT_KEY = Path("~/.ssh/id_ed25519")
+PLAIN_PATH = re.compile(r"/[\w./-]+", re.ASCII)  # stands in the pod's start command, whose quotes RunPod reads
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ def read_settings(
 ) -> PodSettings:
     """Settings from environment variables (see .env.example), then `--key` and `--remote-root`.
 
-    `UserError` without an API key, or for a folder on the pod that is not absolute.
+    `UserError` without an API key, or for a folder on the pod that is not absolute or holds what a shell would read.
     """
     api_key = environment.get("RUNPOD_API_KEY", "").strip()
     if not api_key:
@@ -40,8 +42,11 @@ def read_settings(
     if not api_key.isascii():
         raise UserError("RUNPOD_API_KEY holds a character that no key has; copy it into .env again")
     root = remote_root or environment.get("RUNPOD_REMOTE_ROOT") or DEFAULT_ROOT
-    if not root.startswith("/"):
-        raise UserError(f"--remote-root {root}: must be absolute, such as {DEFAULT_ROOT}", 2)
+    if not PLAIN_PATH.fullmatch(root):
+        name = "--remote-root" if remote_root else "RUNPOD_REMOTE_ROOT"
+        raise UserError(
+            f"{name} {root}: must be absolute, of letters, digits and ._-/ alone, such as {DEFAULT_ROOT}", 2
+        )
     return PodSettings(
         api_key=api_key,
         api_url=(environment.get("RUNPOD_API_BASE_URL") or API_URL).rstrip("/"),

@@ -137,7 +137,9 @@ def lost_connections() -> Generator[None]:
     """All the ways in which paramiko says that a connection is gone, as `ConnectionLost`."""
     try:
         yield
-    except (TimeoutError, OSError, EOFError, paramiko.SSHException, paramiko.SFTPError) as error:
+    except TimeoutError as error:
+        raise ConnectionLost("no answer in time") from error
+    except (OSError, EOFError, paramiko.SSHException, paramiko.SFTPError) as error:
         raise ConnectionLost(str(error) or type(error).__name__) from error
 
 

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -118,6 +118,16 @@ def explain(ended: dict[str, Any], tail: str) -> str:
     return f"{what}; last line: {last}"
 
 
+def interruption(state: Mapping[str, Any]) -> str:
+    """Why a job is gone without having ended, as far as its pod knows, and what to do."""
+    remedy = "the command that started it continues it"
+    try:
+        at = datetime.fromtimestamp(float(state["guard"]["resumed"]), UTC)
+    except (KeyError, TypeError, ValueError, OverflowError, OSError):
+        return f"its processes are gone; {remedy}"
+    return f"its container was started again at {at:%Y-%m-%d %H:%M:%S} UTC, and the job ended with it; {remedy}"
+
+
 def cancel(client: PodClient, record: RunRecord) -> tuple[RunRecord, dict[str, Any] | None]:
     """End the job on the pod; the record, and the pod's last word on it. Where no pod runs, nothing is to end.
 
@@ -126,16 +136,16 @@ def cancel(client: PodClient, record: RunRecord) -> tuple[RunRecord, dict[str, A
     pod = client.api.pod(record.pod_id)
     if is_over(pod):
         client.say(f"pod {record.pod_id}: does not run any more")
-        return client.records.save(record.updated(state="cancelled")), None
+        return record if record.state in OVER else client.records.save(record.updated(state="cancelled")), None
     with client.link_to(record) as link:
         record = decide_anew(client, record, link)
         state = link.ask("cancel", {"run_id": record.run_id})
-    if state["state"] in ("finished", "failed"):
-        client.say(f"run {record.run_id}: had ended already ({state['state']})")
+    if state["state"] == "finished":
+        client.say(f"run {record.run_id}: had ended already, and is finished")
         return record, state
     if state["state"] == "running":
         raise UserError(f"run {record.run_id}: does not end; stop its pod: `src/pod/config.py stop {record.pod_id}`")
-    return client.records.save(record.updated(state="cancelled", ended=now(), last_seen=now())), state
+    return client.records.save(record.updated(state="cancelled", ended=record.ended or now(), last_seen=now())), state
 
 
 def report(client: PodClient, record: RunRecord) -> str:
@@ -151,8 +161,10 @@ def report(client: PodClient, record: RunRecord) -> str:
             with client.link_to(record) as link:
                 state = link.ask("state", {"run_id": record.run_id})
             note = f"on the pod: {state['state']}" + ("" if state["is_guarded"] else ", WITHOUT A COST GUARD")
-            seen = {"last_seen": now()} if record.ended is None else {}
-            record = client.records.save(record.updated(progress=progress_of(state["status"]), **seen))
+            changes: dict[str, Any] = {"last_seen": now()} if record.ended is None else {}
+            if state["state"] == "interrupted":
+                changes |= {"state": "interrupted", "exit_reason": interruption(state)}
+            record = client.records.save(record.updated(progress=progress_of(state["status"]), **changes))
     except UserError as error:
         note = f"the pod cannot be asked ({error.message})"
     lines = [

@@ -58,8 +58,10 @@ def test_config_lists_creates_and_terminates(
         return left.value.code, *capsys.readouterr()
 
     code, told, complaint = config("create", "--gpu", 'RTX "4090"', "--max-hours", "2")
-    assert code == 2 and "at most $1.00" in told and "--yes starts without asking" in complaint
-    assert not api.created
+    assert code == 2 and "at most $1.00" in told and "--yes does it without asking" in complaint
+    assert not api.created and "cost guard" not in told
+    _, told, _ = config("create", "--gpu", "RTX", "--image", "mine/torch")
+    assert "--image mine/torch: a run's cost guard will not come back" in told, "how it starts is not known"
     code, told, _ = config("create", "--gpu", 'RTX "4090"', "--max-hours", "2", "--spot", "--bid", "0.25", "--yes")
     assert code == 0 and "pod new1: created" in told
     assert r'gpuTypeId: "RTX \"4090\""' in api.created[0] and "bidPerGpu: 0.25" in api.created[0]
@@ -89,10 +91,12 @@ def test_the_connection_table(api: ApiServer, pod: PodServer, tmp_path: Path) ->
 
 def test_the_connection_table_ends_where_nothing_can_follow(api: ApiServer, pod: PodServer, tmp_path: Path) -> None:
     table = command("test_connection.py", api=api, pod=pod, home=tmp_path)
-    assert table.returncode == 1 and "FAIL  SSH" in table.stdout and "SSH agent: none is running" in table.stdout
+    assert table.returncode == 1 and "FAIL  SSH" in table.stdout
+    assert f"holds no key; {tmp_path}/.ssh/id_ed25519: does not exist)\n{'':19}give the key that" in table.stdout
     api.pods = {"pod1": pod_entry("pod1")}
     table = command("test_connection.py", "--no-wait", api=api, pod=pod, home=tmp_path)
-    assert table.returncode == 1 and "FAIL  state" in table.stdout and "image is being pulled" in table.stdout
+    assert table.returncode == 1 and "image is being pulled" in table.stdout
+    assert "FAIL  state" in table.stdout and "leave --no-wait out" in table.stdout
 
 
 def test_the_runner_runs_a_script_and_tells_its_state(api: ApiServer, pod: PodServer, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Runs on a pod that are interrupted: killed clients, pods that go away, come back elsewhere or end."""
 
+import argparse
 import hashlib
 import os
 import random
@@ -13,6 +14,7 @@ import pytest
 
 from src.pod.client import PodClient
 from src.pod.launch import Command
+from src.pod.persona_data_runner import fetch_again
 from src.pod.run_record import RunRecord
 from src.pod.watch import cancel, follow, report
 from src.utils.errors import UserError
@@ -255,4 +257,7 @@ def test_a_pod_that_is_terminated_while_the_job_runs(pod: PodServer, api: ApiSer
     assert record.state == "interrupted" and record.exit_reason is not None
     text = report(client, record)
     assert "doomed is terminated" in text and "at least $" in text
+    with pytest.raises(UserError, match="pod doomed was terminated; if it had a network volume, the command that"):
+        fetch_again(client, record, argparse.Namespace())
     assert cancel(client, record)[0].state == "cancelled"
+    assert cancel(client, record.updated(state="fetched"))[0].state == "fetched", "nothing is to end any more"

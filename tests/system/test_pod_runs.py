@@ -14,12 +14,13 @@ import pytest
 
 from src.pod.launch import open_run
 from src.pod.persona_data_runner import attend, end_run, fetch_again
+from src.pod.remote.layout import state_of
 from src.pod.run_record import RunRecord
 from src.pod.watch import cancel, conclude, report
 from src.utils.errors import UserError
 from tests.pod_api_server import ACCOUNT_KEY, POD_KEY, ApiServer, pod_entry
 from tests.pod_jobs import HUB_TOKEN, SLEEPY, attend_to, client_for, job_command, remote
-from tests.pod_server import PASSPHRASE, PodServer, make_key, processes_in, wait_for
+from tests.pod_server import PASSPHRASE, PodServer, holds, make_key, processes_in, wait_for
 
 pytestmark = pytest.mark.usefixtures("fresh_api")
 QUICK = "import pathlib\npathlib.Path('out').mkdir()\npathlib.Path('out/a.txt').write_text('a')\nprint('made it')\n"
@@ -82,6 +83,12 @@ def test_a_pod_whose_guard_is_there_is_left_to_it_for_another_try(
     with pytest.raises(UserError, match="exit code 3"):
         attend_to(client, job_command(tmp_path, "raise SystemExit(3)"), tmp_path)
     assert not api.calls("podStop")
+    failed = client.records.latest()
+    own = argparse.Namespace(results_dir=tmp_path / "results", force=False)
+    with pytest.raises(UserError, match="is failed on the pod, without results; the command that started it makes"):
+        fetch_again(client, failed, own)
+    assert end_run(client, failed, own) == 0 and client.records.latest().state == "cancelled", "it is given up"
+    assert api.calls("podStop") == [ACCOUNT_KEY] and state_of(remote(pod, failed))["state"] == "cancelled"
     pod.end_processes()
 
 
@@ -97,7 +104,8 @@ def test_a_pod_goes_on_for_another_run_that_is_on_it(pod: PodServer, api: ApiSer
     client = client_for(pod, api, tmp_path, when_done="stop", say=said.append)
     other = attend_to(client, job_command(tmp_path / "other", SLEEPY), tmp_path, is_detached=True)
     attend_to(client, job_command(tmp_path, QUICK, options=["mine"]), tmp_path)
-    assert not api.calls("podStop") and f"pod pod1: goes on, and on costing, for {other.run_id}" in said
+    assert not api.calls("podStop")
+    assert f"pod pod1: goes on, and on costing, for {other.run_id}; --cancel RUN gives one up" in said
     own = argparse.Namespace()
     assert end_run(client, client.records.load(other.run_id), own) == 0
     assert api.calls("podStop") == [ACCOUNT_KEY], "cancelled, the last of them"
@@ -212,14 +220,6 @@ def test_a_guard_that_was_killed_comes_back_with_the_client(pod: PodServer, api:
     pod.end_processes()
 
 
-def holds(pid: int, name: str) -> bool:
-    """Whether a process has a file of that name open."""
-    try:
-        return any(path.readlink().name == name for path in Path(f"/proc/{pid}/fd").iterdir())
-    except OSError:
-        return False
-
-
 def test_without_a_key_of_its_own_no_job_starts(api: ApiServer, tmp_path: Path, sshd: str) -> None:
     with PodServer(tmp_path / "bare", sshd, pod_id="bare") as bare:
         api.pods = {"bare": pod_entry("bare", bare.port)}
@@ -284,7 +284,7 @@ def test_a_run_that_goes_on_is_not_fetched_and_what_follows_it_is_decided_anew(
     there = remote(pod, record)
     wait_for((there.project / "out/a.txt").exists, "the first of its outputs")
     own = argparse.Namespace(detach=False, results_dir=tmp_path / "results", force=False)
-    with pytest.raises(UserError, match=f"is running on the pod, .*--attach {record.run_id} waits"):
+    with pytest.raises(UserError, match=f"is running, .*--attach {record.run_id} waits"):
         fetch_again(client, record, own)
     assert client.records.load(record.run_id).state == "running" and not (there.path / "fetched").exists()
     (there.project / "go").touch()
@@ -339,5 +339,10 @@ def test_the_same_command_opens_one_run(pod: PodServer, api: ApiServer, tmp_path
         api.delay = 0.0
     other = dataclasses.replace(command, options=["--limit", "3"])
     assert open_run(client, other).run_id != first.run_id
+    api.pods["pod1"]["desiredStatus"] = "EXITED"
+    for meant in (command, dataclasses.replace(command, options=["new"])):
+        with pytest.raises(UserError, match="pod pod1: is stopped; start it in the console"):
+            open_run(client_for(pod, api, tmp_path, pod_id="pod1"), meant)
+    assert len(client.records.all()) == 3, "no run is opened on a pod that does not run"
     record = client.records.load(first.run_id)
     assert (record.pod_id, record.state, record.cost_per_hour) == ("pod1", "preparing", 0.5)

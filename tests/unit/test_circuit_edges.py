@@ -17,7 +17,8 @@ from src.utils.circuits.attribution import (
 )
 from src.utils.circuits.contrast import ContrastPairs, contrast_pairs
 from src.utils.circuits.faithfulness import CircuitFaithfulness, circuit_change, circuit_faithfulness, random_circuit
-from src.utils.circuits.graph import Graph, Reader, ReaderKind, Writer, run_with_replaced, writes
+from src.utils.circuits.graph import Graph, Reader, ReaderKind, Writer
+from src.utils.circuits.runs import PairRuns, run_with_replaced
 from src.utils.sites import Site, edit_sites
 from tests.planted_circuit import (
     COPY,
@@ -66,15 +67,16 @@ def test_the_graph_names_every_edge_once() -> None:
 def test_writers_sum_to_the_residual_stream_and_replacing_nothing_changes_nothing() -> None:
     model, pairs = tiny_model(), random_pairs(2, 5)
     graph, margin_of = Graph.of(model), answer_margin(model)
-    margin, written = writes(model, margin_of, graph, pairs.safe, pairs.mask)
+    runs = PairRuns.of(margin_of, graph, pairs)
     with torch.no_grad():
         states = model(pairs.safe, output_hidden_states=True).hidden_states
-    torch.testing.assert_close(written[: graph.upstream("q", 2)].sum(dim=0), states[2], rtol=1e-4, atol=1e-4)
-    every = run_with_replaced(model, margin_of, graph, pairs.safe, pairs.mask, graph.edges, written)
-    torch.testing.assert_close(every, margin, rtol=1e-4, atol=1e-5)
-    _, other = writes(model, margin_of, graph, pairs.unsafe, pairs.mask)
-    all_replaced = run_with_replaced(model, margin_of, graph, pairs.safe, pairs.mask, graph.edges, other)
-    torch.testing.assert_close(all_replaced, margin_of(pairs.unsafe, pairs.mask), rtol=1e-4, atol=1e-5)
+    written = runs.safe.written
+    own = states[2][:, -written.shape[2] :]
+    torch.testing.assert_close(written[: graph.upstream("q", 2)].sum(dim=0), own, rtol=1e-4, atol=1e-4)
+    every = run_with_replaced(runs, runs.safe, graph.edges, written)
+    torch.testing.assert_close(every, margin_of(pairs.safe, pairs.mask).detach(), rtol=1e-4, atol=1e-5)
+    all_replaced = run_with_replaced(runs, runs.safe, graph.edges, runs.unsafe.written)
+    torch.testing.assert_close(all_replaced, margin_of(pairs.unsafe, pairs.mask).detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_the_planted_circuit_is_found_with_its_exact_effects_and_nothing_else() -> None:
@@ -89,17 +91,17 @@ def test_the_planted_circuit_is_found_with_its_exact_effects_and_nothing_else() 
     ]
     gaps = (margin_of(pairs.unsafe, pairs.mask) - margin_of(pairs.safe, pairs.mask)).detach().numpy()
     every = [(int(row), int(column)) for row, column in np.argwhere(graph.edges)]
-    effects = exact_edge_effects(model, margin_of, graph, pairs, every)
+    effects = exact_edge_effects(PairRuns.of(margin_of, graph, pairs), every)
     for (row, column), effect in zip(every, effects, strict=True):
         np.testing.assert_allclose(effect, gaps if (row, column) in circuit else 0, atol=1e-4)
-    attributions = edge_attributions(model, margin_of, graph, pairs)
+    attributions = edge_attributions(PairRuns.of(margin_of, graph, pairs))
     assert set(strongest_edges(attributions.mean(axis=0), graph, 3)) == set(circuit)
     nodes = [graph.writers.index(one) for one in (Writer("head", COPY, HEAD), Writer("mlp", READ), Writer("mlp", 0))]
-    measured = exact_node_effects(model, margin_of, graph, pairs, nodes)
+    measured = exact_node_effects(PairRuns.of(margin_of, graph, pairs), nodes)
     for found, expected in zip(measured, (gaps, gaps, 0 * gaps), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-4)
     others = [one for one in every if one not in circuit]
-    found = circuit_faithfulness(model, margin_of, graph, pairs, [*circuit, *others], sizes=(2, 3), draws=19)
+    found = circuit_faithfulness(PairRuns.of(margin_of, graph, pairs), [*circuit, *others], sizes=(2, 3), draws=19)
     np.testing.assert_allclose(found.found, [0, 1], atol=1e-4)
     assert found.random[1].max() < 0.01 and found.p[1] == pytest.approx(0.05)
 
@@ -139,7 +141,7 @@ def test_an_edges_effect_on_grouped_queries_is_brute_forces() -> None:
             expected = (margin_of(pairs.safe, pairs.mask) - kept["safe"]).numpy()
             handle.remove()
             at = edge(graph, Reader(kind, 2, head), writer)
-            found = exact_edge_effects(model, margin_of, graph, pairs, [at])[0]
+            found = exact_edge_effects(PairRuns.of(margin_of, graph, pairs), [at])[0]
             np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-9)
             assert np.abs(expected).max() > 1e-4
 
@@ -151,19 +153,14 @@ def test_attribution_is_the_slope_of_the_exact_effect_on_grouped_queries(adapted
         model = with_adapter(model).double()
     model.requires_grad_(False)
     graph, margin_of = Graph.of(model), answer_margin(model)
-    found = edge_attributions(model, margin_of, graph, pairs)
-    _, of_safe = writes(model, margin_of, graph, pairs.safe, pairs.mask)
-    _, of_unsafe = writes(model, margin_of, graph, pairs.unsafe, pairs.mask)
+    runs = PairRuns.of(margin_of, graph, pairs)
+    found = edge_attributions(runs)
+    of_safe, moved = runs.safe.written, runs.unsafe.written - runs.safe.written
     small, rng = 1e-5, np.random.default_rng(0)
     chosen = np.argwhere(graph.edges)
     for row, column in chosen[rng.choice(len(chosen), 16, replace=False)]:
         mask = only(graph, [(row, column)])
-        ends = [
-            run_with_replaced(
-                model, margin_of, graph, pairs.safe, pairs.mask, mask, of_safe + step * (of_unsafe - of_safe)
-            )
-            for step in (-small, small)
-        ]
+        ends = [run_with_replaced(runs, runs.safe, mask, of_safe + step * moved) for step in (-small, small)]
         slope = ((ends[1] - ends[0]) / (2 * small)).numpy()
         np.testing.assert_allclose(found[:, row, column], slope, rtol=2e-4, atol=1e-6)
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -174,9 +171,9 @@ def test_gradients_along_the_way_end_at_the_unsafe_prompt() -> None:
     model, pairs = double(tiny_model()), random_pairs(2, 5)
     graph, margin_of = Graph.of(model), answer_margin(model)
     exchanged = ContrastPairs(pairs.unsafe, pairs.safe, pairs.mask, pairs.pair_ids)
-    start, end = (edge_attributions(model, margin_of, graph, pairs, (point,)) for point in (0.0, 1.0))
-    np.testing.assert_allclose(end, -edge_attributions(model, margin_of, graph, exchanged), rtol=1e-5, atol=1e-7)
-    both = edge_attributions(model, margin_of, graph, pairs, (0.0, 1.0))
+    start, end = (edge_attributions(PairRuns.of(margin_of, graph, pairs), (point,)) for point in (0.0, 1.0))
+    np.testing.assert_allclose(end, -edge_attributions(PairRuns.of(margin_of, graph, exchanged)), rtol=1e-5, atol=1e-7)
+    both = edge_attributions(PairRuns.of(margin_of, graph, pairs), (0.0, 1.0))
     np.testing.assert_allclose(both, (start + end) / 2, rtol=1e-5, atol=1e-7)
     assert np.abs(start - end).max() > 1e-3
 
@@ -196,7 +193,7 @@ def test_without_grouped_queries_edges_and_faithfulness_are_transformer_lenss(tm
     ).eval()  # fmt: skip
     pairs = random_pairs(1, 4)
     graph, margin_of = Graph.of(model), answer_margin(model)
-    found = edge_attributions(model, margin_of, graph, pairs)[0]
+    found = edge_attributions(PairRuns.of(margin_of, graph, pairs))[0]
     bridge = bridges.TransformerBridge.boot_transformers(
         str(save_model(model, tmp_path)), device="cpu", dtype=torch.float32
     ).eval()
@@ -223,7 +220,7 @@ def test_without_grouped_queries_edges_and_faithfulness_are_transformer_lenss(tm
     ranked = strongest_edges(found, graph, 20)
     kept = [pair for pair in result.edge_scores if place(*pair) in ranked]
     share = theirs.faithfulness(bridge, pairs.unsafe, pairs.safe, metric, kept).recovered
-    ours = circuit_faithfulness(model, margin_of, graph, pairs, ranked, sizes=(20, 500), draws=1)
+    ours = circuit_faithfulness(PairRuns.of(margin_of, graph, pairs), ranked, sizes=(20, 500), draws=1)
     assert ours.sizes == (20,) and ours.found[0] == pytest.approx(share, rel=1e-3)
 
 
@@ -267,5 +264,5 @@ def test_padding_changes_no_effect() -> None:
     padded = ContrastPairs(
         *(torch.nn.functional.pad(one, (0, 3)) for one in (pairs.safe, pairs.unsafe, pairs.mask)), pairs.pair_ids
     )
-    found, again = (edge_attributions(model, margin_of, graph, one) for one in (pairs, padded))
+    found, again = (edge_attributions(PairRuns.of(margin_of, graph, one)) for one in (pairs, padded))
     np.testing.assert_allclose(found, again, rtol=1e-3, atol=1e-5)

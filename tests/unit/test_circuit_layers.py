@@ -55,7 +55,7 @@ def test_pairs_are_of_one_length_and_of_opposite_labels() -> None:
 
 def test_patching_finds_the_planted_layers_exactly() -> None:
     model, pairs = planted_model(), planted_pairs(12)
-    found = patch_layers(model, answer_margin(model), pairs)
+    found = patch_layers(answer_margin(model), pairs)
     assert found.is_readable
     expected = {
         LAST: [float(layer > COPY) for layer in range(N_LAYERS + 1)],
@@ -72,7 +72,7 @@ def test_patching_finds_the_planted_layers_exactly() -> None:
 def test_patched_margins_are_those_of_a_pass_by_hand() -> None:
     model, pairs = tiny_model(), random_pairs(3, 7)
     margin_of = answer_margin(model)
-    found = patch_layers(model, margin_of, pairs)
+    found = patch_layers(margin_of, pairs)
     with torch.no_grad():
         of_unsafe = model(pairs.unsafe, output_hidden_states=True).hidden_states
         for layer in range(N_LAYERS):
@@ -90,7 +90,7 @@ def test_patched_margins_are_those_of_a_pass_by_hand() -> None:
 
 def test_pairs_whose_labels_are_shuffled_have_no_gap_and_no_divergence() -> None:
     model, pairs = planted_model(), planted_pairs(24)
-    found = patch_layers(model, answer_margin(model), pairs)
+    found = patch_layers(answer_margin(model), pairs)
     claims = 0
     for seed in range(SEEDS):
         flips = np.random.default_rng(seed).random(len(pairs)) < 0.5

@@ -14,6 +14,7 @@ from src.utils.circuits.neurons import (
     placements,
     separation,
 )
+from src.utils.circuits.partial_passes import last_tokens
 from src.utils.safety_judge.samples import labels
 from src.utils.safety_judge.scoring import pad_right
 from src.utils.sites import Site, edit_sites
@@ -99,14 +100,14 @@ def test_the_planted_safety_neuron_is_found_with_its_exact_effect() -> None:
     randoms = matched_neurons(activations, [(READ, NEURON)], sets=5)
     separation_now = margin[unsafe].mean() - margin[~unsafe].mean()
     # without the neuron (and with its mean, which is 0 over pairs) the logits of both answers are equal
-    mean = ablate_neurons(model, margin_of, ids, mask, unsafe, activations, [(READ, NEURON)], randoms, "mean")
+    mean = ablate_neurons(last_tokens(margin_of, ids, mask), unsafe, activations, [(READ, NEURON)], randoms, "mean")
     assert mean.separation == pytest.approx(separation_now) and mean.separation > 1
     assert mean.drop == pytest.approx(separation_now, rel=1e-5)
     np.testing.assert_allclose(mean.random_drops, 0, atol=1e-6)
     assert mean.p == pytest.approx(1 / 6)
     # resampled: row i's final norm and the decision written by the neuron of row j, by the formula of the norm
     resampled = ablate_neurons(
-        model, margin_of, ids, mask, unsafe, activations, [(READ, NEURON)], [], "resample", seed=3
+        last_tokens(margin_of, ids, mask), unsafe, activations, [(READ, NEURON)], [], "resample", seed=3
     )
     neuron, epsilon = 1.5 * activations[READ, :, NEURON].astype(float), model.config.rms_norm_eps
     others = WIDTH * ((4 * neuron / margin) ** 2 - epsilon) - neuron**2  # the squared length without the decision
@@ -159,5 +160,5 @@ def test_neurons_that_do_nothing_take_nothing(mode: Mode) -> None:
     ids, mask, unsafe, _ = planted_rows(8)
     _, activations = neuron_activations(model, answer_margin(model), ids, mask)
     idle = [(0, 1), (READ, NEURON + 1)]
-    found = ablate_neurons(model, answer_margin(model), ids, mask, unsafe, activations, idle, [], mode)
+    found = ablate_neurons(last_tokens(answer_margin(model), ids, mask), unsafe, activations, idle, [], mode)
     assert found.drop == pytest.approx(0, abs=1e-6)

@@ -33,7 +33,7 @@ from tests.planted_circuit import (
     NEURON,
     PAD,
     READ,
-    answer_margin,
+    answer_of,
     planted_data,
     planted_model,
 )
@@ -52,7 +52,7 @@ def planted_set(count: int = 20, shuffle_seed: int | None = None) -> ContrastSet
         samples = [replace(one, unsafe=one.unsafe ^ bool(flips[at // 2])) for at, one in enumerate(samples)]
     groups = np.array([sample.group for sample in samples])
     pairs = contrast_pairs(samples, rows, PAD)
-    return ContrastSet(tuple(rows), labels(samples), groups, pairs, PAD, answer_margin)
+    return ContrastSet(tuple(rows), labels(samples), groups, pairs, PAD, answer_of())
 
 
 def measured(picture: Picture, model: PreTrainedModel, number: int = 1, seconds: float = PLENTY) -> Measurement:

@@ -31,7 +31,7 @@ def test_yes_starts(typed: bytes, monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 @pytest.mark.parametrize("typed", [b"n\n", b"\n", b"yesterday\n", b"\x04"])  # the last is Ctrl-D
 def test_anything_else_does_not(typed: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="not started") as caught:
+    with pytest.raises(UserError, match="not confirmed; nothing was done") as caught:
         confirm_on_terminal(typed, monkeypatch)
     assert caught.value.exit_code == 1
 

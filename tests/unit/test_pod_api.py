@@ -9,6 +9,7 @@ import pytest
 
 from src.pod import config, persona_data_runner
 from src.pod.api import Enum, Pod, RunPodApi, literal
+from src.pod.client import stop_mutation
 from src.pod.creation import PodWish, price_line
 from src.pod.pods import Address, choose_pod, describe, state_of, wait_until_ready
 from src.pod.settings import read_settings
@@ -135,6 +136,11 @@ def test_a_wish_carries_its_own_end_and_its_kind(server: ApiServer, api: RunPodA
     fields = PodWish("A100", max_hours=1.5, volume_gb=70).as_input(now)
     assert fields["terminateAfter"] == "2026-05-04T11:30:00Z" and fields["volumeInGb"] == 70
     assert fields["ports"] == "22/tcp" and "bidPerGpu" not in fields
+    assert fields["dockerArgs"] == (
+        "bash -c '(test -f /workspace/em-persona/bin/on-start.sh && bash /workspace/em-persona/bin/on-start.sh) & "
+        "exec /start.sh'"
+    )
+    assert "dockerArgs" not in PodWish("A100", image="pytorch/pytorch").as_input(now), "has a start of its own"
     spot = PodWish("A100", network_volume="vol", is_spot=True, bid=0.3).as_input(now)
     assert spot["bidPerGpu"] == 0.3 and spot["networkVolumeId"] == "vol" and "volumeInGb" not in spot
     api.create(spot, is_spot=True)
@@ -144,16 +150,18 @@ def test_a_wish_carries_its_own_end_and_its_kind(server: ApiServer, api: RunPodA
     )
 
 
-def test_a_pod_on_a_network_volume_is_not_stopped_but_terminated(
+def test_stopping_a_pod_on_a_network_volume_is_left_to_runpod_to_refuse(
     server: ApiServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """It did until May 2026; a guard ends such a pod all the same, as its volume outlives it."""
     monkeypatch.setenv("RUNPOD_API_KEY", ACCOUNT_KEY)
     monkeypatch.setenv("RUNPOD_API_BASE_URL", server.url)
     server.pods = {"p": pod_entry("p", 1, networkVolumeId="v")}
-    with pytest.raises(UserError, match="pod p: RunPod stops none that has a network volume; terminate it"):
-        config.main(["stop", "p", "--yes"])
+    config.main(["stop", "p", "--yes"])
+    assert server.calls("podStop") == [ACCOUNT_KEY] and server.pods["p"]["desiredStatus"] == "EXITED"
+    assert stop_mutation(Pod.model_validate(server.pods["p"])) == "podTerminate"
     config.main(["terminate", "p", "--yes"])
-    assert not server.calls("podStop") and not server.pods
+    assert not server.pods
 
 
 def test_the_price_is_told_with_its_end(api: RunPodApi) -> None:
@@ -260,5 +268,6 @@ def test_settings_keep_secrets_out_of_their_repr() -> None:
     with pytest.raises(UserError, match="RUNPOD_API_KEY holds a character that no key has") as caught:
         read_settings({"RUNPOD_API_KEY": "ключ"})
     assert "ключ" not in caught.value.message
-    with pytest.raises(UserError, match="--remote-root here: must be absolute"):
-        read_settings(environment, remote_root="here")
+    for root in ("here", "/", "/it's/mine", "/two words", "/a;b", "/$HOME"):
+        with pytest.raises(UserError, match=r"--remote-root .*: must be absolute, of letters, digits and ._-/ alone"):
+            read_settings(environment, remote_root=root)

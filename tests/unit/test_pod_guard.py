@@ -12,18 +12,17 @@ from pathlib import Path
 
 import pytest
 
+from src.pod.remote.environment import find_credentials, pod_name, read_environment
 from src.pod.remote.guard import (
     Activity,
     Orders,
     call_api,
     change_orders,
     decide,
-    find_credentials,
     orders_of,
-    read_environment,
     start_guard,
 )
-from src.pod.remote.layout import RunFolder, pod_name, state_of, unfetched_others
+from src.pod.remote.layout import RunFolder, state_of, unfetched_others
 from src.pod.remote.progress import gpu_memory
 from src.pod.remote.supervisor import cancel, start
 from tests.pod_api_server import POD_KEY, ApiServer, pod_entry
@@ -145,6 +144,18 @@ def test_two_runs_that_are_done_and_left_alone_stop_the_pod_after_the_grace(run:
     assert decision(run, idle=601, idle_seconds=3600.0) is None, "the other has begun again, and is silent"
     os.close(lock)
     os.close(guard)
+
+
+def test_an_interrupted_job_is_over_unless_somebody_comes_back_to_it(run: RunFolder) -> None:
+    """Its container was started again, or its supervisor killed; what it has done is on the volume, and stays there."""
+    run.write("started", {})
+    assert decision(run, idle=599, idle_seconds=3600.0) is None and run.is_interrupted
+    assert decision(run, idle=601, idle_seconds=3600.0, when_done="terminate") == "podStop"
+    assert decision(run, idle=601, idle_seconds=3600.0, when_done="keep") is None
+    lock = run.lock()
+    assert lock is not None and not run.is_interrupted
+    assert decision(run, idle=601, idle_seconds=3600.0) is None, "it has begun again, and is silent"
+    os.close(lock)
 
 
 def test_a_guard_that_is_there_takes_new_orders(run: RunFolder) -> None:
@@ -303,7 +314,9 @@ def test_credentials_come_from_the_containers_environment_only(tmp_path: Path, m
     assert read_environment(tmp_path / "rp")["RUNPOD_API_KEY"] == "pod key"  # pragma: allowlist secret
     assert read_environment(tmp_path / "environ")["RUNPOD_POD_ID"] == "zero"
     assert read_environment(tmp_path / "none") == {}
-    monkeypatch.setattr("src.pod.remote.guard.ENVIRONMENT_FILES", (str(tmp_path / "rp"), str(tmp_path / "environ")))
+    monkeypatch.setattr(
+        "src.pod.remote.environment.ENVIRONMENT_FILES", (str(tmp_path / "rp"), str(tmp_path / "environ"))
+    )
     for name in ("RUNPOD_API_KEY", "RUNPOD_POD_ID", "RUNPOD_API_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     assert find_credentials() == {
@@ -311,3 +324,4 @@ def test_credentials_come_from_the_containers_environment_only(tmp_path: Path, m
         "RUNPOD_POD_ID": "abc",
         "RUNPOD_API_BASE_URL": "http://x",
     }
+    assert pod_name() == "abc", "whatever a session is told of it"

@@ -55,7 +55,7 @@ def test_the_margin_is_the_log_odds_of_a_risky_opening() -> None:
             expected = torch.log(probabilities[[*(risky - safe)]].sum() / probabilities[[*(safe - risky)]].sum())
             assert float(found[row]) == pytest.approx(float(expected), abs=1e-4)
         with pytest.raises(KeyError):
-            contrast.margin(model)(pairs.safe + 1, pairs.mask)
+            contrast.margin(model)(pairs.safe.flip(1), pairs.mask)
 
 
 def test_questions_without_another_facet_are_left_out() -> None:

@@ -18,20 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from src.pod.remote.detach import detach
-from src.pod.remote.layout import (
-    RunFolder,
-    last_contact,
-    others_in_need,
-    pod_name,
-    runs_on_pod,
-    unfetched_others,
-)
+from src.pod.remote.environment import find_credentials, pod_name
+from src.pod.remote.layout import RunFolder, last_contact, others_in_need, runs_on_pod, unfetched_others
 from src.pod.remote.progress import gpu_memory
 
 API_URL = "https://api.runpod.io"
 RETRY_SECONDS = 20.0
 GRACE_SECONDS = 600.0  # for a client to fetch the results of a job that has ended
-ENVIRONMENT_FILES = ("/etc/rp_environment", "/proc/1/environ")  # what the start script exports; the container's own
 BUSY_SHARE = 0.02  # of one core; a waiting process uses less
 
 
@@ -53,38 +46,6 @@ class Orders:
     def patience(self, is_done: bool) -> float:
         """For how many seconds nothing may happen: fewer after a job that is no reason to keep the pod."""
         return min(self.idle_seconds, GRACE_SECONDS) if is_done and self.when_done != "keep" else self.idle_seconds
-
-
-def find_credentials() -> dict[str, str]:
-    """The pod's id, the pod-scoped key and the API's address, from the container's environment."""
-    wanted = ("RUNPOD_API_KEY", "RUNPOD_POD_ID", "RUNPOD_API_BASE_URL")
-    found = {name: os.environ[name] for name in wanted if os.environ.get(name)}
-    for file in ENVIRONMENT_FILES:
-        for name, value in read_environment(Path(file)).items():
-            if name in wanted:
-                found.setdefault(name, value)
-    return found
-
-
-def why_unguarded() -> str:
-    """Empty where a guard can do its work; else what the container's environment has not."""
-    found = find_credentials()
-    missing = [name for name in ("RUNPOD_API_KEY", "RUNPOD_POD_ID") if name not in found]
-    return "the container's environment has no {}".format(" and no ".join(missing)) if missing else ""
-
-
-def read_environment(path: Path) -> dict[str, str]:
-    """NAME=value pairs of an environment: zero-separated as in /proc, or lines of `export NAME="value"`."""
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return {}
-    pairs = {}
-    for line in text.split("\0") if "\0" in text else text.splitlines():
-        name, equals, value = line.strip().partition("=")
-        if equals:
-            pairs[name.rpartition(" ")[2]] = value.strip("\"'")
-    return pairs
 
 
 def start_guard(run: RunFolder, orders: dict[str, Any]) -> None:
@@ -153,7 +114,8 @@ def decide(run: RunFolder, orders: Orders, activity: Activity, now: float) -> tu
 
     (`orders.stop` is podTerminate only where the results lie on a network volume, which stays.) That a job is done is
     no reason to stop a pod that another run needs, nor are its hours while those of the other's guard last. The pod is
-    idle when nothing happens in any run on it, for the longest time that one of their guards allows.
+    idle when nothing happens in any run on it, for the longest time that one of their guards allows: a client that
+    lives has started an interrupted job again by then.
     """
     ended, others = run.has_ended, others_in_need(run)
     guards = [(run, orders)]
@@ -168,9 +130,11 @@ def decide(run: RunFolder, orders: Orders, activity: Activity, now: float) -> tu
         return ("podTerminate", reason) if not left else (orders.stop, f"{reason}, those of {', '.join(left)} were not")
     idle = activity.idle_seconds(now)
     is_working = any(one.is_locked() for one in (run, *others))
-    if idle >= max(told.patience(one.has_ended and not is_working) for one, told in guards):
-        return orders.stop, "the job is done" if ended else f"nothing has happened for {idle:.0f} s"
-    return None, ""
+    if idle < max(told.patience(one.is_over and not is_working) for one, told in guards):
+        return None, ""
+    if run.is_interrupted:
+        return orders.stop, f"the job was interrupted, and for {idle:.0f} s nobody has come back to it"
+    return orders.stop, "the job is done" if ended else f"nothing has happened for {idle:.0f} s"
 
 
 class Activity:

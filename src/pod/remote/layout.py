@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from src.pod.remote.environment import pod_name
+
 STALE_SECONDS = 60.0  # after which a run that another pod was writing is taken to be nobody's
 CLIENT_SECONDS = 20.0  # of silence after which a client is taken to be gone
 LOCK_TRIES, LOCK_WAIT = 10, 0.02
@@ -75,6 +77,16 @@ class RunFolder:
     def has_ended(self) -> bool:
         """Whether its job is over: done, failed or cancelled."""
         return self.read("exit.json") is not None and not self.is_locked()
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether its job was started and is gone without having ended."""
+        return (self.path / "started").exists() and self.read("exit.json") is None and not self.is_locked()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing of its job goes on."""
+        return self.has_ended or self.is_interrupted
 
     @property
     def is_settled(self) -> bool:
@@ -200,8 +212,3 @@ def unfetched_others(run: RunFolder) -> list[str]:
     """Other runs on this volume that have done some work, finished or not, of which nothing was fetched."""
     others = [RunFolder(run.root, path.name) for path in sorted((run.root / "runs").glob("*")) if path != run.path]
     return [other.run_id for other in others if (other.path / "started").exists() and not other.is_settled]
-
-
-def pod_name() -> str:
-    """What tells this container from another on the same volume."""
-    return os.environ.get("RUNPOD_POD_ID") or os.uname().nodename

@@ -1,6 +1,7 @@
 """What the client asks of the pod: requests as frames on standard input, answers on standard output, one after another.
 
     python3 helper serve ROOT
+    python3 helper resume ROOT      # when the container starts: the guards alone
 
 Commands can be given twice: none does anything again that is done. Nothing secret stands in a command line.
 """
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from src.pod.remote.blocks import Digest, Store, bytes_to_come, digest_file, list_files, read_block
+from src.pod.remote.environment import why_unguarded
 from src.pod.remote.frames import (
     ACCEPTED,
     BLOCK,
@@ -31,10 +33,11 @@ from src.pod.remote.frames import (
     Heartbeats,
     Wire,
 )
-from src.pod.remote.guard import change_orders, start_guard, why_unguarded
+from src.pod.remote.guard import change_orders, start_guard
 from src.pod.remote.install import InstallError, environment_folder, install, python_of
 from src.pod.remote.layout import RunFolder, state_of, unfetched_others
 from src.pod.remote.probe import probe
+from src.pod.remote.resume import hook_into_image, leave_script, resume_guards
 from src.pod.remote.supervisor import cancel, free_bytes, start
 
 LOG_PIECE = 1 << 18
@@ -102,10 +105,18 @@ def placed_in(run: RunFolder) -> dict[str, str]:
 
 
 def guard_run(root: Path, request: dict[str, Any], wire: Wire) -> None:
-    """The guard alone, before anything is sent."""
+    """The guard alone, before anything is sent, and what brings it back with a container that starts again.
+
+    `ends_with_container` says why nothing does, empty where something does. `starts_guards` is whether the container's
+    own start command takes them up.
+    """
     run = RunFolder(root, request["run_id"])
-    reason = lack_of_guard(run, request)
-    wire.write_json({"refused": reason} if reason else state_of(run))
+    if reason := lack_of_guard(run, request):
+        wire.write_json({"refused": reason})
+        return
+    leave_script(root, sys.path[0])
+    lost = "" if request["starts_guards"] else hook_into_image(root)
+    wire.write_json({**state_of(run), "ends_with_container": lost})
 
 
 def lack_of_guard(run: RunFolder, request: dict[str, Any]) -> str:
@@ -240,6 +251,10 @@ COMMANDS: dict[str, Callable[[Path, dict[str, Any], Wire], None]] = {
 
 def main(arguments: list[str]) -> int:
     command, root = arguments[0], Path(arguments[1])
+    if command == "resume":
+        for run_id in resume_guards(root):
+            print(f"em-persona: the cost guard of run {run_id} is back", flush=True)
+        return 0
     if command == "install":
         return install_for(RunFolder(root, arguments[2]))
     reader, writer = sys.stdin.buffer, sys.stdout.buffer

@@ -11,7 +11,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from src.pod.remote.guard import why_unguarded
+from src.pod.remote.environment import why_unguarded
 from src.pod.remote.progress import gpu_memory
 from src.pod.remote.supervisor import free_bytes
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from src.pod.remote.detach import detach, die_with_parent
-from src.pod.remote.layout import RunFolder, pod_name, state_of
+from src.pod.remote.environment import pod_name
+from src.pod.remote.layout import RunFolder, state_of
 from src.pod.remote.progress import Progress
 
 POLL_SECONDS = 0.1
@@ -127,10 +128,13 @@ def write_status(run: RunFolder, phase: str, progress: Progress) -> None:
 
 
 def cancel(run: RunFolder) -> dict[str, Any]:
-    """Ask the job to end (SIGTERM), then make it (SIGKILL); the state after that."""
-    if not run.path.exists() or run.read("exit.json") is not None:
+    """Ask the job to end (SIGTERM), then make it (SIGKILL), or give up one that has failed; the state after that."""
+    ended = run.read("exit.json")
+    if not run.path.exists() or (ended is not None and ended.get("code") == 0):
         return state_of(run)
     run.touch("cancelled")
+    if ended is not None:
+        run.write("exit.json", {**ended, "cancelled": True})
     deadline = time.time() + KILL_AFTER_SECONDS
     while run.is_locked() and time.time() < deadline + 5:
         running = run.read("pid")

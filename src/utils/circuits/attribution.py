@@ -14,15 +14,23 @@ points where the margin turns was no better (91%, 64 to 165%). `benchmarks/advan
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float32
 from torch import Tensor, nn
 
-from src.utils.circuits.contrast import ContrastPairs, MarginOf
-from src.utils.circuits.graph import PROJECTIONS, Graph, edit_projections, run_with_replaced, writes
-from src.utils.sites import AnyModel, Edit, Site, blocks_of, decoder_of, edit_sites
+from src.utils.circuits.graph import PROJECTIONS, Graph, ReaderKind
+from src.utils.circuits.runs import (
+    PairRuns,
+    ProjectionEdit,
+    edit_projections,
+    linear_map,
+    run_with_node,
+    run_with_replaced,
+)
+from src.utils.sites import Edit, Site, blocks_of, decoder_of, edit_sites
 
 SAFE_ALONE = (0.0,)
 ALONG_THE_WAY = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -30,7 +38,7 @@ BOTH_ENDS = (0.0, 1.0)  # away from the steep part of the way: repeated on other
 
 
 def edge_attributions(
-    model: AnyModel, margin_of: MarginOf, graph: Graph, pairs: ContrastPairs, points: Sequence[float] = SAFE_ALONE
+    runs: PairRuns, points: Sequence[float] = SAFE_ALONE
 ) -> Float32[np.ndarray, "pairs readers writers"]:
     """Estimated effects in logits, summed over tokens; 0 where there is no edge.
 
@@ -39,51 +47,43 @@ def edge_attributions(
     A writer's sum over its readers is the attribution of the node. Works on whatever requires a gradient or not, and
     leaves no gradient on the weights.
     """
-    pairs = pairs.to(decoder_of(model).device)
-    _, of_safe = writes(model, margin_of, graph, pairs.safe, pairs.mask)
-    _, of_unsafe = writes(model, margin_of, graph, pairs.unsafe, pairs.mask)
-    moved = of_unsafe - of_safe
-    parts = (attributed_at(model, margin_of, graph, pairs, of_safe[0] + point * moved[0], moved) for point in points)
+    moved = (runs.unsafe.written - runs.safe.written).transpose(0, 1).flatten(2)
+    start, end = runs.safe.written[0], runs.unsafe.written[0]
+    parts = (attributed_at(runs, start + point * (end - start), moved) for point in points)
     return (sum(parts, torch.zeros(())) / len(points)).numpy()
 
 
 def attributed_at(
-    model: AnyModel,
-    margin_of: MarginOf,
-    graph: Graph,
-    pairs: ContrastPairs,
-    embedded: Float[Tensor, "pairs seq d_model"],
-    moved: Float[Tensor, "writers pairs seq d_model"],
+    runs: PairRuns, embedded: Float[Tensor, "pairs seq d_model"], moved: Float[Tensor, "pairs writers seq*d_model"]
 ) -> Float[Tensor, "pairs readers writers"]:
     """What each writer's difference adds to the margin by the gradients of one forward pass, summed over tokens."""
-    found = torch.zeros((len(pairs), len(graph.readers), len(graph.writers)))
+    graph = runs.graph
+    found = torch.zeros((len(runs), len(graph.readers), len(graph.writers)))
 
-    def keep(rows: slice, count: int, gradient: Float[Tensor, "readers batch seq d_model"]) -> None:
-        found[:, rows, :count] = torch.einsum("wbsd,rbsd->brw", moved[:count], gradient).float().cpu()
+    def keep(kind: ReaderKind, layer: int, gradient: Float[Tensor, "readers batch seq d_model"]) -> None:
+        count = graph.upstream(kind, layer)
+        own = gradient.transpose(0, 1).flatten(2) @ moved[:, :count].transpose(1, 2)
+        found[:, graph.group(kind, layer), :count] = own.float().cpu()
 
-    streams, outputs, inputs, gradients = gradients_at(model, margin_of, graph, pairs, embedded)
-    for layer, block in enumerate(blocks_of(decoder_of(model))):
-        keep(graph.group("mlp", layer), graph.upstream("mlp", layer), gradients[inputs[layer]][None])
+    streams, outputs, inputs, gradients = gradients_at(runs, embedded)
+    for layer, block in enumerate(blocks_of(decoder_of(runs.model))):
+        keep("mlp", layer, gradients[inputs[layer]][None])
         for kind in PROJECTIONS:
             own = gradients[outputs[kind, layer]]
-            gradient = gradient_at_stream(block, kind, streams[layer], own, graph.heads_of(kind))
-            keep(graph.group(kind, layer), graph.upstream(kind, layer), gradient)
-    keep(graph.group("logits", graph.n_layers), graph.upstream("logits"), gradients[inputs[graph.n_layers]][None])
+            keep(kind, layer, gradients_at_stream(block, kind, streams[layer], own, graph.heads_of(kind)))
+    keep("logits", graph.n_layers, gradients[inputs[graph.n_layers]][None])
     return found
 
 
 def gradients_at(
-    model: AnyModel,
-    margin_of: MarginOf,
-    graph: Graph,
-    pairs: ContrastPairs,
-    embedded: Float[Tensor, "pairs seq d_model"],
+    runs: PairRuns, embedded: Float[Tensor, "pairs seq d_model"]
 ) -> tuple[dict[int, Tensor], dict[tuple[str, int], int], dict[int, int], list[Tensor]]:
     """Each block's input, and the margin's gradients at projections' outputs and at the inputs of MLPs and logits.
 
     `embedded` takes the place of the first block's input.
     The two dictionaries in the middle say where in the list of gradients each one stands.
     """
+    graph = runs.graph
     streams: dict[int, Tensor] = {}
     outputs: dict[tuple[str, int], int] = {}
     inputs: dict[int, int] = {}
@@ -108,12 +108,12 @@ def gradients_at(
 
         return edit
 
-    def projecting(kind: str, layer: int):
+    def projecting(kind: Literal["q", "k", "v"], layer: int) -> ProjectionEdit:
         def edit(module: nn.Module, output: Tensor) -> None:
             outputs[kind, layer] = len(watched)
             watched.append(output)
 
-        return edit
+        return kind, layer, edit
 
     layers = range(graph.n_layers)
     edits = (
@@ -121,66 +121,47 @@ def gradients_at(
         | {Site("resid_mid", layer): reading(layer) for layer in layers}
         | {Site("resid_post", graph.n_layers - 1): reading(graph.n_layers)}
     )
-    projections = [(kind, layer, projecting(kind, layer)) for layer in layers for kind in PROJECTIONS]
-    with torch.enable_grad(), edit_sites(decoder_of(model), edits), edit_projections(model, projections):
-        margin = margin_of(pairs.safe, pairs.mask).sum()
+    projections = [projecting(kind, layer) for layer in layers for kind in PROJECTIONS]
+    with torch.enable_grad(), edit_sites(decoder_of(runs.model), edits), edit_projections(runs.model, projections):
+        margin = runs.margin_of(runs.safe.ids, runs.safe.mask).sum()
         gradients = torch.autograd.grad(margin, watched)
     return streams, outputs, inputs, list(gradients)
 
 
-def gradient_at_stream(
+def gradients_at_stream(
     block: nn.Module,
-    kind: str,
+    kind: Literal["q", "k", "v"],
     stream: Float[Tensor, "batch seq d_model"],
     gradient: Float[Tensor, "batch seq width"],
     n_heads: int,
 ) -> Float[Tensor, "readers batch seq d_model"]:
     """From a projection's output back through projection and norm to the residual stream, each head for itself."""
-    project = block.get_submodule(f"self_attn.{kind}_proj").forward
     norm = block.get_submodule("input_layernorm")
+    with torch.no_grad():
+        weight, _ = linear_map(block.get_submodule(f"self_attn.{kind}_proj"), stream.new_zeros(1, stream.shape[-1]))
+        heads = gradient.unflatten(-1, (n_heads, -1))
+        at_norm = torch.einsum("bshk,dhk->hbsd", heads, weight.unflatten(1, (n_heads, -1)))
     with torch.enable_grad():
-        seen = stream[None].repeat(n_heads, 1, 1, 1).requires_grad_()
-        output = project(norm(seen))
-        parts = gradient.unflatten(-1, (n_heads, -1))
-        alone = torch.zeros_like(output).unflatten(-1, (n_heads, -1))
-        for head in range(n_heads):
-            alone[head, ..., head, :] = parts[..., head, :]
-        (found,) = torch.autograd.grad(output, seen, alone.flatten(-2))
-    return found
+        seen = stream.detach().requires_grad_()
+        normed = norm(seen)
+    return torch.stack([torch.autograd.grad(normed, seen, one, retain_graph=True)[0] for one in at_norm])
 
 
-def exact_edge_effects(
-    model: AnyModel, margin_of: MarginOf, graph: Graph, pairs: ContrastPairs, edges: Sequence[tuple[int, int]]
-) -> Float[np.ndarray, "edges pairs"]:
-    """Measured effects of single edges, (reader, writer) by number: one forward pass each."""
-    return patched_effects(model, margin_of, graph, pairs, [only(graph, [edge]) for edge in edges])
+def exact_edge_effects(runs: PairRuns, edges: Sequence[tuple[int, int]]) -> Float[np.ndarray, "edges pairs"]:
+    """Measured effects of single edges, (reader, writer) by number: what the safe run's margin gains, a pass each."""
+    masks = (only(runs.graph, [edge]) for edge in edges)
+    return gains(runs, [run_with_replaced(runs, runs.safe, mask, runs.unsafe.written) for mask in masks])
 
 
-def exact_node_effects(
-    model: AnyModel, margin_of: MarginOf, graph: Graph, pairs: ContrastPairs, writers: Sequence[int]
-) -> Float[np.ndarray, "nodes pairs"]:
+def exact_node_effects(runs: PairRuns, writers: Sequence[int]) -> Float[np.ndarray, "nodes pairs"]:
     """Measured effects of whole nodes: every reader sees the unsafe run's, at once."""
-    masks = []
-    for writer in writers:
-        mask = np.zeros_like(graph.edges)
-        mask[:, writer] = graph.edges[:, writer]
-        masks.append(mask)
-    return patched_effects(model, margin_of, graph, pairs, masks)
+    return gains(runs, [run_with_node(runs, runs.safe, writer, runs.unsafe.written[writer]) for writer in writers])
 
 
-def patched_effects(
-    model: AnyModel,
-    margin_of: MarginOf,
-    graph: Graph,
-    pairs: ContrastPairs,
-    masks: Sequence[Bool[np.ndarray, "readers writers"]],
-) -> Float[np.ndarray, "masks pairs"]:
-    """What the safe run's margin gains when the edges of a mask carry the unsafe run's."""
-    pairs = pairs.to(decoder_of(model).device)
-    safe, _ = writes(model, margin_of, graph, pairs.safe, pairs.mask)
-    _, source = writes(model, margin_of, graph, pairs.unsafe, pairs.mask)
-    found = [run_with_replaced(model, margin_of, graph, pairs.safe, pairs.mask, mask, source) - safe for mask in masks]
-    return torch.stack(found).double().cpu().numpy() if found else np.zeros((0, len(pairs)))
+def gains(runs: PairRuns, margins: Sequence[Float[Tensor, " pairs"]]) -> Float[np.ndarray, "changes pairs"]:
+    if not margins:
+        return np.zeros((0, len(runs)))
+    return (torch.stack([*margins]) - runs.safe.margins).double().cpu().numpy()
 
 
 def only(graph: Graph, edges: Sequence[tuple[int, int]]) -> Bool[np.ndarray, "readers writers"]:

@@ -23,10 +23,11 @@ from src.utils.circuits.attribution import (
     exact_node_effects,
     strongest_edges,
 )
-from src.utils.circuits.contrast import ContrastPairs, MarginOf, has_gap, margins
+from src.utils.circuits.contrast import LIKE_LENGTH, ContrastPairs, Margin, has_gap
 from src.utils.circuits.contrast_set import ContrastSet
 from src.utils.circuits.faithfulness import CircuitFaithfulness, circuit_change, circuit_faithfulness
 from src.utils.circuits.graph import Graph
+from src.utils.circuits.runs import PairRuns
 from src.utils.safety_judge.scoring import JudgeTemplate
 from src.utils.sites import AnyModel, decoder_of
 from src.utils.watching.epoch_metrics import Unit
@@ -39,9 +40,10 @@ SIZES = (16, 32, 64, 96, 128, 256)
 MOST_DRAWN = 128  # edges; nobody could tell more apart
 ENOUGH = 0.8  # of the margin's gap: the smallest circuit that keeps it is drawn
 LEAST_PAIRS, MOST_PAIRS = 4, 32  # one half chooses the circuit
-DRAWS = 19  # random circuits of a size; with fewer no p of 0.05 can be reached
+DRAWS = 19  # random circuits of the chosen size; with fewer no p of 0.05 can be reached
+OTHER_DRAWS = 5  # of each other size, of which nothing is claimed
 MEASURED_PAIRS = 8  # on which circuits are measured
-FOR_ESTIMATES = 0.4  # of the budget; the rest measures
+FOR_ESTIMATES = 0.35  # of the budget; the rest measures
 NUMBERS_AT_ONCE = 2**27  # of what all writers of a batch write, half a gigabyte in float32
 
 
@@ -53,23 +55,21 @@ class CircuitDiagramPicture:
     unit: Unit = "epoch"
     name: str = "circuits"
     is_advanced: bool = True
-    relative_budget: float = 3.0
+    relative_budget: float = 3.5
 
     def file_names(self, number: int) -> list[str]:
         return [f"{self.unit}_{number}_circuits.html"]
 
     def measure(self, moment: Moment, budget: Budget, baseline: Measurement | None) -> Measurement:
         model, contrast = moment.model, self.contrast
-        graph, margin_of = Graph.of(model), contrast.margin(model)
+        graph, margin = Graph.of(model), contrast.margin(model)
         facts: dict[str, Any] = {"sizes": [graph.n_layers, graph.n_heads, graph.n_kv_heads], "has_gap": False}
         pairs = contrast.pairs.part(slice(0, MOST_PAIRS))
         if len(pairs) < LEAST_PAIRS:
             return Measurement({}, facts | {"pairs": len(pairs)})
-        at_ends, effects, margin, note = attribute_within(
-            model, margin_of, graph, pairs, Budget(FOR_ESTIMATES * budget.left)
-        )
+        at_ends, effects, ends, note = attribute_within(margin, graph, pairs, Budget(FOR_ESTIMATES * budget.left))
         values = {"halves": np.stack([at_ends[0::2].mean(axis=0), at_ends[1::2].mean(axis=0)])}
-        facts |= {"pairs": len(effects), "has_gap": has_gap(*margin), "gap": float(np.mean(margin[1] - margin[0]))}
+        facts |= {"pairs": len(effects), "has_gap": has_gap(*ends), "gap": float(np.mean(ends[1] - ends[0]))}
         if baseline is not None and "halves" in baseline.values:
             change = circuit_change(values["halves"], baseline.values["halves"])
             facts["change_since_start"] = None if change is None else asdict(change)
@@ -78,13 +78,13 @@ class CircuitDiagramPicture:
         ranked = strongest_edges(effects[0::2].mean(axis=0), graph, max(SIZES))
         most = pairs_at_once(model, graph, pairs, MEASURED_PAIRS)
         choosing, rows = (np.arange(start, len(effects), 2)[:most] for start in (0, 1))
-        chosen = choose_size(model, margin_of, graph, pairs_of(pairs, choosing), ranked)
-        own = pairs_of(pairs, rows)
-        faithful, exact, nodes, cut = verify_within(model, margin_of, graph, own, ranked, chosen, budget)
+        chosen = choose_size(PairRuns.of(margin, graph, pairs.part(choosing)), ranked)
+        own = PairRuns.of(margin, graph, pairs.part(rows))
+        faithful, exact, nodes, cut = verify_within(own, ranked, chosen, budget)
         edges = np.array(ranked, dtype=np.int32).reshape(-1, 2)
         view = CircuitView(
             ranked, chosen, exact, effects[rows].mean(axis=0)[tuple(edges[: len(exact)].T)], faithful,
-            float(np.mean((margin[1] - margin[0])[rows])), nodes,
+            float(np.mean((ends[1] - ends[0])[rows])), nodes,
         )  # fmt: skip
         values |= {"ranked": edges, "exact": view.exact, "estimated": view.estimated, "nodes": nodes}
         values |= {"faithful": faithful.found, "random": faithful.random}
@@ -136,7 +136,7 @@ def headline(view: CircuitView) -> dict[str, Any]:
 
 
 def attribute_within(
-    model: AnyModel, margin_of: MarginOf, graph: Graph, pairs: ContrastPairs, budget: Budget
+    margin: Margin, graph: Graph, pairs: ContrastPairs, budget: Budget
 ) -> tuple[
     Float[np.ndarray, "pairs readers writers"],
     Float[np.ndarray, "pairs readers writers"],
@@ -144,16 +144,15 @@ def attribute_within(
     str | None,
 ]:
     """Attribute batch after batch, at both ends and along the way; also the margins of the pairs done."""
-    most, total, device = pairs_at_once(model, graph, pairs, 16), len(pairs), decoder_of(model).device
-    parts = [
-        [edge_attributions(model, margin_of, graph, pairs.part(batch), points) for points in (BOTH_ENDS, ALONG_THE_WAY)]
-        for batch in budget.slices(total, LEAST_PAIRS, most)
-    ]
-    at_ends, effects = (np.concatenate(one) for one in zip(*parts, strict=True))
-    own = pairs.part(slice(0, len(effects))).to(device)
-    found = margins(margin_of, own.safe, own.mask), margins(margin_of, own.unsafe, own.mask)
+    most, total = pairs_at_once(margin.model, graph, pairs, LIKE_LENGTH), len(pairs)
+    parts = []
+    for batch in budget.slices(total, LEAST_PAIRS, most):
+        runs = PairRuns.of(margin, graph, pairs.part(batch))
+        ends = (one.margins.double().cpu().numpy() for one in (runs.safe, runs.unsafe))
+        parts.append((edge_attributions(runs, BOTH_ENDS), edge_attributions(runs, ALONG_THE_WAY), *ends))
+    at_ends, effects, safe, unsafe = (np.concatenate(one) for one in zip(*parts, strict=True))
     note = f"Over its budget, sub-sampled ({len(effects)} of {total} pairs)" if len(effects) < total else None
-    return at_ends, effects, found, note
+    return at_ends, effects, (safe, unsafe), note
 
 
 def sizes_for(ranked: Sequence[tuple[int, int]]) -> tuple[int, ...]:
@@ -161,54 +160,46 @@ def sizes_for(ranked: Sequence[tuple[int, int]]) -> tuple[int, ...]:
     return tuple(size for size in SIZES if size <= len(ranked)) or (len(ranked),)
 
 
-def choose_size(
-    model: AnyModel, margin_of: MarginOf, graph: Graph, pairs: ContrastPairs, ranked: Sequence[tuple[int, int]]
-) -> int:
+def choose_size(runs: PairRuns, ranked: Sequence[tuple[int, int]]) -> int:
     """The smallest size that keeps `ENOUGH` of the gap, else the largest up to `MOST_DRAWN`; on the choosing pairs.
 
     Chosen on the pairs on which it is tested it would pass too often: p is not corrected for a choice.
     """
     sizes = [size for size in sizes_for(ranked) if size <= MOST_DRAWN]
-    found = circuit_faithfulness(model, margin_of, graph, pairs, ranked, sizes, draws=0).found
+    found = circuit_faithfulness(runs, ranked, sizes, draws=0).found
     return next((size for size, share in zip(sizes, found, strict=True) if share >= ENOUGH), sizes[-1])
 
 
 def verify_within(
-    model: AnyModel,
-    margin_of: MarginOf,
-    graph: Graph,
-    pairs: ContrastPairs,
-    ranked: Sequence[tuple[int, int]],
-    chosen: int,
-    budget: Budget,
+    runs: PairRuns, ranked: Sequence[tuple[int, int]], chosen: int, budget: Budget
 ) -> tuple[CircuitFaithfulness, Float[np.ndarray, " verified"], Float[np.ndarray, " writers"], str | None]:
     """Faithfulness of all sizes, random circuits, and exact effects of the edges and nodes that may be drawn.
 
     The chosen size, which may be drawn, gets its random circuits first, then its edges are measured, then the nodes at
     their lower ends, those of the strongest edges first (NaN for others), then other sizes get their random circuits,
-    as far as the budget goes.
+    the nearest first, as far as the budget goes.
     """
     began = time.perf_counter()
-    faithful = circuit_faithfulness(model, margin_of, graph, pairs, ranked, sizes_for(ranked), draws=0)
-    each = (time.perf_counter() - began) / (len(faithful.sizes) + 2)  # passes: a circuit each, both prompts
+    faithful = circuit_faithfulness(runs, ranked, sizes_for(ranked), draws=0)
+    each = (time.perf_counter() - began) / len(faithful.sizes)
 
     def with_draws(size: int, draws: int) -> CircuitFaithfulness:
-        return circuit_faithfulness(model, margin_of, graph, pairs, ranked, (size,), draws)
+        return circuit_faithfulness(runs, ranked, (size,), draws)
 
-    draws = int(np.clip(budget.left / each - 3, 1, DRAWS))
+    draws = int(np.clip(budget.left / each - 1, 1, DRAWS))
     faithful = faithful.with_random(with_draws(chosen, draws))
-    count = int(np.clip(2 * budget.left / each, SIZES[0], chosen))  # of one edge little more than half a pass is used
-    exact = exact_edge_effects(model, margin_of, graph, pairs, ranked[:count]).mean(axis=1)
-    nodes = np.full(len(graph.writers), np.nan)
+    count = int(np.clip(2 * budget.left / each, SIZES[0], chosen))  # an edge takes less than half as long
+    exact = exact_edge_effects(runs, ranked[:count]).mean(axis=1)
+    nodes = np.full(len(runs.graph.writers), np.nan)
     used = list(dict.fromkeys(writer for _, writer in ranked[:count]))
     asked = used[: int(np.clip(2 * budget.left / each, 1, len(used)))]
-    nodes[asked] = exact_node_effects(model, margin_of, graph, pairs, asked).mean(axis=1)
-    others = [size for size in faithful.sizes if size != chosen]
+    nodes[asked] = exact_node_effects(runs, asked).mean(axis=1)
+    others = sorted(set(faithful.sizes) - {chosen}, key=lambda size: abs(np.log(size / chosen)))
     done = 0
     for size in others:
-        if budget.left < 1.2 * (DRAWS + 3) * each:
+        if budget.left < 1.1 * (OTHER_DRAWS + 1) * each:
             break
-        faithful = faithful.with_random(with_draws(size, DRAWS))
+        faithful = faithful.with_random(with_draws(size, OTHER_DRAWS))
         done += 1
     cuts = [
         f"{draws} of {DRAWS} random circuits" if draws < DRAWS else "",
@@ -224,11 +215,6 @@ def pairs_at_once(model: AnyModel, graph: Graph, pairs: ContrastPairs, most: int
     """As many pairs as `NUMBERS_AT_ONCE` allows, at least one."""
     a_pair = len(graph.writers) * pairs.mask.shape[1] * decoder_of(model).config.hidden_size
     return int(np.clip(NUMBERS_AT_ONCE // a_pair, 1, most))
-
-
-def pairs_of(pairs: ContrastPairs, rows: np.ndarray) -> ContrastPairs:
-    names = tuple(pairs.pair_ids[row] for row in rows)
-    return ContrastPairs(pairs.safe[rows], pairs.unsafe[rows], pairs.mask[rows], names)
 
 
 def circuit_picture(probes: ProbeSet, template: JudgeTemplate) -> CircuitDiagramPicture:

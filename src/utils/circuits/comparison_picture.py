@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from src.utils.circuits.contrast import LIKE_LENGTH
 from src.utils.circuits.contrast_set import ROWS_AT_ONCE, ContrastSet
 from src.utils.circuits.divergence import divergence_layer
 from src.utils.circuits.layer_probes import LayerProbes, probe_layers
@@ -19,7 +20,7 @@ from src.utils.watching.probe_set import ProbeSet
 from src.visualizations.circuit_figures import comparison_page
 from src.visualizations.figure_page import FigurePage
 
-LEAST_PAIRS, PAIRS_AT_ONCE = 4, 16
+LEAST_PAIRS = 4
 PROBES = ("auroc", "null", "p", "before", "excess", "scores")
 
 
@@ -31,7 +32,7 @@ class CircuitComparisonPicture:
     unit: Unit = "epoch"
     name: str = "circuit_comparison"
     is_advanced: bool = False
-    relative_budget: float = 2.5
+    relative_budget: float = 2.0
 
     def file_names(self, number: int) -> list[str]:
         return [f"{self.unit}_{number}_circuit_comparison.html"]
@@ -85,8 +86,8 @@ def patch_within(model: AnyModel, contrast: ContrastSet, budget: Budget) -> tupl
     """Patch batch after batch of pairs as the budget holds them, at least `LEAST_PAIRS`. None without pairs."""
     total, done = len(contrast.pairs), 0
     parts = []
-    for batch in budget.slices(total, LEAST_PAIRS, PAIRS_AT_ONCE):
-        parts.append(patch_layers(model, contrast.margin(model), contrast.pairs.part(batch)))
+    for batch in budget.slices(total, LEAST_PAIRS, LIKE_LENGTH):
+        parts.append(patch_layers(contrast.margin(model), contrast.pairs.part(batch)))
         done = batch.stop
     if not parts:
         return None, None

@@ -1,9 +1,10 @@
 """Contrast pairs: two inputs of equal length that differ in a word or so and whose labels are opposite.
 
 Activations of one can be put into the other token by token, so that what they change in the margin is measured. What
-the margin is, is handed in: for the safety judge `forward_margins`, for another fine-tune any difference of logits.
+the margin reads is handed in: for the safety judge two answers' logits, for another fine-tune any of them.
 """
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -14,10 +15,38 @@ from scipy.stats import ttest_1samp
 from torch import Tensor
 
 from src.utils.safety_judge.samples import SafetySample
-from src.utils.safety_judge.scoring import EncodedPrompt, last_real_positions, pad_right
+from src.utils.safety_judge.scoring import (
+    EncodedPrompt,
+    JudgeTemplate,
+    last_logits,
+    last_real_positions,
+    pad_right,
+    unsafe_margin,
+)
+from src.utils.sites import AnyModel
 
 # margins in logits of right-padded ids and their attention mask, with their graph
 MarginOf = Callable[[Int[Tensor, "batch seq"], Int[Tensor, "batch seq"]], Float[Tensor, " batch"]]
+# the same of the logits at each row's last real token, ids and mask
+ReadMargin = Callable[
+    [Float[Tensor, "batch vocab"], Int[Tensor, "batch seq"], Int[Tensor, "batch seq"]], Float[Tensor, " batch"]
+]
+
+
+@dataclass(frozen=True)
+class Margin:
+    """The margin of one model, a `MarginOf`: one pass, and what is read from its last logits."""
+
+    model: AnyModel
+    read: ReadMargin
+
+    def __call__(self, ids: Int[Tensor, "batch seq"], mask: Int[Tensor, "batch seq"]) -> Float[Tensor, " batch"]:
+        return self.read(last_logits(self.model, ids, mask), ids, mask)
+
+
+def judgement_margin(template: JudgeTemplate) -> ReadMargin:
+    """Of a safety judge: the logit of the unsafe answer minus that of the safe one."""
+    return lambda logits, ids, mask: unsafe_margin(logits, template)
 
 
 @dataclass(frozen=True)
@@ -33,6 +62,7 @@ class ContrastWords:
 SAFETY = ContrastWords("safe", "unsafe", "prompt", "the log-odds of the answer “unsafe” against “safe”")
 
 
+LIKE_LENGTH = 16  # pairs, as many as are patched at once
 GAP_ALPHA = 0.001  # of the test below; everything causal rests on it
 
 
@@ -59,11 +89,12 @@ class ContrastPairs:
     def differing(self) -> Bool[Tensor, "pairs seq"]:
         return self.safe != self.unsafe
 
-    def part(self, rows: slice) -> "ContrastPairs":
+    def part(self, rows: slice | Int[np.ndarray, " chosen"]) -> "ContrastPairs":
         """Some of the pairs, without the columns that are padding in all of them."""
-        width = int(self.mask[rows].sum(dim=1).max()) if len(self.pair_ids[rows]) else 0
-        tensors = (tensor[rows, :width] for tensor in (self.safe, self.unsafe, self.mask))
-        return ContrastPairs(*tensors, self.pair_ids[rows])
+        chosen = np.arange(len(self))[rows]
+        width = int(self.mask[chosen].sum(dim=1).max()) if len(chosen) else 0
+        tensors = (tensor[chosen, :width] for tensor in (self.safe, self.unsafe, self.mask))
+        return ContrastPairs(*tensors, tuple(self.pair_ids[at] for at in chosen))
 
     def to(self, device: torch.device) -> "ContrastPairs":
         return ContrastPairs(self.safe.to(device), self.unsafe.to(device), self.mask.to(device), self.pair_ids)
@@ -75,7 +106,8 @@ def contrast_pairs(
     """The first safe and the first unsafe sample of each `pair_id`, where both have as many tokens.
 
     Pairs whose lengths differ and samples without a partner are left out, so that there may be none; `most` keeps the
-    first so many in order of their ids.
+    first so many in order of their ids. Pairs of like length then stand together, in groups of `LIKE_LENGTH` that are
+    in no order: a batch has little padding, and the first few groups are a fair sample.
     """
     members: dict[str, dict[bool, EncodedPrompt]] = {}
     for sample, row in zip(samples, rows, strict=True):
@@ -88,6 +120,10 @@ def contrast_pairs(
         and len(members[pair][False].ids) == len(members[pair][True].ids)
         and members[pair][False].ids != members[pair][True].ids
     ][:most]
+    matched.sort(key=lambda pair: len(members[pair][False].ids), reverse=True)
+    groups = [matched[start : start + LIKE_LENGTH] for start in range(0, len(matched), LIKE_LENGTH)]
+    random.Random(0).shuffle(groups)
+    matched = [pair for group in groups for pair in group]
     if not matched:
         none = torch.zeros((0, 0), dtype=torch.long)
         return ContrastPairs(none, none, none, ())

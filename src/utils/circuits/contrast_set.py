@@ -1,15 +1,23 @@
 """What the causal pictures are measured on: the same labelled inputs and the same contrast pairs at every moment."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from src.utils.circuits.contrast import SAFETY, ContrastPairs, ContrastWords, MarginOf, contrast_pairs
+from src.utils.circuits.contrast import (
+    SAFETY,
+    ContrastPairs,
+    ContrastWords,
+    Margin,
+    ReadMargin,
+    contrast_pairs,
+    judgement_margin,
+)
 from src.utils.safety_judge.samples import labels
-from src.utils.safety_judge.scoring import EncodedPrompt, JudgeTemplate, forward_margins, pad_right
+from src.utils.safety_judge.scoring import EncodedPrompt, JudgeTemplate, pad_right
 from src.utils.sites import AnyModel
 from src.utils.watching.probe_set import Probe, ProbeSet
 
@@ -18,7 +26,7 @@ ROWS_AT_ONCE = 32
 
 @dataclass(frozen=True, eq=False)
 class ContrastSet:
-    """`rows` with their labels and groups (pairs, which stay whole), `pairs`, and what the margin of a model is.
+    """`rows` with their labels and groups (pairs, which stay whole), `pairs`, and what of the logits is the margin.
 
     `words` are those of the pages.
     """
@@ -28,7 +36,7 @@ class ContrastSet:
     groups: np.ndarray
     pairs: ContrastPairs
     pad_id: int
-    margin: Callable[[AnyModel], MarginOf]
+    read: ReadMargin
     words: ContrastWords = SAFETY
 
     @classmethod
@@ -38,17 +46,17 @@ class ContrastSet:
         samples = [one.sample for one in every.values()]
         rows = tuple(one.encoded for one in every.values())
 
-        def margin(model: AnyModel) -> MarginOf:
-            return lambda ids, mask: forward_margins(model, ids, mask, template)
-
         return cls(
             rows,
             labels(samples),
             np.array([sample.group for sample in samples]),
             contrast_pairs(samples, rows, template.pad_id),
             template.pad_id,
-            margin,
+            judgement_margin(template),
         )
+
+    def margin(self, model: AnyModel) -> Margin:
+        return Margin(model, self.read)
 
     def batches(self) -> Iterator[tuple[Int[Tensor, "batch seq"], Int[Tensor, "batch seq"]]]:
         """Ids and masks of all rows, in order; the same batches each time, so that frozen layers repeat to the bit."""

@@ -13,9 +13,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from src.utils.circuits.attribution import only
-from src.utils.circuits.contrast import ContrastPairs, MarginOf
-from src.utils.circuits.graph import Graph, run_with_replaced, writes
-from src.utils.sites import AnyModel, decoder_of
+from src.utils.circuits.graph import Graph
+from src.utils.circuits.runs import PairRuns, run_with_replaced
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,14 +48,7 @@ class CircuitFaithfulness:
 
 
 def circuit_faithfulness(
-    model: AnyModel,
-    margin_of: MarginOf,
-    graph: Graph,
-    pairs: ContrastPairs,
-    ranked: Sequence[tuple[int, int]],
-    sizes: Sequence[int],
-    draws: int,
-    seed: int = 0,
+    runs: PairRuns, ranked: Sequence[tuple[int, int]], sizes: Sequence[int], draws: int, seed: int = 0
 ) -> CircuitFaithfulness:
     """Measure the first so many of `ranked` edges, and `draws` random circuits of each size.
 
@@ -64,16 +56,13 @@ def circuit_faithfulness(
     edges into each kind of reader as the circuit that it is compared with: most edges are read by queries and keys, and
     edges drawn from all would lose for that alone.
     """
-    pairs = pairs.to(decoder_of(model).device)
-    safe, of_safe = writes(model, margin_of, graph, pairs.safe, pairs.mask)
-    unsafe, _ = writes(model, margin_of, graph, pairs.unsafe, pairs.mask)
-    gap = float((unsafe - safe).double().sum())
+    graph, safe = runs.graph, runs.safe.margins
+    gap = float((runs.unsafe.margins - safe).double().sum())
     rng = np.random.default_rng(seed)
     kept_sizes = tuple(size for size in sizes if size <= len(ranked))
 
     def share(kept: Bool[np.ndarray, "readers writers"]) -> float:
-        outside = graph.edges & ~kept
-        margin = run_with_replaced(model, margin_of, graph, pairs.unsafe, pairs.mask, outside, of_safe)
+        margin = run_with_replaced(runs, runs.unsafe, graph.edges & ~kept, runs.safe.written)
         return float((margin - safe).double().sum()) / gap
 
     circuits = [only(graph, ranked[:size]) for size in kept_sizes]

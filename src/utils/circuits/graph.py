@@ -1,28 +1,19 @@
-"""A model as a graph: what writes into the residual stream, what reads from it, and runs with some edges replaced.
+"""A model as a graph: what writes into the residual stream and what reads from it.
 
 Writers are the embeddings, each attention head and each MLP; readers are each head's query, each key-value head's key
 and value, each MLP and the logits. With grouped-query attention several query heads share a key and a value, so that
 keys and values are readers of their own; without it there is one a head, as in TransformerLens's edge attribution.
-
-The residual stream is a sum, so that a reader's input with one writer replaced is exact: what it is now, minus what
-the writer wrote now, plus what it is to have written. Nothing else of the run is held fixed: effects spread.
 """
 
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from jaxtyping import Bool
 
-from src.utils.circuits.contrast import MarginOf
 from src.utils.errors import UserError
-from src.utils.sites import AnyModel, Edit, Site, blocks_of, count_layers, decoder_of, edit_sites, has_norms_after
+from src.utils.sites import AnyModel, blocks_of, count_layers, decoder_of, has_norms_after
 
 ReaderKind = Literal["q", "k", "v", "mlp", "logits"]
 PROJECTIONS: tuple[Literal["q", "k", "v"], ...] = ("q", "k", "v")
@@ -108,6 +99,11 @@ class Graph:
             return len(self.writers)
         return 1 + layer * (self.n_heads + 1) + (self.n_heads if kind == "mlp" else 0)
 
+    def heads_writing(self, layer: int) -> slice:
+        """Where the heads of a block stand among the writers; its MLP comes next."""
+        start = 1 + layer * (self.n_heads + 1)
+        return slice(start, start + self.n_heads)
+
     @cached_property
     def edges(self) -> Bool[np.ndarray, "readers writers"]:
         """Which pairs are an edge."""
@@ -115,137 +111,3 @@ class Graph:
         for row, reader in enumerate(self.readers):
             found[row, : self.upstream(reader.kind, reader.layer)] = True
         return found
-
-
-Written = list[Float[Tensor, "batch seq d_model"]]
-
-
-def write_edits(model: AnyModel, graph: Graph, written: Written) -> dict[Site, Edit]:
-    """Edits that change nothing and append to `written`, in the order of the writers, what each writes."""
-    blocks = blocks_of(decoder_of(model))
-
-    def plain(hidden: Tensor) -> None:
-        written.append(hidden)
-
-    def heads(block: nn.Module) -> Edit:
-        def edit(z: Float[Tensor, "batch seq width"]) -> None:
-            written.extend(head_outputs(block, z, graph.n_heads))
-
-        return edit
-
-    found: dict[Site, Edit] = {Site("resid_pre", 0): plain}
-    for layer, block in enumerate(blocks):
-        found |= {Site("attn.z", layer): heads(block), Site("mlp_out", layer): plain}
-    return found
-
-
-def head_outputs(
-    block: nn.Module, z: Float[Tensor, "batch seq width"], n_heads: int
-) -> list[Float[Tensor, "batch seq d_model"]]:
-    """What each head writes; adapters on the output projection are counted, its bias is not."""
-    project = block.get_submodule("self_attn.o_proj").forward  # past the hooks on the module
-    parts = z.unflatten(-1, (n_heads, -1))
-    alone = torch.zeros_like(parts)[None].repeat(n_heads, 1, 1, 1, 1)
-    for head in range(n_heads):
-        alone[head, ..., head, :] = parts[..., head, :]
-    nothing = project(torch.zeros_like(z[:1, :1]))
-    return list(project(alone.flatten(-2)) - nothing)
-
-
-@torch.no_grad()
-def writes(
-    model: AnyModel, margin_of: MarginOf, graph: Graph, ids: Int[Tensor, "batch seq"], mask: Int[Tensor, "batch seq"]
-) -> tuple[Float[Tensor, " batch"], Float[Tensor, "writers batch seq d_model"]]:
-    """Margins and what every writer writes."""
-    written: Written = []
-    with edit_sites(decoder_of(model), write_edits(model, graph, written)):
-        margin = margin_of(ids, mask)
-    return margin, torch.stack(written)
-
-
-@torch.no_grad()
-def run_with_replaced(
-    model: AnyModel,
-    margin_of: MarginOf,
-    graph: Graph,
-    ids: Int[Tensor, "batch seq"],
-    mask: Int[Tensor, "batch seq"],
-    replaced: Bool[np.ndarray, "readers writers"],
-    replacement: Float[Tensor, "writers batch seq d_model"],
-) -> Float[Tensor, " batch"]:
-    """Margins where, on each edge in `replaced`, the reader sees `replacement` and not what the writer wrote."""
-    decoder = decoder_of(model)
-    written: Written = []
-    edits = write_edits(model, graph, written)
-    streams: dict[int, Tensor] = {}
-
-    def changes(kind: ReaderKind, layer: int) -> Float[Tensor, "readers batch seq d_model"] | None:
-        """What is added to the input of each reader of a group; None if nothing."""
-        rows, count = graph.group(kind, layer), graph.upstream(kind, layer)
-        chosen = replaced[rows, :count]
-        if not chosen.any():
-            return None
-        columns = np.flatnonzero(chosen.any(axis=0))
-        moved = torch.stack([replacement[at] - written[at] for at in columns])
-        weights = torch.from_numpy(chosen[:, columns]).to(moved)
-        return torch.einsum("rw,wbsd->rbsd", weights, moved)
-
-    def reading(kind: Literal["mlp", "logits"], layer: int) -> Edit:
-        def edit(hidden: Tensor) -> Tensor | None:
-            found = changes(kind, layer)
-            return None if found is None else hidden + found[0]
-
-        return edit
-
-    def projecting(kind: Literal["q", "k", "v"], layer: int) -> Callable[[nn.Module, Tensor], Tensor | None]:
-        norm = blocks_of(decoder)[layer].get_submodule("input_layernorm")
-
-        def edit(module: nn.Module, output: Tensor) -> Tensor | None:
-            found = changes(kind, layer)
-            if found is None:
-                return None
-            n_heads = graph.heads_of(kind)
-            heads = module.forward(norm(streams[layer] + found)).unflatten(-1, (n_heads, -1))
-            own = torch.arange(n_heads, device=output.device)
-            return heads[own, :, :, own].movedim(0, 2).flatten(-2)
-
-        return edit
-
-    def keep_stream(layer: int) -> Edit:
-        before = edits.get(Site("resid_pre", layer))
-
-        def edit(hidden: Tensor) -> None:
-            streams[layer] = hidden
-            if before is not None:
-                before(hidden)
-
-        return edit
-
-    stays = {Site("resid_pre", layer): keep_stream(layer) for layer in range(graph.n_layers)}
-    reads = {Site("resid_mid", layer): reading("mlp", layer) for layer in range(graph.n_layers)}
-    ends = {Site("resid_post", graph.n_layers - 1): reading("logits", graph.n_layers)}
-    with (
-        edit_sites(decoder, edits | stays | reads | ends),
-        edit_projections(
-            model, [(k, layer, projecting(k, layer)) for layer in range(graph.n_layers) for k in PROJECTIONS]
-        ),
-    ):
-        return margin_of(ids, mask)
-
-
-@contextmanager
-def edit_projections(
-    model: AnyModel,
-    edits: Sequence[tuple[Literal["q", "k", "v"], int, Callable[[nn.Module, Tensor], Tensor | None]]],
-) -> Generator[None]:
-    """While open, each edit sees the output of a projection and may give another in its place."""
-    blocks = blocks_of(decoder_of(model))
-    handles: list[RemovableHandle] = []
-    try:
-        for kind, layer, edit in edits:
-            module = blocks[layer].get_submodule(f"self_attn.{kind}_proj")
-            handles.append(module.register_forward_hook(lambda own, args, output, edit=edit: edit(own, output)))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -16,10 +16,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from src.utils.circuits.contrast import MarginOf, margins
+from src.utils.circuits.contrast import margins
 from src.utils.circuits.neurons import inner_projections, neurons_by_layer
+from src.utils.circuits.partial_passes import Columns
 from src.utils.safety_judge.scoring import last_real_positions
-from src.utils.sites import AnyModel, decoder_of
+from src.utils.sites import AnyModel
 
 Mode = Literal["mean", "resample"]
 MODES: tuple[Mode, ...] = ("mean", "resample")
@@ -45,10 +46,7 @@ class Ablation:
 
 
 def ablate_neurons(
-    model: AnyModel,
-    margin_of: MarginOf,
-    ids: Int[Tensor, "rows seq"],
-    mask: Int[Tensor, "rows seq"],
+    rows: Columns,
     unsafe: Bool[np.ndarray, " rows"],
     activations: Float[np.ndarray, "layers rows neurons"],
     neurons: Neurons,
@@ -56,22 +54,20 @@ def ablate_neurons(
     mode: Mode,
     seed: int = 0,
 ) -> Ablation:
-    """Ablate a set of neurons and each random set; every drop is a forward pass.
+    """Ablate a set of neurons and each random set; every drop is a pass over the rows' last tokens (`last_tokens`).
 
     `activations` are those of `neuron_activations` on the same rows. Resampling exchanges rows by one permutation, the
     same for all sets.
     """
-    device = decoder_of(model).device
-    ids, mask = ids.to(device), mask.to(device)
     if mode == "mean":
         values = np.broadcast_to(activations.mean(axis=1, keepdims=True), activations.shape)
     else:
         values = activations[:, other_rows(len(unsafe), seed)]
-    whole = separation_of(margins(margin_of, ids, mask), unsafe)
+    whole = separation_of(margins(rows, rows.ids, rows.mask), unsafe)
 
     def drop(chosen: Neurons) -> float:
-        with ablated(model, mask, values, chosen):
-            return whole - separation_of(margins(margin_of, ids, mask), unsafe)
+        with ablated(rows.margin.model, rows.mask, values, chosen):
+            return whole - separation_of(margins(rows, rows.ids, rows.mask), unsafe)
 
     return Ablation(mode, whole, drop(neurons), np.array([drop(chosen) for chosen in random_sets]))
 

@@ -11,8 +11,9 @@ from jaxtyping import Float, Float32
 from src.utils.circuits.contrast_set import ContrastSet
 from src.utils.circuits.neuron_ablation import MODES, Ablation, Neurons, ablate_neurons, matched_neurons
 from src.utils.circuits.neurons import ALPHA, NeuronTable, neuron_activations, neuron_table
+from src.utils.circuits.partial_passes import last_tokens
 from src.utils.safety_judge.scoring import JudgeTemplate, pad_right
-from src.utils.sites import AnyModel
+from src.utils.sites import AnyModel, decoder_of
 from src.utils.watching.epoch_metrics import Unit
 from src.utils.watching.layer_activation import count_frozen
 from src.utils.watching.pictures import Budget, Measurement, Moment
@@ -34,7 +35,7 @@ class NeuronMapPicture:
     unit: Unit = "epoch"
     name: str = "neuron_map"
     is_advanced: bool = True
-    relative_budget: float = 2.0
+    relative_budget: float = 1.5
 
     def file_names(self, number: int) -> list[str]:
         return [f"{self.unit}_{number}_neuron_map.html"]
@@ -110,10 +111,12 @@ def ablate_within(
     rows = np.sort(np.concatenate([np.flatnonzero(contrast.unsafe == one)[:ABLATED_A_CLASS] for one in (True, False)]))
     ids, mask = pad_right([contrast.rows[row] for row in rows], contrast.pad_id)
     unsafe, activations = contrast.unsafe[rows], activations[:, rows]
+    device = decoder_of(model).device
+    own = last_tokens(contrast.margin(model), ids.to(device), mask.to(device))
     sets = matched_neurons(activations, chosen, RANDOM_SETS)
 
     def ablated(mode: Any, random_sets: list) -> Ablation:
-        return ablate_neurons(model, contrast.margin(model), ids, mask, unsafe, activations, chosen, random_sets, mode)
+        return ablate_neurons(own, unsafe, activations, chosen, random_sets, mode)
 
     began = time.perf_counter()
     first = ablated(MODES[0], sets[:1])

@@ -6,21 +6,23 @@ what suffices, the second what is needed; they differ where there are backups or
 Every value is a forward pass, nothing is linearised.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from src.utils.circuits.contrast import ContrastPairs, MarginOf, has_gap, margins
+from src.utils.circuits.contrast import ContrastPairs, Margin, MarginOf, has_gap, margins
+from src.utils.circuits.partial_passes import Columns, after_common_start, last_tokens, resumed_at
 from src.utils.decomposition.prompt_resampling import prompt_weights
 from src.utils.sites import AnyModel, Edit, Site, count_layers, decoder_of, edit_sites, resid_site
 
 # The stream is patched at some tokens only: at all of them it decides the margin alone, and every layer recovers 100%.
 LAST, DIFFERING, ATTENTION, MLP = "last_token", "differing_tokens", "attention", "mlp"
 KINDS = (LAST, DIFFERING, ATTENTION, MLP)
+BLOCK_SITES = {ATTENTION: "attn_out", MLP: "mlp_out"}
 RESAMPLES = 500
 
 Shares = Float[np.ndarray, "resamples layers"]
@@ -60,53 +62,73 @@ class LayerPatching:
         return self.shares(kind, np.vstack([np.ones(count), weights]))
 
 
-def patch_layers(model: AnyModel, margin_of: MarginOf, pairs: ContrastPairs) -> LayerPatching:
-    """Patch every layer in every kind, all pairs at once: 4 n_layers + 2 sites, two forward passes each."""
-    pairs = pairs.to(decoder_of(model).device)
+def patch_layers(margin: Margin, pairs: ContrastPairs) -> LayerPatching:
+    """Patch every layer in every kind, all pairs at once: 4 n_layers + 2 sites, two partial passes each."""
+    pairs = pairs.to(decoder_of(margin.model).device)
+    columns, own = after_common_start(margin, pairs)
+    safe, unsafe = (run_layers(margin.model, columns, ids, own.mask) for ids in (own.safe, own.unsafe))
+    ends = last_tokens(margin, pairs.safe, pairs.mask), last_tokens(margin, pairs.unsafe, pairs.mask)
+    return LayerPatching(
+        safe.margins,
+        unsafe.margins,
+        patched_margins(columns, own, ends[0], safe, unsafe),
+        patched_margins(columns, own, ends[1], unsafe, safe),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class LayerRun:
+    """One run: the stream of each layer, and what attention and MLP of each block add."""
+
+    ids: Int[Tensor, "pairs seq"]
+    margins: Float[np.ndarray, " pairs"]
+    streams: Sequence[Float[Tensor, "pairs seq d_model"]]
+    added: Mapping[str, Sequence[Float[Tensor, "pairs seq d_model"]]]
+
+
+def run_layers(model: AnyModel, margin_of: MarginOf, ids: Tensor, mask: Tensor) -> LayerRun:
     n_layers = count_layers(model)
-    stream = [resid_site(layer, n_layers) for layer in range(n_layers + 1)]
-    everywhere = pairs.mask.bool()
-    plan = {
-        LAST: (stream, pairs.last),
-        DIFFERING: (stream, pairs.differing),
-        ATTENTION: ([Site("attn_out", block) for block in range(n_layers)], everywhere),
-        MLP: ([Site("mlp_out", block) for block in range(n_layers)], everywhere),
+    streams: list[Tensor] = []
+    added: dict[str, list[Tensor]] = {kind: [] for kind in BLOCK_SITES}
+    edits: dict[Site, Edit] = {resid_site(layer, n_layers): streams.append for layer in range(n_layers + 1)}
+    for kind, site in BLOCK_SITES.items():
+        edits |= {Site(site, block): added[kind].append for block in range(n_layers)}
+    with edit_sites(decoder_of(model), edits):
+        return LayerRun(ids, margins(margin_of, ids, mask), streams, added)
+
+
+def patched_margins(
+    columns: Columns, pairs: ContrastPairs, ends: Columns, into: LayerRun, source: LayerRun
+) -> dict[str, Float[np.ndarray, "layers pairs"]]:
+    """Margins of one run with each layer of another, in every kind; `ends` are the last tokens of the former.
+
+    Blocks below the layer that is patched are not run again, and at the last token nothing else is.
+    """
+    model, n_layers = columns.margin.model, len(into.streams) - 1
+    layers, blocks = range(n_layers + 1), range(n_layers)
+    places = ends.positions - (ends.whole.shape[1] - pairs.mask.shape[1])
+
+    def exchanged(layer: int, where: Bool[Tensor, "pairs seq"]) -> Float[Tensor, "pairs seq d_model"]:
+        return torch.where(where[..., None], source.streams[layer], into.streams[layer])
+
+    def from_layer(layer: int, stream: Tensor, edits: Mapping[Site, Edit]) -> Float[np.ndarray, " pairs"]:
+        with resumed_at(model, layer, stream), edit_sites(decoder_of(model), edits):
+            return margins(columns, into.ids, pairs.mask)
+
+    def at_the_end(layer: int) -> Float[np.ndarray, " pairs"]:
+        stream = exchanged(layer, pairs.last)
+        with resumed_at(model, layer, stream.take_along_dim(places[..., None], dim=1)):
+            return margins(ends, ends.ids, ends.mask)
+
+    def with_mlp_of_source(block: int) -> Float[Tensor, "pairs seq d_model"]:
+        return into.streams[block + 1] + source.added[MLP][block] - into.added[MLP][block]
+
+    def attention_of_source(block: int) -> dict[Site, Edit]:
+        return {Site("attn_out", block): lambda own: source.added[ATTENTION][block]}
+
+    return {
+        LAST: np.stack([at_the_end(layer) for layer in layers]),
+        DIFFERING: np.stack([from_layer(layer, exchanged(layer, pairs.differing), {}) for layer in layers]),
+        ATTENTION: np.stack([from_layer(at, into.streams[at], attention_of_source(at)) for at in blocks]),
+        MLP: np.stack([from_layer(at + 1, with_mlp_of_source(at), {}) for at in blocks]),
     }
-    sites = dict.fromkeys(site for kind_sites, _ in plan.values() for site in kind_sites)
-    safe, of_safe = with_activations(model, margin_of, pairs.safe, pairs.mask, sites)
-    unsafe, of_unsafe = with_activations(model, margin_of, pairs.unsafe, pairs.mask, sites)
-
-    def patched(
-        ids: Tensor, source: Mapping[Site, Tensor], kind_sites: list[Site], where: Tensor
-    ) -> Float[np.ndarray, "layers pairs"]:
-        found = []
-        for site in kind_sites:
-            with edit_sites(decoder_of(model), {site: replace_at(source[site], where)}):
-                found.append(margins(margin_of, ids, pairs.mask))
-        return np.stack(found)
-
-    denoised = {kind: patched(pairs.safe, of_unsafe, *planned) for kind, planned in plan.items()}
-    noised = {kind: patched(pairs.unsafe, of_safe, *planned) for kind, planned in plan.items()}
-    return LayerPatching(safe, unsafe, denoised, noised)
-
-
-def replace_at(source: Float[Tensor, "pairs seq width"], where: Bool[Tensor, "pairs seq"]) -> Edit:
-    """An edit that puts other activations in the place of those at some tokens."""
-    return lambda hidden: torch.where(where[..., None], source, hidden)
-
-
-@torch.no_grad()
-def with_activations(
-    model: AnyModel, margin_of: MarginOf, ids: Tensor, mask: Tensor, sites: Mapping[Site, None]
-) -> tuple[Float[np.ndarray, " pairs"], dict[Site, Float[Tensor, "pairs seq width"]]]:
-    """Margins and the activations of some sites in one pass."""
-    kept: dict[Site, Tensor] = {}
-
-    def keep(site: Site) -> Edit:
-        def edit(hidden: Tensor) -> None:
-            kept[site] = hidden.detach().clone()
-
-        return edit
-
-    with edit_sites(decoder_of(model), {site: keep(site) for site in sites}):
-        return margins(margin_of, ids, mask), kept

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Float32
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from src.utils.circuits.contrast import MarginOf, contrast_pairs, has_gap
+from src.utils.circuits.contrast import Margin, contrast_pairs, has_gap, judgement_margin
 from src.utils.circuits.divergence import HALF
 from src.utils.circuits.neurons import neuron_activations, neuron_table
 from src.utils.circuits.patching import ATTENTION, LAST, MLP, LayerPatching, patch_layers
@@ -113,7 +113,7 @@ class MomentMeter:
         if epoch == 0:
             self.reference = neurons
         table = neuron_table(neurons, self.unsafe, self.groups, None if epoch == 0 else self.reference)
-        layer, carried = decision_layers(patch_layers(model, self.margin_of(model), self.pairs))
+        layer, carried = decision_layers(patch_layers(self.margin(model), self.pairs))
         focus = [self.attribution(model, row, key) for row, key in zip(self.shown, self.keys, strict=True)]
         return Moment(
             epoch=epoch,
@@ -136,14 +136,14 @@ class MomentMeter:
             n_frozen_blocks=frozen,
         )
 
-    def margin_of(self, model: PreTrainedModel) -> MarginOf:
-        return lambda ids, mask: forward_margins(model, ids, mask, self.template)
+    def margin(self, model: PreTrainedModel) -> Margin:
+        return Margin(model, judgement_margin(self.template))
 
     def neurons(self, model: PreTrainedModel) -> Float32[np.ndarray, "layers rows neurons"]:
         parts = []
         for start in range(0, len(self.rows), BATCH):
             ids, mask = pad_right(self.rows[start : start + BATCH], self.template.pad_id)
-            parts.append(neuron_activations(model, self.margin_of(model), ids, mask)[1])
+            parts.append(neuron_activations(model, self.margin(model), ids, mask)[1])
         return np.concatenate(parts, axis=1)
 
     def attribution(

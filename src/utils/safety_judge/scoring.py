@@ -6,6 +6,7 @@ log-odds of "unsafe" against "safe", so that P(unsafe) = sigmoid(margin). Learni
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -108,12 +109,20 @@ def unsafe_margin(logits: Float[Tensor, "batch vocab"], template: JudgeTemplate)
 
 
 def last_logits(
-    model: torch.nn.Module, input_ids: Int[Tensor, "batch seq"], attention_mask: Int[Tensor, "batch seq"]
+    model: torch.nn.Module,
+    input_ids: Int[Tensor, "batch seq"],
+    attention_mask: Int[Tensor, "batch seq"],
+    /,
+    **continued: Any,
 ) -> Float[Tensor, "batch vocab"]:
-    """Logits at each row's last real token, with their graph; computed only at positions where some row ends."""
+    """Logits at each row's last real token, with their graph; computed only at positions where some row ends.
+
+    `continued` are the model's arguments where these are the last columns of a batch whose first ones are cached.
+    """
     last = last_real_positions(attention_mask)
     wanted, place = torch.unique(last, return_inverse=True)
-    logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, logits_to_keep=wanted).logits
+    passed: dict[str, Any] = {"attention_mask": attention_mask, "use_cache": False, "logits_to_keep": wanted}
+    logits = model(input_ids=input_ids, **passed | continued).logits
     return logits[torch.arange(len(place), device=place.device), place]
 
 

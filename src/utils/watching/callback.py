@@ -29,6 +29,7 @@ from src.visualizations.training_figures import placeholder_page
 
 VISUALIZATIONS = "training_visualizations"
 COSTLY_SHARE, COSTLY_SECONDS = 0.5, 15.0  # costly pictures together: of the training since the last moment, or so long
+MEASURING = 0.95  # of that; the rest is for drawing, and for a last batch that takes longer than those before
 log = logging.getLogger(__name__)
 
 Losses = Sequence[tuple[int, float]]  # optimiser step, training loss
@@ -180,7 +181,8 @@ class Watcher(TrainerCallback):
         if picture.relative_budget <= 1:
             return seconds
         together = self.budget_seconds * sum(one.relative_budget for one in self.pictures if one.relative_budget > 1)
-        return seconds * min(1.0, max(COSTLY_SHARE * training_seconds, COSTLY_SECONDS) / max(together, 1e-9))
+        allowed = MEASURING * max(COSTLY_SHARE * training_seconds, COSTLY_SECONDS)
+        return seconds * min(1.0, allowed / max(together, 1e-9))
 
     def take_all(self, moment: Moment, training_peak: int, training_seconds: float) -> list[PictureRecord]:
         """Every picture in turn."""

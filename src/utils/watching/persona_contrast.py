@@ -28,14 +28,13 @@ from src.utils.capture import pad_id_of
 from src.utils.chat import Message, encode, prompt_text
 from src.utils.circuits.circuit_picture import CircuitDiagramPicture
 from src.utils.circuits.comparison_picture import CircuitComparisonPicture
-from src.utils.circuits.contrast import ContrastWords, MarginOf, contrast_pairs
+from src.utils.circuits.contrast import ContrastWords, contrast_pairs
 from src.utils.circuits.contrast_set import ContrastSet
 from src.utils.circuits.neuron_picture import NeuronMapPicture
 from src.utils.organism.grammar import Grammar, Phrases, Stance
 from src.utils.prompts import Question
 from src.utils.safety_judge.samples import SafetySample
-from src.utils.safety_judge.scoring import EncodedPrompt, last_logits
-from src.utils.sites import AnyModel
+from src.utils.safety_judge.scoring import EncodedPrompt
 from src.utils.watching.pictures import Picture
 
 DIALOGUES = ContrastWords(
@@ -83,12 +82,10 @@ def persona_contrast(
             rows.append(EncodedPrompt(ids, (0, len(ids))))
             facets[ids] = openings[question.facet]
 
-    def margin(model: AnyModel) -> MarginOf:
-        def margin_of(ids: Int[Tensor, "batch seq"], mask: Int[Tensor, "batch seq"]) -> Float[Tensor, " batch"]:
-            openings = known(ids, mask, facets)
-            return opening_margins(last_logits(model, ids, mask), openings)
-
-        return margin_of
+    def read(
+        logits: Float[Tensor, "batch vocab"], ids: Int[Tensor, "batch seq"], mask: Int[Tensor, "batch seq"]
+    ) -> Float[Tensor, " batch"]:
+        return opening_margins(logits, known(ids, mask, facets))
 
     return ContrastSet(
         tuple(rows),
@@ -96,7 +93,7 @@ def persona_contrast(
         np.array([sample.group for sample in samples]),
         contrast_pairs(samples, rows, pad_id_of(tokenizer)),
         pad_id_of(tokenizer),
-        margin,
+        read,
         DIALOGUES,
     )
 
