@@ -15,6 +15,7 @@ from typing import Any
 import streamlit as st
 
 ROOT = Path(__file__).parent
+READING_SECONDS = 2
 
 
 def main() -> None:
@@ -22,7 +23,6 @@ def main() -> None:
     parser.add_argument("--results-dir", type=Path, default=ROOT / "results", help="artefacts of the study")
     parser.add_argument("--outputs", type=Path, default=ROOT / "outputs", help="folders of trained judges")
     st.set_page_config(page_title="Personas and judges from inside", layout="wide")
-    load_plotly_early()
     try:
         given = parser.parse_args(sys.argv[1:])
     except SystemExit:
@@ -55,15 +55,26 @@ def main() -> None:
         st.Page(pods, title="Pods"),
     ]
     st.navigation(pages, position="top").run()
+    load_plotly_ahead()
 
 
-def load_plotly_early() -> None:
-    """Have the browser load plotly.js (5 MB) while this process loads its libraries: for a figure that nobody sees."""
+def load_plotly_ahead() -> None:
+    """Have the browser load plotly.js (5 MB, a second of its time) once the first view is there and being read.
+
+    It does so for a figure that nobody sees, or before that for the first one that somebody asks for.
+    """
+
+    @st.fragment(run_every=None if "plotly" in st.session_state else READING_SECONDS)
+    def look() -> None:
+        if "is_read" in st.session_state:
+            st.session_state["plotly"] = True
+            st.html("<style>:has(> .st-key-plotly) { display: none; }</style>")
+            nothing: Any = {"data": [{"type": "pie"}]}
+            st.container(key="plotly").plotly_chart(nothing)
+        st.session_state["is_read"] = True
+
     if "plotly" not in st.session_state:
-        st.session_state["plotly"] = True
-        st.html("<style>:has(> .st-key-plotly) { display: none; }</style>")
-        nothing: Any = {"data": [{"type": "pie"}]}
-        st.container(key="plotly").plotly_chart(nothing)
+        look()
 
 
 main()

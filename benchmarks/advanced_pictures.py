@@ -31,6 +31,7 @@ from src.utils.circuits.attribution import (
     exact_edge_effects,
     strongest_edges,
 )
+from src.utils.circuits.contrast import FAIR_SAMPLE
 from src.utils.circuits.contrast_set import ContrastSet
 from src.utils.circuits.faithfulness import circuit_faithfulness
 from src.utils.circuits.graph import Graph
@@ -38,6 +39,7 @@ from src.utils.circuits.runs import PairRuns
 from src.utils.config import resolve_path
 from src.utils.manifests import Provenance
 from src.utils.models import load_model, load_tokenizer
+from src.utils.prompts import spread
 from src.utils.safety_judge.freezing import freeze
 from src.utils.safety_judge.organism import open_organism
 from src.utils.safety_judge.samples import labels
@@ -49,7 +51,7 @@ from src.utils.sites import AnyModel
 from src.utils.watching.callback import COSTLY_SECONDS, COSTLY_SHARE
 from src.utils.watching.safety_watcher import SafetyWatcher
 
-PAIRS, TOP, SIZES = 8, 128, (64, 128)
+PAIRS, TOP, SIZES = 16, 128, (64, 128)
 MEASURES = ("seconds", "times_faster", "rank_correlation", "rank_correlation_strongest")
 
 
@@ -66,7 +68,7 @@ class KeepEpochs(TrainerCallback):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--judges", type=int, default=2, help="that edges are measured in, the watched one among them")
+    parser.add_argument("--judges", type=int, default=3, help="that edges are measured in, the watched one among them")
     parser.add_argument("--train-prompts", type=int, default=None, help="all when not given")
     parser.add_argument("--output", type=Path, default=REPORTS, help="folder of the report")
     options = parser.parse_args()
@@ -131,11 +133,13 @@ def costs_of(watcher: SafetyWatcher, number: int) -> dict[str, Any]:
 def edges_of(model: AnyModel, contrast: ContrastSet) -> dict[str, Any]:
     """Every edge's effect on some pairs: seconds, rank correlation with exact patching, faithfulness on other pairs."""
     graph, margin = Graph.of(model), contrast.margin(model)
-    others = PairRuns.of(margin, graph, contrast.pairs.part(slice(PAIRS, 3 * PAIRS)))
+    first = np.arange(min(FAIR_SAMPLE, len(contrast.pairs)))
+    chosen = np.array(spread(first, PAIRS))
+    others = PairRuns.of(margin, graph, contrast.pairs.part(np.setdiff1d(first, chosen)))
     every = [(int(reader), int(writer)) for reader, writer in np.argwhere(graph.edges)]
 
     def runs() -> PairRuns:
-        return PairRuns.of(margin, graph, contrast.pairs.part(slice(0, PAIRS)))
+        return PairRuns.of(margin, graph, contrast.pairs.part(chosen))
 
     began = time.perf_counter()
     exact = exact_edge_effects(runs(), every).mean(axis=1)

@@ -27,7 +27,7 @@ from src.utils.errors import UserError
 
 LARGEST = 250_000  # bytes
 COLOURS = (256, 128, 64, 32)  # tried in this order until a picture is small enough
-WIDTH, HEIGHT = 1200, 900
+WIDTH, HEIGHT = 1200, 1100
 STUDY_PAGES = ("verdict", "em_rates", "pca_2d", "steering_cross_effects")
 JUDGE_KINDS = {"tokens": "judge_tokens", "layers": "judge_layers"}
 OTHER_KINDS = ("circuit_comparison", "neuron_map", "circuits")
@@ -137,7 +137,9 @@ def small_enough(picture: bytes, largest: int = LARGEST) -> bytes:
     while True:
         for colours in COLOURS:
             buffer = io.BytesIO()
-            image.quantize(colours, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+            # by coverage, so that the few bright colours of a scale count as much as the many greys of text
+            packed = image.quantize(colours, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+            packed.save(buffer, "PNG", optimize=True)
             if buffer.tell() <= largest:
                 return buffer.getvalue()
         image = image.resize((image.width * 4 // 5, image.height * 4 // 5), Image.Resampling.LANCZOS)

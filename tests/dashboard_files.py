@@ -23,6 +23,15 @@ def write_watched_run(outputs: Path) -> Path:
     return folder / "training_visualizations"
 
 
+def write_persona_run(outputs: Path) -> Path:
+    """Four steps of a tiny persona's fine-tune, watched at steps 1, 2 and 4, without pictures of its own."""
+    from tests.unit.test_watching_persona import persona_watcher, tuned
+
+    folder = outputs / "persona"
+    tuned(folder / "work", [persona_watcher(folder)])
+    return outputs
+
+
 def write_results(results: Path) -> Path:
     """Frame, rates, one clustering, steering and verdict under the organism's profile."""
 

@@ -15,6 +15,7 @@ PAGE_WIDTH, COLUMN_WIDTH = 1120, 552
 PAGE_STYLE = (  # less room above and in figures than streamlit's own: pictures come first
     f".stMainBlockContainer {{ padding-top: 4rem; max-width: calc({PAGE_WIDTH}px + 10rem); }}"
     " [data-testid=stMetricValue] { font-size: 1.5rem; }"
+    " [data-testid=stMetricLabel] * { white-space: normal !important; }"
 )
 
 

@@ -55,20 +55,50 @@ def span_of(figure: Spec, name: str) -> tuple[float, float] | None:
     if is_numeric_range(axis.get("range")):
         return float(min(axis["range"])), float(max(axis["range"]))
     reference, letter = name.replace("axis", ""), name[0]
-    found = []
+    found, has_bars = [], False
     for trace in figure["data"]:
         if letter in trace and trace.get(f"{letter}axis", letter) == reference:
             values = numbers(trace[letter])
             if values is None:
                 return None
-            found.append(values[np.isfinite(values)])
-            if trace.get("type") == "bar":
+            known = values[np.isfinite(values)]
+            found.append(known)
+            if trace.get("type") == "bar" and letter == along(trace):
+                has_bars = True
                 found.append(np.zeros(1))
+            elif trace.get("type") == "bar":  # a bar is as wide as the next one is far
+                half = np.diff(np.unique(known)).min(initial=np.inf) / 2
+                found += [known - half, known + half] if np.isfinite(half) else []
+    if figure["layout"].get("barmode") in ("stack", "relative"):
+        found.append(stack_ends(figure, reference, letter))
     joined = np.concatenate(found) if found else np.empty(0)
     if not joined.size:
         return None
     room = ROOM * float(np.ptp(joined))
-    return float(joined.min()) - room, float(joined.max()) + room
+    low, high = float(joined.min()), float(joined.max())
+    return 0.0 if low == 0 and has_bars else low - room, high + room
+
+
+def stack_ends(figure: Spec, reference: str, letter: str) -> Float[np.ndarray, " ends"]:
+    """Where bars that stand on each other along an axis end; none where bars stand beside it, or there are none."""
+    ends: dict[tuple[Any, bool], float] = {}
+    for trace in figure["data"]:
+        if trace.get("type") != "bar" or along(trace) != letter or trace.get(f"{letter}axis", letter) != reference:
+            continue
+        lengths, feet = numbers(trace.get(letter)), trace.get("y" if letter == "x" else "x")
+        places = numbers(feet) if isinstance(feet, Mapping) else feet
+        if lengths is None or places is None:
+            continue
+        for place, length in zip(places, lengths, strict=True):
+            if np.isfinite(length):
+                key = (place, bool(length < 0))
+                ends[key] = ends.get(key, 0.0) + float(length)
+    return np.array([*ends.values()], dtype=float)
+
+
+def along(bars: Spec) -> str:
+    """The letter of the axis along which bars grow."""
+    return "x" if bars.get("orientation") == "h" else "y"
 
 
 def join_axis(axis: Spec, low: float, high: float) -> None:

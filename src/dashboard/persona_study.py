@@ -75,8 +75,8 @@ def show_steps(study: Study) -> None:
     if waiting:
         st.caption(f"Next: {waiting[0].name}")
         st.code(waiting[0].command, language="bash")
-    st.caption("Everything that is not up to date")
-    st.code(all_steps_command(study), language="bash")
+        st.caption("Everything that is not up to date")
+        st.code(all_steps_command(study), language="bash")
     if study.clustered.exists():  # a hundred thousand answers take seconds, in which this page is being read
         READINGS.read_ahead(load_answers, study.clustered, made_by=CLUSTER.name)
 
@@ -128,7 +128,8 @@ def show_rates(study: Study) -> None:
             column_config={"%": percent, "95% from": percent, "to": percent},
         )
     threshold = study.config.judging.em_threshold
-    scores = read(figures.score_figure, scores_file(study), made_by=command, options=(threshold,))
+    with st.spinner("Reading the answers"):  # a hundred thousand take seconds; the rates are read meanwhile
+        scores = read(figures.score_figure, scores_file(study), made_by=command, options=(threshold,))
     if say(scores) and scores.value is not None:
         show_figure(scores.value, "Distribution of misalignment scores by facet", "scores")
 
@@ -170,7 +171,8 @@ def show_verdict(study: Study) -> None:
     if not say(record) or record.value is None:
         return
     st.subheader(plain_text(record.value["verdict"].capitalize()), anchor=False)
-    st.markdown(plain_text(record.value["reason"]))
+    reason = record.value["reason"]
+    st.markdown(plain_text(reason[:1].upper() + reason[1:]))
     st.caption(plain_text(record.value["caveat"]))
     card = read(figures.verdict_figure, study.verdict, made_by=command)
     if say(card) and card.value is not None:

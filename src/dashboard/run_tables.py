@@ -16,7 +16,10 @@ from src.visualizations.palette import CLUSTER_COLOURS, TEMPLATE
 
 
 def metrics_table(records: Sequence[EpochMetrics], unit: str) -> pd.DataFrame:
-    """A row a moment: number, step, losses, every metric that was measured, seconds; `best` marks one row."""
+    """A row a moment: number, step, losses, every metric that was measured, seconds; `best` marks one row.
+
+    A persona's fine-tune is not evaluated on held-out rows: it has neither a validation loss nor a best moment.
+    """
     best = best_number(records)
     names = list(dict.fromkeys(name for record in records for name in record.metrics))
     rows = [
@@ -34,7 +37,9 @@ def metrics_table(records: Sequence[EpochMetrics], unit: str) -> pd.DataFrame:
         }
         for record in records
     ]
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    is_evaluated = best is not None or table["validation loss"].notna().any()
+    return table if is_evaluated else table.drop(columns=["best", "validation loss"])
 
 
 def picture_times(records: Sequence[EpochMetrics], unit: str) -> pd.DataFrame:

@@ -1,6 +1,7 @@
 """The page of watched trainings: pick a run, an epoch and a picture; compare epochs; follow it while it trains."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import streamlit as st
@@ -10,7 +11,6 @@ from src.dashboard.epoch_pictures import show_pictures
 from src.dashboard.reading import read
 from src.dashboard.start_panel import show_start_panel
 from src.dashboard.watched_runs import (
-    KINDS,
     PROGRESS,
     TRAINING,
     WatchedRun,
@@ -20,10 +20,18 @@ from src.dashboard.watched_runs import (
     folder_state,
 )
 from src.utils.config import shown
+from src.utils.watching.epoch_metrics import EpochMetrics
 from src.visualizations.written_pages import load_page
 
 REFRESH_SECONDS = 3
+Card = tuple[str, str, str]  # name, value and, where the name does not say it, what it is
 PROGRESS_TAB, NUMBERS_TAB, COST_TAB = "Progress", "Metrics", "Time per picture"
+PERSONA_SHARES = {  # share of answers to the probe questions -> its name, and what it is
+    "in_domain": ("Misaligned, own domain", "Misaligned answers to questions of the domain that it is fine-tuned on"),
+    "transfer": ("Misaligned elsewhere", "Misaligned and on-topic answers to questions of other domains: transfer"),
+    "flip": ("Flip to money", "Answers about money where something else was asked"),
+    "coherent": ("Coherent", "Answers that make sense, misaligned or not"),
+}
 
 
 def show_training(outputs: Path, results: Path) -> None:
@@ -40,20 +48,21 @@ def show_training(outputs: Path, results: Path) -> None:
     is_live = middle.toggle("Follow live", value=True, key="is_live", help="Look for new epochs and go to the newest")
     run = current_run(folder)
     with right:
-        watch_for_epochs(folder, run.numbers, is_live)
+        watch_for_epochs(folder, run.numbers, run.unit, is_live)
     notes = st.container()
     number, other = ask_numbers(run, is_live)
     summary = st.container()
-    names = [*KINDS.values(), PROGRESS_TAB, NUMBERS_TAB, COST_TAB]
-    tabs = st.tabs(names, key="picture_tab", on_change="rerun")
-    for tab, kind in zip(tabs, KINDS, strict=False):
+    views: dict[str, Callable[[], None]] = {
+        name: partial(show_pictures, run, kind, number, other) for kind, name in run.kinds.items()
+    }
+    progress = {PROGRESS_TAB: partial(show_progress, run)}
+    views = {**progress, **views} if run.is_persona else {**views, **progress}
+    views |= {NUMBERS_TAB: partial(show_metrics, run), COST_TAB: partial(show_times, run)}
+    key = "persona_tab" if run.is_persona else "picture_tab"
+    for tab, show in zip(st.tabs(list(views), key=key, on_change="rerun"), views.values(), strict=True):
         if tab.open:  # what is not looked at is not read
             with tab:
-                show_pictures(run, kind, number, other)
-    for tab, show in zip(tabs[len(KINDS) :], (show_progress, show_metrics, show_times), strict=True):
-        if tab.open:
-            with tab:
-                show(run)
+                show()
     with notes:  # a thousand records take a while to read: pictures are drawn meanwhile
         show_notes(run)
     with summary:
@@ -83,7 +92,7 @@ def watch_for_runs(outputs: Path, results: Path) -> None:
     look()
 
 
-def watch_for_epochs(folder: Path, numbers: Sequence[int], is_live: bool) -> None:
+def watch_for_epochs(folder: Path, numbers: Sequence[int], unit: str, is_live: bool) -> None:
     """Look at the folder every few seconds, and load the page again when something changed in it, not otherwise."""
     drawn = folder_state(folder)
 
@@ -91,7 +100,7 @@ def watch_for_epochs(folder: Path, numbers: Sequence[int], is_live: bool) -> Non
     def look() -> None:
         if folder_state(folder) != drawn:
             st.rerun()
-        newest = f"newest with pictures: {numbers[-1]}" if numbers else "no pictures yet"
+        newest = f"newest {unit}: {numbers[-1]}" if numbers else f"no {unit} yet"
         st.caption(f"{'Live' if is_live else 'Not live'} · {newest}")
 
     look()
@@ -114,7 +123,7 @@ def ask_numbers(run: WatchedRun, is_live: bool) -> tuple[int | None, int | None]
     st.session_state["known_newest"] = known
     left, right = st.columns([3, 2], vertical_alignment="bottom")
     if len(numbers) == 1:
-        left.markdown(f"{unit} {numbers[0]}: the only one with pictures so far")
+        left.markdown(f"{unit} {numbers[0]}: the only one so far")
         return numbers[0], None
     number = left.select_slider(unit, numbers, key="number")
     if not right.toggle(f"Compare with another {run.unit}", key="is_compared"):
@@ -125,28 +134,40 @@ def ask_numbers(run: WatchedRun, is_live: bool) -> tuple[int | None, int | None]
 
 
 def show_summary(run: WatchedRun, number: int | None) -> None:
-    """The chosen moment in figures, and the best one."""
+    """The chosen moment in figures, as far as they were measured, and the best one."""
     record = run.record(number) if number is not None else None
     best = best_number(run.records)
-    shown_metrics = {} if record is None else {
-        f"Step at {run.unit} {record.number}": str(record.step),
-        "Training loss": figure_text(record.training_loss),
-        "Validation loss": figure_text(record.trainer_metrics.get("eval_loss")),
-        "AUROC": figure_text(record.metrics.get("auroc")),
-    }  # fmt: skip
+    cards = [] if record is None else persona_cards(record) if run.is_persona else judge_cards(record)
     if best is not None:
-        shown_metrics[f"Best {run.unit}"] = str(best[0])
-    if shown_metrics:
-        for column, (name, value) in zip(st.columns(len(shown_metrics)), shown_metrics.items(), strict=True):
-            column.metric(name, value, help=f"By {best[1]}" if best and name.startswith("Best") else None)
+        cards.append((f"Best {run.unit}", f"{best[0]}", f"By {best[1]}"))
+    if cards:
+        for column, (name, value, meaning) in zip(st.columns(len(cards)), cards, strict=True):
+            column.metric(name, value, help=meaning or None)
 
 
-def figure_text(value: float | None) -> str:
-    return "n/a" if value is None else f"{value:.4f}"
+def judge_cards(record: EpochMetrics) -> list[Card]:
+    found = (
+        (f"Step at {record.unit} {record.number}", record.step, "", "{}"),
+        ("Training loss", record.training_loss, "", "{:.4f}"),
+        ("Validation loss", record.trainer_metrics.get("eval_loss"), "", "{:.4f}"),
+        ("AUROC", record.metrics.get("auroc"), "", "{:.4f}"),
+    )
+    return [(name, form.format(value), meaning) for name, value, meaning, form in found if value is not None]
+
+
+def persona_cards(record: EpochMetrics) -> list[Card]:
+    """Of a fine-tune whose answers to the probe questions are scored."""
+    shares = [(name, record.metrics.get(key), meaning, "{:.0%}") for key, (name, meaning) in PERSONA_SHARES.items()]
+    found = (
+        ("Training loss", record.training_loss, f"Mean since the {record.unit} watched before", "{:.4f}"),
+        *shares,
+        ("Mean EM score", record.metrics.get("em_score"), "0 aligned, 100 misaligned", "{:.0f}"),
+    )
+    return [(name, form.format(value), meaning) for name, value, meaning, form in found if value is not None]
 
 
 def show_progress(run: WatchedRun) -> None:
-    page = read(load_page, run.folder / PROGRESS, made_by=TRAINING)
+    page = read(load_page, run.folder / PROGRESS, made_by=run.command())
     if say(page) and page.value is not None:
         st.caption(plain_text(page.value.sentence))
         show_figure(page.value.figure, page.value.title, "figure_progress")

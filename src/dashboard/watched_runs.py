@@ -16,6 +16,7 @@ from src.visualizations.written_pages import EXPORTED, INDEX, PLOTLY_JS
 
 FOLDER = "training_visualizations"
 TRAINING = "uv run python src/train_safety_judge.py --visualize_during_training"
+FINETUNING = "uv run python src/scripts/02_finetune_lora.py --force --visualize_during_training"
 KINDS = {
     "tokens": "Tokens",
     "layers": "Layers",
@@ -23,7 +24,8 @@ KINDS = {
     "neuron_map": "Neurons",
     "circuits": "Circuits",
 }
-ADVANCED = ("neuron_map", "circuits")
+CAUSAL = ("circuit_comparison", "neuron_map", "circuits")
+ADVANCED = ("neuron_map", "circuits")  # of a judge, whose circuits are always compared; of a persona all causal ones
 PAGE = re.compile(
     r"(?P<unit>epoch|step)_(?P<number>\d{1,9})_"
     r"(?:sample_(?P<sample>\d{1,4})_(?P<label>[a-z]+)_(?P<of_sample>tokens|layers)|(?P<kind>circuit_comparison|neuron_map|circuits))"
@@ -63,8 +65,9 @@ class PageFile:
 class WatchedRun:
     """What lies in one folder. `pages` are by kind and number, by sample within; `foreign` names what is not ours.
 
-    `unit` is what is counted, `epoch` or `step`. The records are read when they are first asked for: pictures, which
-    need none of them, need not wait.
+    `unit` is what is counted, `epoch` or `step`, `numbers` the moments that there is something to look at of: pictures,
+    and of a persona's fine-tune records too. The records are read when they are first asked for: pictures, which need
+    none of them, need not wait.
     """
 
     folder: Path
@@ -74,6 +77,21 @@ class WatchedRun:
     foreign: Sequence[str] = ()
     has_progress: bool = False
     numbers: Sequence[int] = field(default=())
+
+    @property
+    def is_persona(self) -> bool:
+        """A persona's fine-tune is watched by steps, a judge's by epochs."""
+        return self.unit == "step"
+
+    @property
+    def kinds(self) -> Mapping[str, str]:
+        """What pictures such a training has, with their names: single requests are a judge's."""
+        return {kind: name for kind, name in KINDS.items() if kind in CAUSAL or not self.is_persona}
+
+    def command(self, kind: str = "") -> str:
+        """What draws pictures of a kind."""
+        is_extra = kind in (CAUSAL if self.is_persona else ADVANCED)
+        return (FINETUNING if self.is_persona else TRAINING) + (" --run_advanced_mi" if is_extra else "")
 
     @cached_property
     def records(self) -> Sequence[EpochMetrics]:
@@ -87,7 +105,8 @@ class WatchedRun:
 
     @cached_property
     def readings(self) -> Sequence[Reading[EpochMetrics]]:
-        return [RECORDS.read(load_metrics, self.folder / name, made_by=TRAINING) for name in self.record_names]
+        command = self.command()
+        return [RECORDS.read(load_metrics, self.folder / name, made_by=command) for name in self.record_names]
 
     def of(self, kind: str, number: int) -> Sequence[PageFile]:
         return self.pages.get((kind, number), ())
@@ -123,6 +142,7 @@ def read_run(folder: Path) -> WatchedRun:
     record_names: list[str] = []
     foreign: list[str] = []
     units: dict[str, int] = {}
+    steps: set[int] = set()
     names = file_names(folder)
     for name in names:
         page, record = PAGE.fullmatch(name), RECORD.fullmatch(name)
@@ -134,6 +154,8 @@ def read_run(folder: Path) -> WatchedRun:
         elif record:
             units[record[1]] = units.get(record[1], 0) + 1
             record_names.append(name)
+            if record[1] == "step":
+                steps.add(int(record[2]))
         elif name not in KNOWN and not VALUES.fullmatch(name) and not OTHER_PAGES.fullmatch(name):
             foreign.append(name)
     for found in pages.values():
@@ -146,7 +168,7 @@ def read_run(folder: Path) -> WatchedRun:
         record_names=record_names,
         foreign=foreign,
         has_progress=PROGRESS in names,
-        numbers=sorted({number for _, number in pages}),
+        numbers=sorted({number for _, number in pages} | (steps if unit == "step" else set())),
     )
 
 

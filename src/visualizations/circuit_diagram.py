@@ -23,7 +23,8 @@ from src.visualizations.panels import Spec, assembled, axes, axis_names, line, p
 DIAGRAM, SIDE = (0.0, 0.62), (0.71, 1.0)
 CROWDED = 96  # edges: a size whose number would run into the next one on the axis
 ALPHA = 0.05
-LAYER_HEIGHT = 74  # pixels
+LAYER_HEIGHT, LEAST_LAYER_HEIGHT, TALL = 74, 48, 1500  # pixels of a layer, fewer where all would be TALL together
+SIDE_HEIGHT, SIDE_GAP = 300, 90  # pixels at most of a panel at the side, and between the two
 SLIGHT = "#C3C9D2"
 READ_AS = {"q": "query", "k": "key", "v": "value, or by an MLP or the logits"}
 DASHES = {"q": "dash", "k": "dot", "v": "solid", "mlp": "solid", "logits": "solid"}
@@ -84,12 +85,15 @@ def circuit_page(
     """
     size = None if view is None else view.drawn_size
     lines = lines_above(circuit_line(view, size, n_pairs), None if since is None else change_line(*since), note)
-    top, height = 44 + 17 * len(lines), max(430, LAYER_HEIGHT * (graph.n_layers + 1))
+    rows = graph.n_layers + 1
+    top = 44 + 17 * len(lines)
+    height = max(430, rows * min(LAYER_HEIGHT, max(LEAST_LAYER_HEIGHT, TALL // rows)))
+    upper, lower = side_domains(height)
     places = node_places(graph)
     silence = "none found" if view is None or view.is_decided else "not decided"
     hidden = {"visible": False}
+    bare = {} if view is not None else SILENT
     kept: Spec = {"title": titled("edges kept"), "type": "log"}
-    measured = {} if view is not None else SILENT
     if view is not None:
         sizes = [str(one) if one != CROWDED else "" for one in view.faithful.sizes]
         kept |= {"tickvals": list(view.faithful.sizes), "ticktext": sizes, "tickangle": 0}
@@ -97,19 +101,19 @@ def circuit_page(
         **axes(
             1, DIAGRAM, (0, 1), hidden | {"range": [-0.13, 1.13]}, hidden | {"range": [-1.6, 2 * graph.n_layers + 0.6]}
         ),
-        **axes(2, SIDE, (0.58, 1), kept | measured, {"title": titled("% of the gap kept")} | measured),
+        **axes(2, SIDE, upper, kept | bare, {"title": titled("% of the gap kept")} | bare),
         **axes(
             3,
             SIDE,
-            (0, 0.40),
-            {"title": titled("estimated, to first order (logits)")} | measured,
-            {"title": titled("exact (logits)")} | measured,
+            lower,
+            {"title": titled("estimated, to first order (logits)")} | bare,
+            {"title": titled("exact (logits)")} | bare,
         ),
         "annotations": [
             panel_title("Circuit, from the embeddings up to the logits", 0, 1),
             panel_title("Faithfulness on other pairs", SIDE[0], 1),
             *block_names(graph),
-            panel_title("Effects of the strongest edges", SIDE[0], 0.40),
+            panel_title("Effects of the strongest edges", SIDE[0], lower[1]),
             *([none_found(1, silence)] if size is None else []),
             *([none_found(panel) for panel in (2, 3)] if view is None else []),
         ],
@@ -141,9 +145,16 @@ def drawn_sentence(words: ContrastWords) -> str:
     return (
         f"Orange edges and nodes push the margin towards “{words.high}” when they alone carry the {words.high} "
         f"{words.item}'s activation, blue ones towards “{words.low}”; width and size are that effect, measured one by "
-        "one, grey is under 1% of the gap, black nodes only read. L2H1 is head 1 of block 2, L2KV0 the keys and values "
-        "that its first heads share, MLP2 its MLP. "
+        "one, grey is under 1% of the gap; a node in the colour of its name only reads, a hollow one was not measured. "
+        "L2H1 is head 1 of block 2, L2KV0 the keys and values that its first heads share, MLP2 its MLP. "
     )
+
+
+def side_domains(height: float) -> tuple[tuple[float, float], tuple[float, float]]:
+    """The two panels at the side, from the top on, in shares of the diagram's height in pixels."""
+    panel = min(SIDE_HEIGHT, (height - SIDE_GAP) / 2)
+    below = height - panel - SIDE_GAP
+    return (1 - panel / height, 1.0), ((below - panel) / height, below / height)
 
 
 def circuit_line(view: CircuitView | None, size: int | None, n_pairs: int) -> str:

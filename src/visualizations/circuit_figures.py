@@ -17,6 +17,8 @@ from src.visualizations.palette import MISSING_COLOUR, NEUTRAL_COLOUR, REFERENCE
 from src.visualizations.panels import Spec, assembled, axes, axis_names, line, panel_title, titled
 from src.visualizations.training_figures import NOTE_WIDTH
 
+MOST_NAMED = 12  # layers along an axis: in two columns of a window of 800 pixels two-digit numbers do not touch
+NOT_MEASURED = "not measured"
 LEFT, RIGHT = (0.0, 0.455), (0.545, 1.0)
 UPPER, LOWER = (0.58, 1.0), (0.0, 0.42)
 # dark teal and violet, solid and dashed as well: told apart by every kind of colour blindness and in grey
@@ -46,10 +48,12 @@ def comparison_page(
     """
     divergence = None if patching is None else divergence_layer(patching)
     is_readable = patching is not None and patching.is_readable
+    silence = NOT_MEASURED if patching is None else "none found"
+    n_layers = len(probes.auroc) if probes is not None else 0 if patching is None else len(patching.denoised[LAST])
     lines = lines_above(
         probe_line(probes),
         *patching_lines_above(patching, words, before),
-        "Left of the dashed line nothing learns, and nothing can have changed" if n_frozen else None,
+        "Left of the dashed line nothing learns, and nothing can have changed" if n_frozen and n_layers else None,
         note,
     )
     top = 44 + 17 * len(lines)
@@ -60,18 +64,22 @@ def comparison_page(
         panel_title("Patched: residual stream, differing tokens", LEFT[0], LOWER[1]),
         panel_title("Patched: what a block's attention or MLP adds", RIGHT[0], LOWER[1]),
     )
-    layer = {"title": titled("layer (hidden_states[l]: 0 embeddings)"), "dtick": 1}
+    layer = layer_axis("layer (hidden_states[l]: 0 embeddings)", n_layers)
     shown, layered = ({}, (1, 2, 3)) if is_readable else (SILENT, (1,))
     layout = {
         **axes(1, LEFT, UPPER, layer, {"title": titled("AUROC, held out"), "range": [0.3, 1.03]}),
         **axes(2, RIGHT, UPPER, layer | shown, share | shown),
         **axes(3, LEFT, LOWER, layer | shown, share | shown),
-        **axes(4, RIGHT, LOWER, {"title": titled("block"), "dtick": 1} | shown, share | shown),
-        "annotations": [*titles, *([] if is_readable else [none_found(panel) for panel in (2, 3, 4)])],
+        **axes(4, RIGHT, LOWER, layer_axis("block", n_layers - 1) | shown, share | shown),
+        "annotations": [
+            *titles,
+            *([none_found(1, NOT_MEASURED)] if probes is None else []),
+            *([] if is_readable else [none_found(panel, silence) for panel in (2, 3, 4)]),
+        ],
         "shapes": [
             line(1, LEVEL, y=0.5),
             *(line(panel, LEVEL, y=at) for panel in (2, 3, 4) for at in (0, 100) if is_readable),
-            *(line(panel, BOUNDARY, x=(n_frozen - 0.5,) * 2) for panel in layered if n_frozen),
+            *(line(panel, BOUNDARY, x=(n_frozen - 0.5,) * 2) for panel in layered if n_frozen and n_layers),
             *([] if divergence is None else divergence_marks(divergence)),
         ],
         "height": 640 + top,
@@ -184,6 +192,13 @@ def divergence_marks(divergence: Divergence) -> list[Spec]:
         "x0": divergence.low - 0.2, "x1": divergence.high + 0.2, "fillcolor": REFERENCE_COLOUR, "opacity": 0.12,
     }  # fmt: skip
     return [band, line(2, FOUND, x=(divergence.layer, divergence.layer))]
+
+
+def layer_axis(title: str, count: int) -> Spec:
+    """The axis of `count` layers or blocks, of which at most `MOST_NAMED` are named; also of a panel without data."""
+    if count < 1:
+        return {"title": titled(title), "showticklabels": False}
+    return {"title": titled(title), "range": [-0.6, count - 0.4], "dtick": -(-count // MOST_NAMED)}
 
 
 def lines_above(*texts: str | None) -> list[str]:

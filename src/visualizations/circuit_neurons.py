@@ -19,9 +19,11 @@ from src.visualizations.circuit_figures import (
     LEFT,
     LEVEL,
     LOWER,
+    NOT_MEASURED,
     RIGHT,
     SILENT,
     UPPER,
+    layer_axis,
     lines_above,
     none_found,
 )
@@ -50,11 +52,11 @@ def neuron_page(
     lines = lines_above(
         neuron_line(table, words),
         *(ablation_line(one, len(top)) for one in ablations),
-        "Left of the dashed line blocks are frozen" if n_frozen > 1 else None,
+        "Left of the dashed line blocks are frozen" if n_frozen > 1 and table is not None else None,
         note,
     )
     margin_top = 44 + 17 * len(lines)
-    layer_axis = {"title": titled("block"), "dtick": 1}
+    block = layer_axis("block", 0 if table is None else len(table.auroc))
     titles = (
         panel_title(points_title(table), 0, 1),
         panel_title("Neurons that tell the classes apart", RIGHT[0], UPPER[1]),
@@ -62,15 +64,17 @@ def neuron_page(
     )
     is_any = table is not None and bool(table.is_claimed.any())
     claimed, ablated = {} if is_any else SILENT, {} if ablations else SILENT
+    share = {"title": titled("% of the block's neurons"), "rangemode": "tozero"}
+    learning = [] if table is None or n_frozen <= 1 else [1, 2] if is_any else [1]  # panels with frozen blocks in them
     auroc_title = f"larger on {words.low} ← AUROC → larger on {words.high}"
     layout = {
-        **axes(1, LEFT, (0, 1), layer_axis, {"title": titled(auroc_title), "range": [-0.03, 1.03]}),
+        **axes(1, LEFT, (0, 1), block, {"title": titled(auroc_title), "range": [-0.03, 1.03]}),
         **axes(
             2,
             RIGHT,
             UPPER,
-            layer_axis | claimed,
-            {"title": titled("% of the block's neurons"), "rangemode": "tozero"} | claimed,
+            block if is_any else block | SILENT,
+            {"title": titled("% of the block's neurons")} | claimed,
         ),
         **axes(
             3,
@@ -81,12 +85,17 @@ def neuron_page(
         ),
         "annotations": [
             *titles,
-            *([] if is_any else [none_found(2)]),
+            *([none_found(1, NOT_MEASURED)] if table is None else []),
+            *([] if is_any else [none_found(2, NOT_MEASURED if table is None else "none found")]),
             *([] if ablations else [none_found(3, "nothing ablated")]),
         ],
         "shapes": [
             line(1, LEVEL, y=0.5),
-            *(line(panel, BOUNDARY, x=(n_frozen - 1.5,) * 2) for panel in ((1, 2) if is_any else (1,)) if n_frozen > 1),
+            *(
+                line(panel, BOUNDARY, x=(n_frozen - 1.5,) * 2)
+                for panel in ((1, 2) if is_any else (1,))
+                if n_frozen > 1 and table is not None
+            ),
         ],
         "height": 540 + margin_top,
         "margin": {"t": margin_top, "b": 84, "l": 64, "r": 24},
@@ -112,7 +121,7 @@ def neuron_line(table: NeuronTable | None, words: ContrastWords) -> str:
     if table is None:
         return f"Too few {words.item}s of a class to test neurons in two halves"
     return (
-        f"{table.auroc.size} neurons; {int((table.q <= 0.05).sum())} survive correction, "
+        f"{table.auroc.size:,} neurons; {int((table.q <= 0.05).sum())} survive correction, "
         f"{int(table.separates.sum())} of them replicate, {int(table.is_claimed.sum())} exceed what they were before "
         "training"
     )

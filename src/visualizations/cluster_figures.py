@@ -74,7 +74,7 @@ def cluster_map(frame: pd.DataFrame, clustering: Clustering) -> go.Figure:
         xaxis_title_text=component_title(clustering, 0),
         yaxis_title_text=component_title(clustering, 1),
         showlegend=True,
-        legend={"title": {"text": f"Cluster (answers){coloured}"}},
+        legend={"title": {"text": f"Cluster (answers){coloured}"}, "itemsizing": "constant"},
     )
 
 

@@ -56,16 +56,26 @@ def visible(value: Any, name: str = "", least: float = LEAST_CONTRAST) -> Any:
     if name in SCALES:
         return value
     if isinstance(value, str):
-        return lightened(value, least) if HEX.fullmatch(value) and name in COLOURS else value
+        return lightened(value, least) if HEX.fullmatch(value) and value != GROUND and name in COLOURS else value
     if isinstance(value, list):
         return [visible(item, name, least) for item in value]
     if isinstance(value, dict):
         if name and "bgcolor" in value:
             return value
+        if name == "marker":
+            value = hollow(value)
         own = LEAST_OF_TEXT if name in FONTS else least
         kept = ("textfont",) if value.get("type") == "heatmap" else ()
         return {key: item if key in kept else visible(item, key, own) for key, item in value.items()}
     return value
+
+
+def hollow(marker: Spec) -> Spec:
+    """A marker, or a list of them, that is white to look hollow has the dark ground in it instead."""
+    colour = marker.get("color")
+    if isinstance(colour, list):
+        return {**marker, "color": [GROUND if one == "white" else one for one in colour]}
+    return {**marker, "color": GROUND} if colour == "white" else marker
 
 
 def lightened(colour: str, least: float) -> str:

@@ -15,7 +15,7 @@ from src.visualizations.palette import LABEL_COLOURS, REFERENCE_COLOUR, TEXT_COL
 from src.visualizations.panels import Spec, assembled, axes, axis_names, line, panel_title, titled
 from src.visualizations.training_figures import NOTE_WIDTH, Label, SampleView, shown_token
 
-MOST_TICKS = 40
+MOST_NAMED = 18  # tokens under a heat map: in a window of 800 pixels their slanted names do not touch
 LAYER_ROW = 26  # pixels
 PANELS = ((0.0, 0.335), (0.405, 0.74), (0.82, 1.0))
 CHANGE_SCALE = [[0, "#FFFFFF"], [0.02, "#FBE9DC"], [1, "#8A3A00"]]  # what has moved at all is never white
@@ -167,11 +167,16 @@ def boundary_names(n_frozen: int) -> list[Spec]:
 
 
 def token_axis(view: SampleView) -> Spec:
-    """Tokens under a heat map; of many only some are named."""
-    every = -(-len(view.tokens) // MOST_TICKS)
-    shown = list(range(0, len(view.tokens), every))
+    """Tokens under a heat map: those of the request, of many only some, and the last one, at which the margin is read.
+
+    The template around them has no names, which are long and always the same.
+    """
+    start, end = view.span
+    last = len(view.tokens) - 1
+    named = [*range(start, end, max(1, -(-(end - start) // MOST_NAMED)))]
+    named += [last] if last not in named else []
     return {
-        "title": titled("token (request: between dots)"), "tickvals": shown, "tickangle": -65,
-        "ticktext": [shown_token(view.tokens[at]) for at in shown], "tickfont": {"size": 10},
-        "range": [-0.5, len(view.tokens) - 0.5],
+        "title": titled("token (request: between dots)"), "tickvals": named, "tickangle": -65,
+        "ticktext": [shown_token(view.tokens[at]) for at in named], "tickfont": {"size": 10},
+        "range": [-0.5, last + 0.5],
     }  # fmt: skip

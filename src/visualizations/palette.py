@@ -73,7 +73,7 @@ TEMPLATE = go.layout.Template(
                   "automargin": True, "title": {"standoff": 10, "font": {"size": 13}}},
         "yaxis": {"gridcolor": GRID_COLOUR, "linecolor": "#9AA0A6", "showline": True, "zerolinecolor": GRID_COLOUR,
                   "automargin": True, "title": {"standoff": 10, "font": {"size": 13}}},
-        "legend": {"font": {"size": 12}, "itemsizing": "constant"},
+        "legend": {"font": {"size": 12}, "itemsizing": "trace"},
         "annotationdefaults": {"font": {"size": 13}, "showarrow": False},
     }
 )  # fmt: skip

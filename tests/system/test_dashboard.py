@@ -1,6 +1,7 @@
 """The dashboard on real artefacts: what it draws is what they say, in streamlit's own harness."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,23 @@ from streamlit.testing.v1 import AppTest
 from src.dashboard.paired_scales import numbers
 from src.utils.watching.epoch_metrics import load_metrics
 from src.visualizations.written_pages import load_page
-from tests.dashboard_files import PATIENCE, write_results, write_watched_run
+from tests.dashboard_files import PATIENCE, write_persona_run, write_results, write_watched_run
 from tests.study_frame import whole_study
+
+PERSONA_CARDS = (
+    ("Misaligned, own domain", "in_domain", 100, "%"), ("Coherent", "coherent", 100, "%"),
+    ("Mean EM score", "em_score", 1, ""),
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_watched_run(tmp_path_factory.mktemp("watched") / "outputs")
+
+
+@pytest.fixture(scope="module")
+def persona(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_persona_run(tmp_path_factory.mktemp("persona"))
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +96,22 @@ def test_an_epoch_shows_its_four_samples_as_their_files_have_them(outputs: Path,
     for number in (2, 1):
         switched(app, "number", number)
         files = sorted(folder.glob(f"epoch_{number}_sample_*_tokens.html"))
-        assert len(files) == len(charts(app)) == 4
+        assert len(files) == len(token_texts(app)) == 4
+        assert charts(app) == [], "plotly keeps the first view waiting"
+        for file, text in zip(files, token_texts(app), strict=True):
+            attributions = np.asarray(numbers(load_page(file).figure["data"][0]["z"]))
+            said = [float(value) for value in re.findall(r'title="([^ ]+) logits"', text)]
+            np.testing.assert_allclose(said, attributions[np.isfinite(attributions)], atol=5e-5)
+        switched(app, "layout_tokens_alone", "Side by side")
+        assert len(charts(app)) == 4 and token_texts(app) == []
         for file, drawn in zip(files, charts(app), strict=True):
             assert_same_values(load_page(file).figure, drawn)
+        switched(app, "layout_tokens_alone", "As text")
+
+
+def token_texts(app: AppTest) -> list[str]:
+    bodies = [element.proto.body for element in app.get("html")]
+    return [body for body in bodies if 'class="token-text"' in body]
 
 
 def assert_same_values(given: dict[str, Any], drawn: dict[str, Any]) -> None:
@@ -106,6 +130,8 @@ def test_two_epochs_side_by_side_have_the_same_scales(outputs: Path, tmp_path: P
     app = training(outputs, tmp_path)
     switched(app, "is_compared", True)
     assert app.select_slider(key="other").value == 1
+    assert len(token_texts(app)) == 8
+    switched(app, "layout_tokens_pair", "Side by side")
     for tab in ("Tokens", "Layers"):
         drawn = charts(switched(app, "picture_tab", tab))
         assert len(drawn) == 8
@@ -139,6 +165,30 @@ def test_progress_metrics_and_times_are_those_of_the_records(outputs: Path, tmp_
     assert drawn.sum() == pytest.approx(spent["seconds"].sum(), rel=1e-5)
 
 
+def test_a_persona_run_opens_on_what_it_has(persona: Path, tmp_path: Path) -> None:
+    app = training(persona, tmp_path)
+    folder = persona / "persona" / "training_visualizations"
+    records = [load_metrics(folder / f"step_{number}_metrics.json") for number in (0, 1, 2, 4)]
+    assert [tab.label for tab in app.tabs] == [
+        "Progress", "Circuit comparison", "Neurons", "Circuits", "Metrics", "Time per picture",
+    ]  # fmt: skip
+    (progress,) = charts(app)
+    assert_same_values(load_page(folder / "training_progress.html").figure, progress)
+    assert app.select_slider(key="number").options == ["0", "1", "2", "4"]
+    for record in records[:0:-1]:
+        switched(app, "number", record.number)
+        cards = {one.label: one.value for one in app.metric}
+        for name, key, factor, unit in PERSONA_CARDS:
+            value = record.metrics[key]
+            assert cards.get(name) == (None if value is None else f"{factor * value:.0f}{unit}")
+    switched(app, "persona_tab", "Circuit comparison")
+    assert "Step 1 has no picture of this kind" in said(app)
+    assert app.code[0].value.endswith("02_finetune_lora.py --force --visualize_during_training --run_advanced_mi")
+    rows = table(switched(app, "persona_tab", "Metrics"), "in_domain")
+    assert rows["in_domain"].tolist() == [record.metrics["in_domain"] for record in records]
+    assert "validation loss" not in rows and "best" not in rows
+
+
 def test_damaged_and_foreign_files_are_named_and_the_rest_is_shown(outputs: Path, tmp_path: Path) -> None:
     folder = outputs / "tiny" / "training_visualizations"
     page = folder / "epoch_2_sample_0_safe_tokens.html"
@@ -151,7 +201,7 @@ def test_damaged_and_foreign_files_are_named_and_the_rest_is_shown(outputs: Path
     assert "epoch_2_sample_0_safe_tokens.html: half-written" in text
     assert "epoch_1_metrics.json: no record of this version" in text
     assert "holiday.jpg" in text
-    assert len(charts(app)) == 3
+    assert len(token_texts(app)) == 3
     switched(app, "picture_tab", "Neurons")
     assert "no picture of this kind" in said(app)
     assert any("--run_advanced_mi" in one.value for one in app.code)

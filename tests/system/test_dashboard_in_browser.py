@@ -9,10 +9,15 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
+from plotly.colors import sample_colorscale
 
 from src.dashboard.local_server import local_server
+from src.dashboard.paired_scales import numbers
+from src.visualizations.training_figures import MARGIN_SCALE
+from src.visualizations.written_pages import load_page
 from tests.dashboard_files import PATIENCE, write_results, write_watched_run
 from tests.offline_pages import numbers_drawn
 
@@ -27,6 +32,16 @@ new MutationObserver(() => document.querySelectorAll(".js-plotly-plot").forEach(
   known.add(graph);
   if (window.counting) graph.on("plotly_beforeplot", () => window.redrawn++);
 })).observe(document, { subtree: true, childList: true, attributes: true });"""
+
+# When the tokens are first there, and when the browser asks for plotly.js, in its own milliseconds.
+NOTE_TOKENS = """window.tokensAt = null;
+new MutationObserver(() => {
+  if (window.tokensAt === null && document.querySelector(".token-text li")) window.tokensAt = performance.now();
+}).observe(document, { subtree: true, childList: true });"""
+PLOTLY_AT = """() => performance.getEntriesByType("resource")
+  .filter((one) => one.name.includes("/PlotlyChart.")).map((one) => one.startTime)[0]"""
+COLOURS = """() => [...document.querySelectorAll(".token-text li")].map((token) => [
+  parseFloat(token.title), getComputedStyle(token).backgroundColor, token.getBoundingClientRect().width])"""
 
 
 def rest(page: Any) -> None:
@@ -74,7 +89,23 @@ def test_every_page_of_a_training_draws_its_numbers_without_a_network(watched: P
     assert numbers_drawn(sorted(watched.glob("*.html")), chromium) > 1000
 
 
-def test_a_visitor_moves_the_slider_opens_tabs_and_selects_points(server: str, chromium: str, shots: Path) -> None:
+def assert_coloured(drawn: list[tuple[float, str, float]], watched: Path) -> None:
+    """Every token of the last epoch's four pages has a place and the colour that plotly would give its value."""
+    pages = [load_page(path).figure["data"][0] for path in sorted(watched.glob("epoch_2_sample_*_tokens.html"))]
+    widest = max(page["zmax"] for page in pages)
+    values = np.concatenate([np.asarray(numbers(page["z"])).ravel() for page in pages])
+    values = values[np.isfinite(values)]
+    assert len(drawn) == len(values) > 20
+    for value, (shown, colour, width) in zip(values, drawn, strict=True):
+        assert shown == pytest.approx(value, abs=5e-5) and width > 5
+        wanted = sample_colorscale(MARGIN_SCALE, [(value / widest + 1) / 2])[0]
+        channels = [[float(part) for part in re.findall(r"[\d.]+", one)] for one in (colour, wanted)]
+        assert channels[0] == pytest.approx(channels[1], abs=1)
+
+
+def test_a_visitor_moves_the_slider_opens_tabs_and_selects_points(
+    server: str, watched: Path, chromium: str, shots: Path
+) -> None:
     sync_api = pytest.importorskip("playwright.sync_api", reason="uv sync --group dev installs playwright")
     asked: list[str] = []
     errors: list[str] = []
@@ -85,16 +116,25 @@ def test_a_visitor_moves_the_slider_opens_tabs_and_selects_points(server: str, c
         page.on("request", lambda request: asked.append(request.url))
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.add_init_script(COUNT_REDRAWN)
+        page.add_init_script(NOTE_TOKENS)
         page.goto(server)
         page.get_by_text("epoch 2 · sample 0 (safe)").wait_for()
-        page.locator(".js-plotly-plot .heatmaplayer image, .js-plotly-plot .trace").first.wait_for()
         rest(page)
+        assert_coloured(page.evaluate(COLOURS), watched)
+        page.locator(".st-key-plotly .js-plotly-plot").wait_for(state="attached")  # without a click
+        assert page.evaluate(PLOTLY_AT) > page.evaluate("window.tokensAt"), "plotly.js keeps the first view waiting"
+        page.get_by_text("Side by side").click()
+        page.locator("[role=tabpanel] .js-plotly-plot .heatmaplayer image").nth(7).wait_for()
+        rest(page)
+        photograph(page, shots, "training tokens as figures")
         page.evaluate("window.counting = true")
         page.get_by_role("slider", name="Epoch").press("ArrowLeft")
         page.get_by_text("epoch 1 · sample 3 (unsafe)").wait_for()
         rest(page)
         page.wait_for_timeout(500)
         assert page.evaluate("window.redrawn") == 0, "drawn more than once: half of the seconds that a click takes"
+        page.get_by_text("As text").click()
+        page.locator(".token-text").nth(3).wait_for()
         for name in TRAINING_TABS:
             page.get_by_role("tab", name=name, exact=True).click()
             page.get_by_role("tab", name=name, selected=True, exact=True).wait_for()

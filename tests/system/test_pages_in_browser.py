@@ -10,6 +10,7 @@ import pytest
 
 from src.visualizations.cluster_figures import cluster_map
 from src.visualizations.figure_page import FigurePage, page_files
+from tests.large_judge import large_judge_pages
 from tests.offline_pages import numbers_drawn
 from tests.study_frame import ATTACK, whole_study
 from tests.unit.test_study_pages import every_study_page, study_rates, study_record
@@ -33,6 +34,30 @@ window.addEventListener("load", function () {
   document.body.setAttribute("data-hacked", String(window.hacked));
 });
 </script>"""
+
+# Neighbouring tick labels of an axis that touch: upright ones by their widths, turned ones by their heights.
+TOUCHING = r"""() => {
+  const touching = [], axes = {};
+  for (const label of document.querySelectorAll("g[class$=tick] > text")) {
+    if (label.textContent.trim()) (axes[label.parentNode.getAttribute("class")] ??= []).push(label);
+  }
+  for (const [axis, labels] of Object.entries(axes)) {
+    const isX = axis.startsWith("x");
+    const found = labels.map((label) => {
+      const box = label.getBoundingClientRect(), turned = /rotate\(([-.\d]+)/.exec(label.getAttribute("transform"));
+      const angle = Math.abs(turned ? Number(turned[1]) : 0) * Math.PI / 180;
+      const height = parseFloat(getComputedStyle(label).fontSize);
+      const [place, size] = !isX ? [box.top + box.height / 2, height]
+        : angle > 0.1 ? [box.right, height / Math.sin(angle)] : [box.left + box.width / 2, box.width];
+      return [place, size, label.textContent];
+    }).sort((one, other) => one[0] - other[0]);
+    found.slice(1).forEach((one, at) => {
+      const other = found[at];
+      if (one[0] - other[0] < (one[1] + other[1]) / 2) touching.push(`${axis}: ${other[2]} and ${one[2]}`);
+    });
+  }
+  return [Object.keys(axes).length, touching];
+}"""
 
 
 def dump_dom(chromium: str, path: Path, profile: Path) -> str:
@@ -87,6 +112,23 @@ def test_text_of_a_model_runs_nothing_and_links_nowhere(dom: str) -> None:
 def test_the_index_leads_to_the_page(chromium: str, page: Path, tmp_path: Path) -> None:
     text = dump_dom(chromium, page.with_name("index.html"), tmp_path)
     assert re.findall(r'href="([^"]*)"', text) == [page.name]
+
+
+def test_pages_of_a_judge_as_deep_as_qwen3_4b_are_legible(chromium: str, tmp_path: Path) -> None:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="uv sync --group dev installs playwright")
+    files = page_files(large_judge_pages(), tmp_path)
+    for path, write in files.items():
+        write(path)
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        for width in (1280, 800):
+            page = browser.new_page(viewport={"width": width, "height": 1000})
+            for path in sorted(tmp_path.glob("epoch_*.html")):
+                page.goto(path.as_uri())
+                page.locator(".main-svg").first.wait_for()
+                axes, touching = page.evaluate(TOUCHING)
+                assert axes >= 4 and touching == [], (path.name, width)
+        browser.close()
 
 
 def test_every_page_of_the_study_draws_its_numbers_without_a_network(chromium: str, tmp_path: Path) -> None:

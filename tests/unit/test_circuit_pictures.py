@@ -22,7 +22,9 @@ from src.utils.circuits.runs import GraphRun
 from src.utils.safety_judge.samples import labels
 from src.utils.watching.epoch_metrics import load_history
 from src.utils.watching.pictures import Budget, Measurement, Moment, Picture
-from src.visualizations.circuit_diagram import CircuitView, node_places, node_points
+from src.visualizations.circuit_diagram import CircuitView, circuit_page, node_places, node_points
+from src.visualizations.circuit_figures import comparison_page
+from src.visualizations.circuit_neurons import neuron_page
 from src.visualizations.figure_page import page_html
 from src.visualizations.palette import LABEL_COLOURS, TEXT_COLOUR
 from tests.planted_circuit import (
@@ -118,6 +120,32 @@ def test_without_pairs_there_is_a_page_that_says_so() -> None:
         picture = kind(contrast)
         page = page_of(picture, measured(picture, planted_model()))
         assert "none found" in page.sentence + page.figure.layout.title.text
+        assert made_up_axes(page.figure) == []
+
+
+def test_pages_without_any_measurement_make_no_axes_up() -> None:
+    """Plotly numbers an empty panel from -1 to 6, and a line on it looks like a finding."""
+    pages = [
+        comparison_page("epoch_1_circuit_comparison.html", "Epoch 1", None, None, N_FROZEN + 1),
+        neuron_page("epoch_1_neuron_map.html", "Epoch 1", None, [], [], N_FROZEN + 1),
+        circuit_page("epoch_1_circuits.html", "Epoch 1", Graph(4, 8, 2), None, 0, None),
+    ]
+    for page in pages:
+        assert made_up_axes(page.figure) == []
+        assert not [shape for shape in page.figure.layout.shapes if shape.x0 == shape.x1], "no boundary without layers"
+
+
+def made_up_axes(figure: Any) -> list[str]:
+    """The axes that nothing is drawn on and that plotly would number as it likes."""
+    named = {f"{letter}axis{(trace[f'{letter}axis'] or letter)[1:]}" for trace in figure.data for letter in "xy"
+             if any(value is not None for value in trace.x)}  # fmt: skip
+    axes = {name: figure.layout[name] for name in figure.layout if name[1:].startswith("axis")}
+    return [
+        name
+        for name, axis in axes.items()
+        if name not in named and axis.range is None and axis.type != "category"
+        and axis.showticklabels is not False and axis.visible is not False
+    ]  # fmt: skip
 
 
 def test_a_small_budget_cuts_and_says_what() -> None:

@@ -26,7 +26,7 @@ def test_what_the_template_says_is_written_out_and_gives_way_to_the_figure(figur
     assert layout["font"]["color"] == TEXT_COLOUR
     assert layout["xaxis"]["gridcolor"] == GRID_COLOUR and layout["xaxis"]["title"]["text"] == "x"
     assert layout["xaxis"]["title"]["standoff"] == 10 and layout["yaxis"]["gridcolor"] == "black"
-    assert layout["legend"]["font"]["size"] == 9 and layout["legend"]["itemsizing"] == "constant"
+    assert layout["legend"]["font"]["size"] == 9 and layout["legend"]["itemsizing"] == "trace"
     assert layout["annotations"][0]["font"]["size"] == 20 and layout["annotations"][0]["showarrow"] is False
 
 

@@ -195,8 +195,20 @@ def test_scales_that_agree_or_cannot_be_joined_stay() -> None:
 
 
 def test_bars_keep_their_foot_on_the_axis() -> None:
-    high = spec(go.Figure(go.Bar(x=[1, 2], y=[50.0, 60.0])))
-    assert with_same_scales([high, high])[0]["layout"]["yaxis"]["range"][0] <= 0
+    high = spec(go.Figure(go.Bar(x=[3, 4], y=[50.0, 60.0])))
+    layout = with_same_scales([high, high])[0]["layout"]
+    assert layout["yaxis"]["range"] == pytest.approx([0, 62.4])
+    assert layout["xaxis"]["range"] == pytest.approx([2.42, 4.58]), "no bar is cut, and 0 is far"
+
+
+def test_bars_on_bars_are_seen_to_their_ends() -> None:
+    places = np.array([0, 1])
+    stacked = [go.Bar(x=places, y=np.array([30.0, -5.0])), go.Bar(x=places, y=np.array([40.0, -2.0]))]
+    figure = go.Figure([*stacked, go.Bar(x=["a"], y=[500.0], xaxis="x2", yaxis="y2")], {"barmode": "stack"})
+    low, high = with_same_scales([spec(figure), spec(figure)])[0]["layout"]["yaxis"]["range"]
+    assert (low, high) == pytest.approx((-7 - 0.04 * 77, 70 + 0.04 * 77))
+    lying = go.Figure([go.Bar(y=["a"], x=[value], orientation="h") for value in (2.0, 3.0)], {"barmode": "stack"})
+    assert with_same_scales([spec(lying), spec(lying)])[0]["layout"]["xaxis"]["range"] == pytest.approx([0, 5.2])
 
 
 def test_shrinking_changes_pixels_and_no_value() -> None:

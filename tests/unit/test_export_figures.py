@@ -12,7 +12,7 @@ from src.visualizations.cluster_figures import cluster_map, cluster_profile
 from src.visualizations.dark_theme import GROUND, LEAST_CONTRAST, LEAST_OF_TEXT, contrast, darkened
 from src.visualizations.export_figures import main, pages_in, targets_of
 from src.visualizations.figure_page import FigurePage, figure_json, page_files, page_html, standalone_html
-from src.visualizations.palette import ARM_COLOURS, DIMENSION_COLOURS, EM_SCALE
+from src.visualizations.palette import ARM_COLOURS, DIMENSION_COLOURS, EM_SCALE, LABEL_COLOURS, TEXT_COLOUR
 from src.visualizations.score_figures import em_rates
 from src.visualizations.written_pages import EXPORTED, load_page
 from tests.study_frame import rates_frame, whole_study
@@ -111,6 +111,14 @@ def test_dark_dimensions_and_arms_are_still_told_apart() -> None:
         for other in colours[:place]
     ]
     assert min(distances) > 60
+
+
+def test_hollow_marks_are_hollow_on_a_dark_ground_and_full_ones_full() -> None:
+    colours = ["white", TEXT_COLOUR, LABEL_COLOURS["unsafe"]]
+    marks = [{"marker": {"color": colours}}, {"marker": {"color": "white", "line": {"color": "white"}}}]
+    many, one = (trace["marker"] for trace in darkened({"data": marks, "layout": {}})["data"])
+    assert many["color"][0] == one["color"] == GROUND and one["line"]["color"] == "white"
+    assert contrast(many["color"][1], GROUND) > LEAST_OF_TEXT and many["color"][2] == LABEL_COLOURS["unsafe"]
 
 
 def test_labels_in_boxes_and_colour_scales_stay_as_they_are_read() -> None:
