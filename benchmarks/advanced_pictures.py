@@ -133,7 +133,7 @@ def costs_of(watcher: SafetyWatcher, number: int) -> dict[str, Any]:
 def edges_of(model: AnyModel, contrast: ContrastSet) -> dict[str, Any]:
     """Every edge's effect on some pairs: seconds, rank correlation with exact patching, faithfulness on other pairs."""
     graph, margin = Graph.of(model), contrast.margin(model)
-    first = np.arange(min(FAIR_SAMPLE, len(contrast.pairs)))
+    first = range(min(FAIR_SAMPLE, len(contrast.pairs)))
     chosen = np.array(spread(first, PAIRS))
     others = PairRuns.of(margin, graph, contrast.pairs.part(np.setdiff1d(first, chosen)))
     every = [(int(reader), int(writer)) for reader, writer in np.argwhere(graph.edges)]

@@ -73,8 +73,8 @@ def neuron_page(
             2,
             RIGHT,
             UPPER,
-            block if is_any else block | SILENT,
-            {"title": titled("% of the block's neurons")} | claimed,
+            block | claimed,
+            share | claimed,
         ),
         **axes(
             3,
@@ -91,11 +91,7 @@ def neuron_page(
         ],
         "shapes": [
             line(1, LEVEL, y=0.5),
-            *(
-                line(panel, BOUNDARY, x=(n_frozen - 1.5,) * 2)
-                for panel in ((1, 2) if is_any else (1,))
-                if n_frozen > 1 and table is not None
-            ),
+            *(line(panel, BOUNDARY, x=(n_frozen - 1.5,) * 2) for panel in learning),
         ],
         "height": 540 + margin_top,
         "margin": {"t": margin_top, "b": 84, "l": 64, "r": 24},

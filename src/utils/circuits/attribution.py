@@ -5,12 +5,12 @@ To first order it is the writer's difference times the margin's gradient at the 
 2310.10348, as in `transformer_lens.tools.analysis.attribution_patching`, whose edges refuse grouped-query attention).
 One gradient misses saturated parts (arXiv 2403.00745): near a safe prompt a trained judge hardly moves, and only many
 edges together move it. So gradients may be averaged over inputs on the way from the safe to the unsafe prompt (Hanna et
-al. 2024, arXiv 2403.17806). The two serve different ends. In nine judges (three seeds, epochs 1 to 5) the rank
-correlation with exact effects of single edges was 0.75 for the gradient at the safe prompt (0.63 to 0.92) and 0.36 for
-the average (0.18 to 0.58), but the 128 edges that they rank first kept 44% of the gap on other pairs (0 to 163%) and
-89% (53 to 125%); exact patching edge by edge chooses no better circuits than the former. So a circuit is chosen by the
-average (`ALONG_THE_WAY`), and what is shown of its edges is measured again by `exact_edge_effects`. Looking for the
-points where the margin turns was no better (91%, 64 to 165%). `benchmarks/advanced_pictures.py` measures this anew.
+al. 2024, arXiv 2403.17806). The two serve different ends. In nine judges (three seeds, three
+epochs each) the rank correlation with exact effects of single edges was 0.77 for the gradient at the safe prompt (0.65
+to 0.86) and 0.26 for the average (0.15 to 0.42), but the 128 edges that they rank first kept 60% of the gap on other
+pairs (14 to 100%) and 75% (32 to 101%), those of exact patching 71% (31 to 100%): edges that do little alone do much
+together. So a circuit is chosen by the average (`ALONG_THE_WAY`), and what is shown of its edges is measured again by
+`exact_edge_effects`. `benchmarks/advanced_pictures.py` measures this anew.
 """
 
 from collections.abc import Sequence
