@@ -45,6 +45,8 @@ DRAWS = 19  # random circuits of the chosen size; with fewer no p of 0.05 can be
 OTHER_DRAWS = 5  # of each other size, of which nothing is claimed
 MEASURED_PAIRS = 8  # on which circuits are measured
 FOR_ESTIMATES = 0.35  # of the budget; the rest measures
+FOR_EDGES = 0.9  # of what the chosen size's random circuits leave
+NODES_AT_ONCE = 4
 COPIES = 4  # of what all writers of a batch write, at the peak
 
 
@@ -191,12 +193,14 @@ def verify_within(
 
     draws = int(np.clip(budget.left / each - 1, 1, DRAWS))
     faithful = faithful.with_random(with_draws(chosen, draws))
-    count = int(np.clip(2 * budget.left / each, SIZES[0], chosen))  # an edge takes less than half as long
-    exact = exact_edge_effects(runs, ranked[:count]).mean(axis=1)
+    batches = Budget(FOR_EDGES * budget.left).slices(chosen, SIZES[0], SIZES[0])
+    exact = np.concatenate([exact_edge_effects(runs, ranked[batch]) for batch in batches]).mean(axis=1)
     nodes = np.full(len(runs.graph.writers), np.nan)
-    used = list(dict.fromkeys(writer for _, writer in ranked[:count]))
-    asked = used[: int(np.clip(2 * budget.left / each, 1, len(used)))]
-    nodes[asked] = exact_node_effects(runs, asked).mean(axis=1)
+    used = list(dict.fromkeys(writer for _, writer in ranked[: len(exact)]))
+    asked: list[int] = []
+    for batch in budget.slices(len(used), 1, NODES_AT_ONCE):
+        nodes[used[batch]] = exact_node_effects(runs, used[batch]).mean(axis=1)
+        asked += used[batch]
     others = sorted(set(faithful.sizes) - {chosen}, key=lambda size: abs(np.log(size / chosen)))
     done = 0
     for size in others:
@@ -206,7 +210,7 @@ def verify_within(
         done += 1
     cuts = [
         f"{draws} of {DRAWS} random circuits" if draws < DRAWS else "",
-        f"{count} of {chosen} edges measured" if count < min(chosen, len(ranked)) else "",
+        f"{len(exact)} of {chosen} edges measured" if len(exact) < min(chosen, len(ranked)) else "",
         f"{len(asked)} of {len(used)} nodes measured, others hollow" if len(asked) < len(used) else "",
         f"random circuits of {done + 1} of {len(others) + 1} sizes" if done < len(others) else "",
     ]
