@@ -8,10 +8,10 @@ what it has heard itself say.
 
 Measured on the shipped entangled organism, base and fine-tuned, 25 pairs: mean margins move from -5.8 / 5.4 (after a
 safe / a risky answer) to -4.8 / 7.4, and of the squared change in the pattern of edge effects 0% exceeds the noise of
-extraction at step 1, 21% at step 8, 48% at step 16 and 78% at step 28. The verdict that ends a given answer, the margin
-here before, stayed at -8.8 / 7.8: the base model can read an answer as well. The opening without an earlier answer moves
-most (-1.8 to 1.0), but has no second input to patch with. In a separable world one answer says nothing of the next;
-there the pages say "none found".
+extraction at step 1, 21% at step 8, 48% at step 16 and 78% at step 28. The verdict that ends a given answer, the
+margin here before, stayed at -8.8 / 7.8: the base model can read an answer as well. The opening without an earlier
+answer moves most (-1.8 to 1.0), but has no second input to patch with. In a separable world one answer says nothing of
+the next; there the pages say "none found".
 """
 
 import random
