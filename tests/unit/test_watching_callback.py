@@ -98,10 +98,10 @@ def test_the_comparison_is_drawn_always_and_the_advanced_pictures_where_they_are
 @pytest.mark.parametrize(
     ("budget_seconds", "epoch_seconds", "expected"),
     [
-        (2.0, 8.0, [2, 2, 4, 3, 7]),
-        (20.0, 100.0, [20, 20, *(0.95 * 50 * part / 7 for part in (2, 1.5, 3.5))]),  # half an epoch between them
-        (20.0, 1.0, [20, 20, *(0.95 * 15 * part / 7 for part in (2, 1.5, 3.5))]),
-        (1.0, 0.0, [1, 1, 2, 1.5, 3.5]),
+        (2.0, 8.0, [2, 2, 3.5, 2.5, 8]),
+        (20.0, 100.0, [20, 20, *(0.95 * 50 * part / 7 for part in (1.75, 1.25, 4))]),  # half an epoch between them
+        (20.0, 1.0, [20, 20, *(0.95 * 15 * part / 7 for part in (1.75, 1.25, 4))]),
+        (1.0, 0.0, [1, 1, 1.75, 1.25, 4]),
         (0.0, 0.0, [0, 0, 0, 0, 0]),
     ],
 )

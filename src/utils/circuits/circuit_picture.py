@@ -44,7 +44,7 @@ LEAST_PAIRS, MOST_PAIRS = 4, FAIR_SAMPLE  # one half chooses the circuit
 DRAWS = 19  # random circuits of the chosen size; with fewer no p of 0.05 can be reached
 OTHER_DRAWS = 5  # of each other size, of which nothing is claimed
 MEASURED_PAIRS = 8  # on which circuits are measured
-FOR_ESTIMATES = 0.35  # of the budget; the rest measures
+FOR_ESTIMATES = 0.3  # of the budget; the rest measures
 FOR_EDGES = 0.9  # of what the chosen size's random circuits leave
 NODES_AT_ONCE = 4
 COPIES = 4  # of what all writers of a batch write, at the peak
@@ -58,7 +58,7 @@ class CircuitDiagramPicture:
     unit: Unit = "epoch"
     name: str = "circuits"
     is_advanced: bool = True
-    relative_budget: float = 3.5
+    relative_budget: float = 4.0
 
     def file_names(self, number: int) -> list[str]:
         return [f"{self.unit}_{number}_circuits.html"]

@@ -32,7 +32,7 @@ class CircuitComparisonPicture:
     unit: Unit = "epoch"
     name: str = "circuit_comparison"
     is_advanced: bool = False
-    relative_budget: float = 2.0
+    relative_budget: float = 1.75
 
     def file_names(self, number: int) -> list[str]:
         return [f"{self.unit}_{number}_circuit_comparison.html"]

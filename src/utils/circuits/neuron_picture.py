@@ -36,7 +36,7 @@ class NeuronMapPicture:
     unit: Unit = "epoch"
     name: str = "neuron_map"
     is_advanced: bool = True
-    relative_budget: float = 1.5
+    relative_budget: float = 1.25
 
     def file_names(self, number: int) -> list[str]:
         return [f"{self.unit}_{number}_neuron_map.html"]
