@@ -208,7 +208,7 @@ def launches_in(outputs: Path) -> list[Path]:
     return sorted(found, key=lambda folder: -(folder / RECORD).stat().st_mtime_ns)
 
 
-def log_tail(path: Path, lines: int = 30) -> str:
+def log_tail(path: Path, lines: int = 15) -> str:
     """The last lines of a log; what a progress bar wrote over itself is left out. Empty if there is none."""
     try:
         with path.open("rb") as file:

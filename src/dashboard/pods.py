@@ -122,4 +122,4 @@ def show_runs(folder: Path) -> None:
     )
     st.code(" ".join([chosen.script, *chosen.options]), language="bash")
     st.caption("Last lines of its log, as far as they have come here")
-    st.code(log_tail(RunRecords(folder).log_path(chosen.run_id)) or "(nothing yet)", language=None, height=320)
+    st.code(log_tail(RunRecords(folder).log_path(chosen.run_id)) or "(nothing yet)", language=None)

@@ -130,4 +130,4 @@ def show_launch(folder: Path, record: LaunchRecord) -> None:
         else:
             say_problem(f"pid {record.pid}: is no longer the training that was started here; nothing was stopped")
     st.code(shown_command(record.command), language="bash", wrap_lines=True)
-    st.code(log_tail(folder / LOG) or "(nothing yet)", language=None, height=220)
+    st.code(log_tail(folder / LOG) or "(nothing yet)", language=None)
