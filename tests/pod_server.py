@@ -163,6 +163,15 @@ def holds(pid: int, name: str) -> bool:
         return False
 
 
+def parent_of(pid: int) -> int | None:
+    """The process that started another, or that took it over; None once it has ended."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    return int(status.rpartition(")")[2].split()[1])
+
+
 def answers(port: int) -> bool:
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=1) as connection:

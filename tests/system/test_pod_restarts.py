@@ -21,7 +21,7 @@ from src.pod.watch import report
 from src.utils.errors import UserError
 from tests.pod_api_server import ACCOUNT_KEY, POD_KEY, ApiServer, pod_entry
 from tests.pod_jobs import SLEEPY, attend_to, client_for, job_command, remote
-from tests.pod_server import PodServer, holds, processes_in, wait_for
+from tests.pod_server import PodServer, holds, parent_of, processes_in, wait_for
 
 QUICK = "open('out', 'w').close()\n"
 
@@ -51,9 +51,9 @@ def guarded(pod: PodServer, api: ApiServer, folder: Path, source: str = SLEEPY, 
 
 
 def guards_of(pod: PodServer, run: RunFolder) -> list[int]:
-    """The processes that hold the lock of a run's guard, detached: the leader of their session is gone."""
-    holding = [pid for pid in processes_in(pod.folder) if holds(pid, f"{run.run_id}.guard")]
-    return [pid for pid in holding if not Path(f"/proc/{os.getsid(pid)}").exists()]
+    """The processes that hold the lock of a run's guard, detached: whatever started them is gone."""
+    on_pod = processes_in(pod.folder)
+    return [pid for pid in on_pod if holds(pid, f"{run.run_id}.guard") and parent_of(pid) not in (None, *on_pod)]
 
 
 def restart(pod: PodServer, run: RunFolder, is_new: bool = False) -> int:
