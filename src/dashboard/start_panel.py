@@ -1,5 +1,6 @@
 """The start panel: chosen options become the command of a training, to be copied, or launched and stopped here."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from src.utils.errors import UserError
 from src.utils.safety_judge.settings import judge_profiles, load_judge_config
 
 REFRESH_SECONDS = 3
+AWAITED = "awaited_folder"  # in the session: where a training was launched that has no pictures yet
 STATES = {
     "running": "runs",
     "finished": "finished",
@@ -60,7 +62,13 @@ def show_command(outputs: Path) -> None:
         except UserError as error:
             say_problem(error.message, "error")
         else:
+            st.session_state[AWAITED] = folder
             st.rerun()
+
+
+def awaited_run(runs: Sequence[Path]) -> Path | None:
+    """The run folder of the training that was launched here last, if it is there and was not looked at yet."""
+    return next((run for run in runs if run.parent == st.session_state.get(AWAITED)), None)
 
 
 def ask_command(outputs: Path) -> tuple[list[str], Path]:

@@ -9,7 +9,7 @@ import streamlit as st
 from src.dashboard.charts import plain_text, say, say_problem, show_figure
 from src.dashboard.epoch_pictures import show_pictures
 from src.dashboard.reading import read
-from src.dashboard.start_panel import show_start_panel
+from src.dashboard.start_panel import AWAITED, awaited_run, show_start_panel
 from src.dashboard.watched_runs import (
     PROGRESS,
     TRAINING,
@@ -43,12 +43,15 @@ def show_training(outputs: Path, results: Path) -> None:
         st.info("No watched training yet. Start one above, or with")
         st.code(TRAINING, language="bash")
         return
+    if (launched := awaited_run(runs)) is not None:
+        st.session_state["run_folder"] = launched
+        del st.session_state[AWAITED]
     left, middle, right = st.columns([6, 2, 3], vertical_alignment="bottom")
     folder = left.selectbox("Run folder", runs, format_func=lambda path: shown(path.parent), key="run_folder")
     is_live = middle.toggle("Follow live", value=True, key="is_live", help="Look for new epochs and go to the newest")
     run = current_run(folder)
     with right:
-        watch_for_epochs(folder, run.numbers, run.unit, is_live)
+        watch_for_epochs(folder, run.numbers, run.unit, is_live, [outputs, results])
     notes = st.container()
     number, other = ask_numbers(run, is_live)
     summary = st.container()
@@ -92,13 +95,16 @@ def watch_for_runs(outputs: Path, results: Path) -> None:
     look()
 
 
-def watch_for_epochs(folder: Path, numbers: Sequence[int], unit: str, is_live: bool) -> None:
-    """Look at the folder every few seconds, and load the page again when something changed in it, not otherwise."""
+def watch_for_epochs(folder: Path, numbers: Sequence[int], unit: str, is_live: bool, roots: Sequence[Path]) -> None:
+    """Look at the folder every few seconds, and load the page again when something changed in it, not otherwise.
+
+    Or when a training that was launched here has got its own folder below the roots.
+    """
     drawn = folder_state(folder)
 
     @st.fragment(run_every=REFRESH_SECONDS if is_live else None)
     def look() -> None:
-        if folder_state(folder) != drawn:
+        if folder_state(folder) != drawn or awaited_run(find_runs(roots)) is not None:
             st.rerun()
         newest = f"newest {unit}: {numbers[-1]}" if numbers else f"no {unit} yet"
         st.caption(f"{'Live' if is_live else 'Not live'} · {newest}")

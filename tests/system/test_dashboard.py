@@ -1,6 +1,7 @@
 """The dashboard on real artefacts: what it draws is what they say, in streamlit's own harness."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from src.dashboard.launching import read_record, stop
 from src.dashboard.paired_scales import numbers
 from src.utils.watching.epoch_metrics import load_metrics
 from src.visualizations.written_pages import load_page
@@ -250,6 +252,25 @@ def test_the_start_panel_writes_the_command_of_its_options(tmp_path: Path) -> No
     assert "letters, digits" in said(app)
     assert not any("train_safety_judge.py --profile" in one.value for one in app.code)
     assert not [button for button in app.button if button.key == "launch"]
+
+
+def test_a_launched_training_is_chosen_once_it_has_pictures(outputs: Path, tmp_path: Path) -> None:
+    """The launch is a real one, stopped at once; the pictures that it would have made are laid in its folder."""
+    app = training(outputs, tmp_path)
+    first, mine = (outputs / name / "training_visualizations" for name in ("tiny", "mine"))
+    switched(app, "start_panel", True)
+    app.number_input(key="start_organism--num_epochs").set_value(1)
+    app.text_input(key="start_folder").set_value("mine").run()
+    app.button(key="launch").click().run()
+    assert app.selectbox(key="run_folder").value == first
+    record = read_record(mine.parent)
+    assert record is not None and stop(record)
+    shutil.copytree(first, mine, dirs_exist_ok=True)
+    os.utime(mine, (0, 0))
+    app.run()
+    assert app.selectbox(key="run_folder").value == mine
+    app.selectbox(key="run_folder").set_value(first).run()
+    assert app.selectbox(key="run_folder").value == first
 
 
 def test_rates_are_drawn_as_they_were_measured(results: Path) -> None:
