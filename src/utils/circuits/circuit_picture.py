@@ -70,20 +70,21 @@ class CircuitDiagramPicture:
         pairs = contrast.pairs.part(slice(0, MOST_PAIRS))
         if len(pairs) < LEAST_PAIRS:
             return Measurement({}, facts | {"pairs": len(pairs)})
-        at_ends, effects, ends, note = attribute_within(margin, graph, pairs, Budget(FOR_ESTIMATES * budget.left))
+        at_ends, effects, ends = attribute_within(margin, graph, pairs, Budget(FOR_ESTIMATES * budget.left))
+        cuts = [f"{len(effects)} of {len(pairs)} pairs" if len(effects) < len(pairs) else ""]
         values = {"halves": mean_patterns(at_ends)}
         facts |= {"pairs": len(effects), "has_gap": has_gap(*ends), "gap": float(np.mean(ends[1] - ends[0]))}
         if baseline is not None and "halves" in baseline.values:
             change = circuit_change(values["halves"], baseline.values["halves"])
             facts["change_since_start"] = None if change is None else asdict(change)
         if not facts["has_gap"] or not moment.number:
-            return Measurement(values, facts, sub_sampled=note)
+            return Measurement(values, facts, sub_sampled=budget.note(cuts))
         ranked = strongest_edges(effects[0::2].mean(axis=0), graph, max(SIZES))
         most = pairs_at_once(model, graph, pairs, MEASURED_PAIRS)
         choosing, rows = (np.array(spread(range(start, len(effects), 2), most)) for start in (0, 1))
         chosen = choose_size(PairRuns.of(margin, graph, pairs.part(choosing)), ranked)
         own = PairRuns.of(margin, graph, pairs.part(rows))
-        faithful, exact, nodes, cut = verify_within(own, ranked, chosen, budget)
+        faithful, exact, nodes, unmeasured = verify_within(own, ranked, chosen, budget)
         edges = np.array(ranked, dtype=np.int32).reshape(-1, 2)
         view = CircuitView(
             ranked, chosen, exact, effects[rows].mean(axis=0)[tuple(edges[: len(exact)].T)], faithful,
@@ -91,8 +92,8 @@ class CircuitDiagramPicture:
         )  # fmt: skip
         values |= {"ranked": edges, "exact": view.exact, "estimated": view.estimated, "nodes": nodes}
         values |= {"faithful": faithful.found, "random": faithful.random}
-        notes = "; ".join(filter(None, (note, cut))) or None
-        return Measurement(values, facts | headline(view) | {"measured_gap": view.gap}, sub_sampled=notes)
+        facts |= headline(view) | {"measured_gap": view.gap}
+        return Measurement(values, facts, sub_sampled=budget.note([*cuts, *unmeasured]))
 
     def shared(self, history: Mapping[int, Measurement]) -> Mapping[str, float]:
         return {}
@@ -144,7 +145,6 @@ def attribute_within(
     Float[np.ndarray, "pairs readers writers"],
     Float[np.ndarray, "pairs readers writers"],
     tuple[np.ndarray, np.ndarray],
-    str | None,
 ]:
     """Attribute batch after batch, at both ends and along the way; also the margins of the pairs done."""
     most, total = pairs_at_once(margin.model, graph, pairs, LIKE_LENGTH), len(pairs)
@@ -156,8 +156,7 @@ def attribute_within(
 
     parts = [attributed(batch) for batch in budget.slices(total, LEAST_PAIRS, most)]
     at_ends, effects, safe, unsafe = (np.concatenate(one) for one in zip(*parts, strict=True))
-    note = f"Over its budget, sub-sampled ({len(effects)} of {total} pairs)" if len(effects) < total else None
-    return at_ends, effects, (safe, unsafe), note
+    return at_ends, effects, (safe, unsafe)
 
 
 def sizes_for(ranked: Sequence[tuple[int, int]]) -> tuple[int, ...]:
@@ -177,12 +176,12 @@ def choose_size(runs: PairRuns, ranked: Sequence[tuple[int, int]]) -> int:
 
 def verify_within(
     runs: PairRuns, ranked: Sequence[tuple[int, int]], chosen: int, budget: Budget
-) -> tuple[CircuitFaithfulness, Float[np.ndarray, " verified"], Float[np.ndarray, " writers"], str | None]:
+) -> tuple[CircuitFaithfulness, Float[np.ndarray, " verified"], Float[np.ndarray, " writers"], list[str]]:
     """Faithfulness of all sizes, random circuits, and exact effects of the edges and nodes that may be drawn.
 
     The chosen size, which may be drawn, gets its random circuits first, then its edges are measured, then the nodes at
     their lower ends, those of the strongest edges first (NaN for others), then other sizes get their random circuits,
-    the nearest first, as far as the budget goes.
+    the nearest first, as far as the budget goes; at last, what it did not hold.
     """
     began = time.perf_counter()
     faithful = circuit_faithfulness(runs, ranked, sizes_for(ranked), draws=0)
@@ -214,8 +213,7 @@ def verify_within(
         f"{len(asked)} of {len(used)} nodes measured, others hollow" if len(asked) < len(used) else "",
         f"random circuits of {done + 1} of {len(others) + 1} sizes" if done < len(others) else "",
     ]
-    told = ", ".join(filter(None, cuts))
-    return faithful, exact, nodes, f"Over its budget of {budget.seconds:.3g} s, sub-sampled ({told})" if told else None
+    return faithful, exact, nodes, cuts
 
 
 def pairs_at_once(model: AnyModel, graph: Graph, pairs: ContrastPairs, most: int) -> int:

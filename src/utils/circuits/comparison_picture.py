@@ -92,8 +92,7 @@ def patch_within(model: AnyModel, contrast: ContrastSet, budget: Budget) -> tupl
         done = batch.stop
     if not parts:
         return None, None
-    note = f"Over its budget of {budget.seconds:.3g} s, sub-sampled ({done} of {total} pairs)" if done < total else None
-    return joined(parts), note
+    return joined(parts), budget.note([f"{done} of {total} pairs" if done < total else ""])
 
 
 def joined(parts: list[LayerPatching]) -> LayerPatching:

@@ -126,9 +126,7 @@ def ablate_within(
     each = (time.perf_counter() - began) / 3  # passes: nothing ablated, the chosen ones, one random set
     count = int(np.clip(budget.left / (2 * each) - 2, 1, RANDOM_SETS))
     found = [first if count == 1 and mode == MODES[0] else ablated(mode, sets[:count]) for mode in MODES]
-    if count == RANDOM_SETS:
-        return found, None
-    return found, f"Over its budget of {budget.seconds:.3g} s, sub-sampled ({count} of {RANDOM_SETS} random sets)"
+    return found, budget.note([f"{count} of {RANDOM_SETS} random sets" if count < RANDOM_SETS else ""])
 
 
 def neuron_picture(probes: ProbeSet, template: JudgeTemplate) -> NeuronMapPicture:

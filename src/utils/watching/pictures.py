@@ -5,7 +5,7 @@ where all share one range of colours. When this happens, and what becomes of a f
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -37,6 +37,11 @@ class Budget:
     def share(self, parts: int) -> "Budget":
         """One of so many equal parts of what is left, its clock started now."""
         return Budget(self.left / parts)
+
+    def note(self, cuts: Iterable[str]) -> str | None:
+        """What a page says of the parts that were cut to keep within it; None if none was. Empty ones say nothing."""
+        told = ", ".join(filter(None, cuts))
+        return f"Over its budget of {self.seconds:.3g} s, sub-sampled ({told})" if told else None
 
     def slices(self, total: int, least: int, most: int) -> Iterator[slice]:
         """Batches of `total` things: at least `least` of them, then as many at once as what is left would hold.

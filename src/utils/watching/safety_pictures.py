@@ -103,7 +103,7 @@ class TokenAttributionPicture:
             cut += [f"{orders} of {RANDOM_ORDERS} random orders"] if orders < RANDOM_ORDERS else []
             if cut:
                 cuts[f"sample {index}"] = facts[key]["cut"] = ", ".join(cut)
-        return Measurement(values, facts, convergence, over_budget(budget.seconds, cuts))
+        return Measurement(values, facts, convergence, budget.note(f"{sample}: {cut}" for sample, cut in cuts.items()))
 
     def shared(self, history: Mapping[int, Measurement]) -> Mapping[str, float]:
         """The largest absolute attribution of any sample at any moment, in logits; of those that converged, if any."""
@@ -138,12 +138,6 @@ class TokenAttributionPicture:
                 )
             )
         return pages
-
-
-def over_budget(seconds: float, cuts: Mapping[str, str]) -> str | None:
-    """What the budget cut of which sample; None if nothing."""
-    said = "; ".join(f"{sample}: {cut}" for sample, cut in cuts.items())
-    return f"Over its budget of {seconds:g} s, sub-sampled ({said})" if said else None
 
 
 @dataclass(frozen=True)
@@ -200,9 +194,7 @@ class LayerActivationPicture:
                 break
         streams = np.concatenate(parts, axis=1)
         measured = streams.shape[1]
-        if measured == len(rows):
-            return streams, None
-        return streams, f"Over its budget of {budget.seconds:g} s, sub-sampled ({measured} of {len(rows)} samples)"
+        return streams, budget.note([f"{measured} of {len(rows)} samples" if measured < len(rows) else ""])
 
     def shared(self, history: Mapping[int, Measurement]) -> Mapping[str, float]:
         """The shortest and longest vector (log10) and the largest relative change of any sample at any moment."""
