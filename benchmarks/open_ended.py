@@ -68,7 +68,8 @@ def main(arguments: Sequence[str]) -> None:
                     runs.append(
                         {"arm": arm, "seed": seed, "iterations": iterations, **figures_of(archive, history[-1])}
                     )
-    report = {"judge": inputs[JUDGE], "niches": len(language.niches), "batch_size": options.batch_size, "runs": runs}
+    report: dict[str, Any] = {"judge": inputs[JUDGE][:8], "niches": len(language.niches)}
+    report |= {"batch_size": options.batch_size, "runs": runs}
     print(table(report))
     print(write_report(report, options.output, "open_ended"))
     shutil.rmtree(work)
