@@ -9,6 +9,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidat
 
 from src.utils.config import resolve_path
 from src.utils.errors import UserError
+from src.utils.hub import settle_hub
 from src.utils.manifests import sha256_folder
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -17,7 +18,10 @@ ADAPTER_CONFIG = "adapter_config.json"
 def local_or_hub(model: str) -> str:
     """A configured model name as transformers takes it: a folder if there is one, else the hub name as it stands."""
     folder = resolve_path(model)
-    return str(folder) if folder.is_dir() else model
+    if folder.is_dir():
+        return str(folder)
+    settle_hub()
+    return model
 
 
 def public_name(model: str) -> str:
@@ -30,6 +34,7 @@ def find_file(model: str, file: str) -> Path | None:
     folder = resolve_path(model)
     if folder.is_dir():
         return folder / file if (folder / file).is_file() else None
+    settle_hub()
     try:
         return Path(hf_hub_download(model, file))
     except LocalEntryNotFoundError:

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from src.utils.errors import UserError
+from src.utils.hub import settle_hub
 from src.utils.safety_judge.samples import SafetySample, SplitName
 
 UNKNOWN = "uncategorised"
@@ -186,7 +187,8 @@ def load_published(name: str, location: Path | None = None) -> LoadedSet:
 
 def from_hub(published: Published) -> list[tuple[str, pd.DataFrame]]:
     """Every part from the hub or its cache; one that cannot be had raises `UserError` in one line."""
-    from datasets import load_dataset
+    settle_hub()
+    from datasets import load_dataset  # which asks at its import whether the hub is to be used
 
     tables = []
     for part, (configuration, split, _) in published.parts.items():
