@@ -208,11 +208,11 @@ def show_times(run: WatchedRun) -> None:
         return
     st.caption("What each picture took, of the budget that it has; over it, it is sub-sampled and says so.")
     show_figure(times_figure(table, run.unit), "Seconds spent on each picture, stacked", "figure_times")
+    decimals = ("seconds", "budget", "memory raised (MiB)")
     st.dataframe(
-        table,
+        table[[name for name in table if table[name].ne("").any()]],
         hide_index=True,
         alt="Seconds, budget and failures of each picture",
-        column_config={
-            name: st.column_config.NumberColumn(format="%.2f") for name in ("seconds", "budget", "memory raised (MiB)")
-        },
+        column_config={name: st.column_config.NumberColumn(format="%.2f") for name in decimals}
+        | {"cut": st.column_config.TextColumn(width="large")},
     )

@@ -17,7 +17,14 @@ from src.utils.circuits.graph import Graph
 from src.utils.decomposition.multiplicity import stated_p
 from src.visualizations.circuit_figures import LEVEL, SILENT, finite_range, lines_above, none_found
 from src.visualizations.figure_page import FigurePage, as_floats
-from src.visualizations.palette import LABEL_COLOURS, MISSING_COLOUR, NEUTRAL_COLOUR, REFERENCE_COLOUR, TEXT_COLOUR
+from src.visualizations.palette import (
+    FAINT_COLOUR,
+    LABEL_COLOURS,
+    MISSING_COLOUR,
+    NEUTRAL_COLOUR,
+    REFERENCE_COLOUR,
+    TEXT_COLOUR,
+)
 from src.visualizations.panels import Spec, assembled, axes, axis_names, line, panel_title, titled
 
 DIAGRAM, SIDE = (0.0, 0.62), (0.71, 1.0)
@@ -25,7 +32,6 @@ CROWDED = 96  # edges: a size whose number would run into the next one on the ax
 ALPHA = 0.05
 LAYER_HEIGHT, LEAST_LAYER_HEIGHT, TALL = 74, 48, 1500  # pixels of a layer, fewer where all would be TALL together
 SIDE_HEIGHT, SIDE_GAP = 300, 90  # pixels at most of a panel at the side, and between the two
-SLIGHT = "#C3C9D2"
 READ_AS = {"q": "query", "k": "key", "v": "value, or by an MLP or the logits"}
 DASHES = {"q": "dash", "k": "dot", "v": "solid", "mlp": "solid", "logits": "solid"}
 
@@ -213,7 +219,7 @@ def line_names(words: ContrastWords) -> list[Spec]:
     kinds = [
         (f"towards “{words.high}”", LABEL_COLOURS["unsafe"], "solid", 4),
         (f"towards “{words.low}”", LABEL_COLOURS["safe"], "solid", 4),
-        ("under 1% of the gap", SLIGHT, "solid", 2),
+        ("under 1% of the gap", FAINT_COLOUR, "solid", 2),
         *((f"read as {name}", TEXT_COLOUR, DASHES[kind], 2) for kind, name in READ_AS.items()),
     ]
     return [
@@ -270,7 +276,7 @@ def node_points(
 
     def colour(name: str) -> str:
         if name not in used:
-            return "#D5D9DF"
+            return FAINT_COLOUR
         if name not in effects or view is None:
             return "white" if name in writing else TEXT_COLOUR
         return effect_colour(effects[name], view.gap)
@@ -293,7 +299,7 @@ def node_points(
 
 def effect_colour(effect: float, gap: float) -> str:
     """That of the class which an effect pushes towards; grey under 1% of the gap."""
-    return SLIGHT if abs(effect) < 0.01 * abs(gap) else LABEL_COLOURS["unsafe" if effect > 0 else "safe"]
+    return FAINT_COLOUR if abs(effect) < 0.01 * abs(gap) else LABEL_COLOURS["unsafe" if effect > 0 else "safe"]
 
 
 def side_points(view: CircuitView) -> list[Spec]:

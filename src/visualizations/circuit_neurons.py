@@ -28,7 +28,7 @@ from src.visualizations.circuit_figures import (
     none_found,
 )
 from src.visualizations.figure_page import FigurePage, as_floats
-from src.visualizations.palette import LABEL_COLOURS, MISSING_COLOUR, REFERENCE_COLOUR
+from src.visualizations.palette import FAINT_COLOUR, LABEL_COLOURS, MISSING_COLOUR, REFERENCE_COLOUR
 from src.visualizations.panels import Spec, assembled, axes, axis_names, line, panel_title, titled
 
 LEAST_SETS = 19  # with fewer no p of 0.05 can be reached
@@ -191,7 +191,7 @@ def neuron_points(table: NeuronTable, words: ContrastWords) -> list[Spec]:
         x += (layer + offsets).tolist()
         y += aurocs[order].tolist()
         text += [neuron_text(table, layer, int(neuron)) for neuron in order]
-        colours += [side_colour(aurocs[neuron]) if claimed[layer, neuron] else "#C9CED6" for neuron in order]
+        colours += [side_colour(aurocs[neuron]) if claimed[layer, neuron] else FAINT_COLOUR for neuron in order]
         sizes += [8 if claimed[layer, neuron] else 4 for neuron in order]
     points = {
         "type": "scatter", "x": as_floats(np.array(x)), "y": as_floats(np.array(y)),

@@ -7,7 +7,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from src.visualizations.figure_page import FigurePage, as_floats, escape_text
-from src.visualizations.palette import NEUTRAL_COLOUR, REFERENCE_COLOUR
+from src.visualizations.palette import FAINT_COLOUR, NEUTRAL_COLOUR, REFERENCE_COLOUR
 from src.visualizations.panels import Spec, assembled, axes, axis_names, panel_title, titled
 
 COLUMNS, PANEL, GAP, TOP = 2, 190, 200, 150  # pixels but for the first; two fit a page of 800
@@ -76,7 +76,7 @@ def lines_of(panel: int, claim: Mapping[str, Any]) -> list[Spec]:
     shown = [
         {
             "type": "scatter", "x": epochs, "y": as_floats(row), "mode": "lines", "connectgaps": False,
-            "line": {"color": "#C3C9D2", "width": 1}, "hovertemplate": "epoch %{x}: %{y:.3f}<extra></extra>",
+            "line": {"color": FAINT_COLOUR, "width": 1}, "hovertemplate": "epoch %{x}: %{y:.3f}<extra></extra>",
             **axis_names(panel),
         }
         for row in values

@@ -24,6 +24,7 @@ from src.visualizations.answer_points import (
 from src.visualizations.figure_page import as_floats, as_percent, escape_text
 from src.visualizations.palette import (
     ARM_COLOURS,
+    FAINT_COLOUR,
     MISSING_NAME,
     NEUTRAL_COLOUR,
     REFERENCE_COLOUR,
@@ -42,7 +43,6 @@ AGREEMENTS = {
 LABEL_ROOM = 0.055  # of the extent of the points, between two labels
 MANY = 15  # above so many clusters not all can be told apart by colour, and labels get smaller
 COLOURED = 10  # of so many clusters, the largest
-OTHERS_COLOUR = "#C9CED6"
 
 
 def cluster_map(frame: pd.DataFrame, clustering: Clustering) -> go.Figure:
@@ -53,11 +53,11 @@ def cluster_map(frame: pd.DataFrame, clustering: Clustering) -> go.Figure:
     points = join_points(frame, clustering)
     figure = go.Figure()
     styles = styles_of(points["label"].to_numpy())
-    is_grey = points["label"].map({label: colour == OTHERS_COLOUR for label, (colour, _) in styles.items()})
+    is_grey = points["label"].map({label: colour == FAINT_COLOUR for label, (colour, _) in styles.items()})
     others = points[is_grey.astype(bool)]
     if len(others):  # below the others
         name = f"{others['label'].nunique()} others ({len(others)})"
-        add_cluster(figure, others, name, OTHERS_COLOUR, cluster_style(0)[1])
+        add_cluster(figure, others, name, FAINT_COLOUR, cluster_style(0)[1])
     for label, part in points.drop(others.index).groupby("label", sort=True):
         add_cluster(figure, part, f"Cluster {label} ({len(part)})", *styles[int(str(label))])
     for label, (x, y) in _label_places(points.drop(others.index)).items():
@@ -97,7 +97,7 @@ def styles_of(labels: Int[np.ndarray, " n"]) -> dict[int, tuple[str, str]]:
     sizes = pd.Series(labels).value_counts().sort_index().sort_values(ascending=False, kind="stable")
     if len(sizes) <= MANY:
         return {int(label): cluster_style(int(label)) for label in sorted(sizes.index)}
-    grey = (OTHERS_COLOUR, cluster_style(0)[1])
+    grey = (FAINT_COLOUR, cluster_style(0)[1])
     return {int(label): cluster_style(rank) if rank < COLOURED else grey for rank, label in enumerate(sizes.index)}
 
 

@@ -9,14 +9,18 @@ from typing import Any
 
 from plotly.colors import hex_to_rgb
 
-from src.visualizations.palette import ARM_COLOURS
+from src.visualizations.palette import ARM_COLOURS, FAINT_COLOUR
 
 Spec = dict[str, Any]
 
 GROUND, TEXT, LINE, GRID = "#14181D", "#E6E8EB", "#8B949E", "#30363D"
 HEX = re.compile(r"#[0-9A-Fa-f]{6}")
 LEAST_CONTRAST, LEAST_OF_TEXT = 3.0, 4.5  # WCAG 2.2, 1.4.11 and 1.4.3: of marks and of text against their ground
-EXCHANGED = {ARM_COLOURS["base"]: "#667282", ARM_COLOURS["em"]: "#DDE4EE"}  # the fine-tuned arm stays the louder one
+EXCHANGED = {  # the fine-tuned arm stays the louder one, and what is faint stays behind
+    ARM_COLOURS["base"]: "#667282",
+    ARM_COLOURS["em"]: "#DDE4EE",
+    FAINT_COLOUR: "#505863",
+}
 COLOURS = frozenset(("color", "bordercolor", "line_color"))
 SCALES = frozenset(("colorscale", "colorscales", "colorway"))
 FONTS = ("font", "tickfont", "textfont", "insidetextfont", "outsidetextfont")

@@ -15,10 +15,7 @@ from src.utils.decomposition.geometry_report import smallest_found
 from src.utils.decomposition.multiplicity import stated_p
 from src.visualizations.evidence_words import describe_evidence
 from src.visualizations.figure_page import as_floats, escape_text
-from src.visualizations.palette import (
-    NEUTRAL_COLOUR,
-    TEMPLATE,
-)
+from src.visualizations.palette import FAINT_COLOUR, NEUTRAL_COLOUR, TEMPLATE
 
 Record = Mapping[str, Any]
 
@@ -38,7 +35,7 @@ STATISTIC_NAMES = {
     "gap": "Gap against the covariance",
 }
 OWN_K = "own k"
-NULL_COLOUR, BEYOND_COLOUR = "#CBD3DD", "#2F3B52"
+BEYOND_COLOUR = "#2F3B52"
 # light for what is explained, dark for what is not; every cell says its kind in words
 KIND_COLOURS = {
     "topic": "#BFDCF2",
@@ -132,7 +129,7 @@ def add_tests(
     low, high = (np.array([row[name] for row in rows], dtype=float) for name in ("null_low", "null_high"))
     figure.add_bar(
         x=shown, y=as_floats(high - low), base=as_floats(low),
-        marker={"color": NULL_COLOUR, "line": {"color": NULL_COLOUR, "width": 3}},  # a null without spread shows too
+        marker={"color": FAINT_COLOUR, "line": {"color": FAINT_COLOUR, "width": 3}},  # a null without spread shows too
         name="null, 5th to 95th percentile",
         legendgroup="null", showlegend=is_first, hoverinfo="skip", **place,
     )  # fmt: skip

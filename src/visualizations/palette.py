@@ -28,6 +28,7 @@ ARM_COLOURS = {"base": "#A3ACB8", "em": "#2F3B52"}
 MISSING_COLOUR = "#9E9E9E"
 MISSING_NAME = "no score"
 NEUTRAL_COLOUR = "#5B6B82"  # quantities that belong to no dimension, arm or cluster
+FAINT_COLOUR = "#C9CED6"  # what others are seen against: nulls, draws, what nothing was found of
 REFERENCE_COLOUR = "#B00020"  # lines that a value is read against: a mean, a threshold
 
 # Plasma without its yellow end, which vanishes on white. Lightness grows with the score.

@@ -13,8 +13,16 @@ from plotly.subplots import make_subplots
 from src.utils.decomposition.probes import LEAST_PROMPTS, PROMPT
 from src.visualizations.evidence_words import describe_evidence
 from src.visualizations.figure_page import as_floats, escape_text
-from src.visualizations.geometry_figures import BEYOND_COLOUR, NULL_COLOUR
-from src.visualizations.palette import NEUTRAL_COLOUR, REFERENCE_COLOUR, TEMPLATE, colour_bar, display_name, known_order
+from src.visualizations.geometry_figures import BEYOND_COLOUR
+from src.visualizations.palette import (
+    FAINT_COLOUR,
+    NEUTRAL_COLOUR,
+    REFERENCE_COLOUR,
+    TEMPLATE,
+    colour_bar,
+    display_name,
+    known_order,
+)
 from src.visualizations.steering_figures import DIVERGING
 
 Record = Mapping[str, Any]
@@ -197,7 +205,7 @@ def factorisations(record: Record) -> go.Figure:
     add("stability_null", "Gaussian data of the same covariance", "circle-open", NEUTRAL_COLOUR, 2)
     add("stability", "data (whiskers: splits)", "diamond", BEYOND_COLOUR, 2)
     for column in (1, 2):
-        figure.add_vline(x=0, line={"color": NULL_COLOUR, "width": 1}, row=1, col=column)
+        figure.add_vline(x=0, line={"color": FAINT_COLOUR, "width": 1}, row=1, col=column)
     figure.update_xaxes(title_text="% of the variance", range=[0, 104], row=1, col=1)
     figure.update_xaxes(title_text="mean absolute cosine, matched one to one", range=[0, 1.04], row=1, col=2)
     figure.update_yaxes(autorange="reversed")

@@ -12,7 +12,16 @@ from src.visualizations.cluster_figures import cluster_map, cluster_profile
 from src.visualizations.dark_theme import GROUND, LEAST_CONTRAST, LEAST_OF_TEXT, contrast, darkened
 from src.visualizations.export_figures import main, pages_in, targets_of
 from src.visualizations.figure_page import FigurePage, figure_json, page_files, page_html, standalone_html
-from src.visualizations.palette import ARM_COLOURS, DIMENSION_COLOURS, EM_SCALE, LABEL_COLOURS, TEXT_COLOUR
+from src.visualizations.palette import (
+    ARM_COLOURS,
+    DIMENSION_COLOURS,
+    EM_SCALE,
+    FAINT_COLOUR,
+    LABEL_COLOURS,
+    MISSING_COLOUR,
+    NEUTRAL_COLOUR,
+    TEXT_COLOUR,
+)
 from src.visualizations.score_figures import em_rates
 from src.visualizations.written_pages import EXPORTED, load_page
 from tests.study_frame import rates_frame, whole_study
@@ -111,6 +120,12 @@ def test_dark_dimensions_and_arms_are_still_told_apart() -> None:
         for other in colours[:place]
     ]
     assert min(distances) > 60
+
+
+def test_what_is_faint_stays_behind_the_others_on_a_dark_ground() -> None:
+    marks = [{"marker": {"color": [FAINT_COLOUR, *LABEL_COLOURS.values(), NEUTRAL_COLOUR, MISSING_COLOUR]}}]
+    faint, *others = darkened({"data": marks, "layout": {}})["data"][0]["marker"]["color"]
+    assert 1.5 < contrast(faint, GROUND) < LEAST_CONTRAST <= min(contrast(one, GROUND) for one in others)
 
 
 def test_hollow_marks_are_hollow_on_a_dark_ground_and_full_ones_full() -> None:
