@@ -195,8 +195,8 @@ def neuron_points(table: NeuronTable, words: ContrastWords) -> list[Spec]:
         sizes += [8 if claimed[layer, neuron] else 4 for neuron in order]
     points = {
         "type": "scatter", "x": as_floats(np.array(x)), "y": as_floats(np.array(y)),
-        "mode": "markers", "text": text, "marker": {"color": colours, "size": sizes}, "showlegend": False,
-        "hovertemplate": "%{text}<extra></extra>", **axis_names(1),
+        "mode": "markers", "text": text, "marker": {"color": colours, "size": sizes, "line": {"width": 0}},
+        "hovertemplate": "%{text}<extra></extra>", "showlegend": False, **axis_names(1),
     }  # fmt: skip
     bars = [
         {
