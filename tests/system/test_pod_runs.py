@@ -79,7 +79,8 @@ def test_how_a_job_ended(source: str, reason: str, pod: PodServer, api: ApiServe
 def test_a_pod_whose_guard_is_there_is_left_to_it_for_another_try(
     pod: PodServer, api: ApiServer, tmp_path: Path
 ) -> None:
-    client = client_for(pod, api, tmp_path, when_done="stop", is_guarded=True)
+    said: list[str] = []
+    client = client_for(pod, api, tmp_path, when_done="stop", is_guarded=True, say=said.append)
     with pytest.raises(UserError, match="exit code 3"):
         attend_to(client, job_command(tmp_path, "raise SystemExit(3)"), tmp_path)
     assert not api.calls("podStop")
@@ -89,6 +90,8 @@ def test_a_pod_whose_guard_is_there_is_left_to_it_for_another_try(
         fetch_again(client, failed, own)
     assert end_run(client, failed, own) == 0 and client.records.latest().state == "cancelled", "it is given up"
     assert api.calls("podStop") == [ACCOUNT_KEY] and state_of(remote(pod, failed))["state"] == "cancelled"
+    client.release_pod(client.records.latest(), [])
+    assert said[-1] == "pod pod1: stopped already" and len(api.calls("podStop")) == 1
     pod.end_processes()
 
 
