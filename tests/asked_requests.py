@@ -15,7 +15,7 @@ MODELS = {"openrouter": "openai/gpt-4.1-mini", "gemini": "gemini-2.5-flash"}
 each_provider = pytest.mark.parametrize("provider", MODELS)
 
 
-def client_maker(server: LlmServer, provider: str = "openrouter", timeout: float = 5.0) -> Callable[[], ChatClient]:
+def client_maker(server: LlmServer, provider: str = "openrouter", timeout: float = 30.0) -> Callable[[], ChatClient]:
     url = {"openrouter": server.openrouter_url, "gemini": server.gemini_url}[provider]
     return lambda: make_client(provider, MODELS[provider], KEY, url, timeout)
 

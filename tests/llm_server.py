@@ -71,12 +71,21 @@ class LlmServer:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        assert self._ready.wait(10), "the server did not start"
+        assert self._ready.wait(60), "the server did not start"
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self._loop.call_soon_threadsafe(self._stopped.set)
         self._thread.join(10)
+
+    def settle(self) -> None:
+        """Return once it has seen all that was sent: what a client asked just before it ended is asked, too."""
+
+        async def take_turns() -> None:
+            for _ in range(20):  # accept, read, parse and handle are a turn of the loop each
+                await asyncio.sleep(0)
+
+        asyncio.run_coroutine_threadsafe(take_turns(), self._loop).result(60)
 
     async def _run(self) -> None:
         self._loop, self._stopped = asyncio.get_running_loop(), asyncio.Event()

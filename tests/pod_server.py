@@ -3,6 +3,7 @@
 with PodServer(folder, sshd) as pod, Proxy(pod.port) as line: ...
 """
 
+import contextlib
 import os
 import select
 import shlex
@@ -12,7 +13,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -110,25 +111,23 @@ class PodServer:
             self._process.terminate()
             self._process.wait()
 
+    def end_container(self) -> None:
+        self.stop()
+        self.end_processes()
+        kill(processes_with(self._mark))
+
     def restart_container(self, is_new: bool = False) -> None:
         """As RunPod does after a crash: every process is gone, the start command runs; a new one has an empty disk."""
-        self.stop()
-        while processes_in(self.folder):
-            self.end_processes()
-        for session in processes_with(self._mark):
-            os.kill(session, signal.SIGKILL)
+        self.end_container()
         if is_new:
             shutil.rmtree(self.folder / "tmp")
             (self.folder / "tmp").mkdir()
         self.start()
 
     def end_processes(self) -> None:
-        """Kill -9 what runs on the pod, as the end of its container does."""
-        for pid in processes_in(self.folder):
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+        """Kill -9 what runs on the pod, as the end of its container does, until nothing is left of it."""
+        while left := processes_in(self.folder):
+            kill(left)
 
     def __enter__(self) -> Self:
         self.start()
@@ -155,12 +154,23 @@ def processes_with(variable: str) -> list[int]:
     return found
 
 
+def kill(pids: Sequence[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):  # one may end with the one before it
+            os.kill(pid, signal.SIGKILL)
+
+
 def holds(pid: int, name: str) -> bool:
     """Whether a process has a file of that name open."""
     try:
-        return any(path.readlink().name == name for path in Path(f"/proc/{pid}/fd").iterdir())
+        opened = list(Path(f"/proc/{pid}/fd").iterdir())
     except OSError:
         return False
+    for path in opened:
+        with contextlib.suppress(OSError):  # closed meanwhile, and no word on the others
+            if path.readlink().name == name:
+                return True
+    return False
 
 
 def parent_of(pid: int) -> int | None:
@@ -180,7 +190,7 @@ def answers(port: int) -> bool:
         return False
 
 
-def wait_for(holds: Callable[[], object], what: str, seconds: float = 20.0) -> None:
+def wait_for(holds: Callable[[], object], what: str, seconds: float = 45.0) -> None:
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, f"waited {seconds} s in vain: {what}"

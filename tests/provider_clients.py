@@ -15,7 +15,7 @@ REQUEST = ChatRequest(system="You grade.", user="An answer.", max_tokens=16, top
 
 
 def in_turn(
-    server: LlmServer, provider: str, requests: Sequence[ChatRequest], timeout: float = 5.0
+    server: LlmServer, provider: str, requests: Sequence[ChatRequest], timeout: float = 30.0
 ) -> list[ChatReply | Exception]:
     """What one client, asked in turn, gives or raises."""
 
@@ -33,7 +33,7 @@ def in_turn(
     return asyncio.run(main())
 
 
-def ask(server: LlmServer, provider: str, *requests: ChatRequest, timeout: float = 5.0) -> list[ChatReply]:
+def ask(server: LlmServer, provider: str, *requests: ChatRequest, timeout: float = 30.0) -> list[ChatReply]:
     """The replies to requests that one client sends in turn; raises what the client raises."""
     outcomes = in_turn(server, provider, requests or [REQUEST], timeout)
     for outcome in outcomes:
@@ -47,7 +47,7 @@ def reply_to(provider: str, answer: Answer, request: ChatRequest = REQUEST) -> C
         return ask(server, provider, request)[0]
 
 
-def failure_of(provider: str, answer: Answer, timeout: float = 5.0) -> Exception:
+def failure_of(provider: str, answer: Answer, timeout: float = 30.0) -> Exception:
     """What the client raises; nothing that is shown of it, causes included, holds the key, and it asks once."""
     with LlmServer(lambda asked: answer) as server:
         with pytest.raises((RateLimited, Unavailable, Rejected, Unusable)) as caught:

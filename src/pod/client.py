@@ -107,7 +107,10 @@ class PodClient:
         For the sake of `unfetched` runs, whose work is nowhere else, a pod is stopped where it was to be terminated.
         """
         pod = self.api.pod(record.pod_id)
-        if record.when_done == "keep" or is_over(pod) or pod is None:
+        if record.when_done == "keep":
+            return
+        if pod is None or is_over(pod):  # its guard can be faster
+            self.say(f"pod {record.pod_id}: {'terminated' if pod is None else 'stopped'} already")
             return
         if others:
             self.say(f"pod {pod.id}: goes on, and on costing, for {', '.join(others)}; --cancel RUN gives one up")

@@ -10,6 +10,7 @@ import pytest
 
 from src.visualizations.cluster_figures import cluster_map
 from src.visualizations.figure_page import FigurePage, page_files
+from tests.dashboard_files import PATIENCE
 from tests.large_judge import large_judge_pages
 from tests.offline_pages import numbers_drawn
 from tests.study_frame import ATTACK, whole_study
@@ -63,7 +64,7 @@ TOUCHING = r"""() => {
 def dump_dom(chromium: str, path: Path, profile: Path) -> str:
     """The page after its scripts ran."""
     command = [chromium, *FLAGS, f"--user-data-dir={profile}", "--dump-dom", path.as_uri()]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    return subprocess.run(command, capture_output=True, text=True, timeout=2 * PATIENCE, check=True).stdout
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +124,7 @@ def test_pages_of_a_judge_as_deep_as_qwen3_4b_are_legible(chromium: str, tmp_pat
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
         for width in (1280, 800):
             page = browser.new_page(viewport={"width": width, "height": 1000})
+            page.set_default_timeout(1000 * PATIENCE)
             for path in sorted(tmp_path.glob("epoch_*.html")):
                 page.goto(path.as_uri())
                 page.locator(".main-svg").first.wait_for()

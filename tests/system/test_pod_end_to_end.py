@@ -84,6 +84,4 @@ def test_the_organism_is_made_on_the_pod_as_it_is_here(pod: tuple[PodServer, Api
         fields = json.loads(record.read_text())
         assert (fields["state"], fields["exit_code"], fields["progress"]["unit"]) == ("fetched", 0, "answer")
         assert fields["progress"]["done"] == fields["progress"]["total"] == 36
-    wait_for(
-        lambda: not processes_in(server.folder) or POD_KEY in api.calls("podStop"), "the guard has done its work", 30
-    )
+    wait_for(lambda: not processes_in(server.folder) or POD_KEY in api.calls("podStop"), "the guard has done its work")

@@ -20,7 +20,7 @@ from src.pod.watch import cancel, follow, report
 from src.utils.errors import UserError
 from tests.pod_api_server import ApiServer, pod_entry
 from tests.pod_jobs import SLEEPY, attend_to, client_for, job_command, remote
-from tests.pod_server import PodServer, free_port, wait_for
+from tests.pod_server import PodServer, Proxy, free_port, wait_for
 
 pytestmark = pytest.mark.usefixtures("fresh_api")
 KILLS = 20
@@ -131,7 +131,11 @@ def test_the_end_of_a_run_is_safe_from_kills_too(pod: PodServer, api: ApiServer,
     record = client.records.latest()
     wait_for((remote(pod, record).path / "exit.json").exists, "the job ends")
     partial = client.records.staging_path(record.run_id)
-    assert not life(pod, api, tmp_path, command, 0.0, has_begun=partial.exists)  # dies as soon as it downloads
+    with Proxy(pod.port) as line:
+        line.faults = [("stall", "down", OUTPUT_BYTES // 2)]  # it cannot be faster than who kills it
+        api.pods = {pod.pod_id: pod_entry(pod.pod_id, line.port)}
+        assert not life(pod, api, tmp_path, command, 0.0, has_begun=partial.exists)  # dies as soon as it downloads
+    api.pods = {pod.pod_id: pod_entry(pod.pod_id, pod.port)}
     rng = random.Random(9)
     if not any(life(pod, api, tmp_path, command, rng.uniform(0.1, 0.9)) for _ in range(5)):
         attend_to(client, command, tmp_path)
@@ -204,11 +208,13 @@ def test_a_line_that_is_cut_while_the_job_is_silent_is_no_end(pod: PodServer, ap
         session = link.session()
 
         def cut_then_go() -> None:
+            wait_for(lambda: client.records.load(record.run_id).last_seen != record.last_seen, "the client hears of it")
+            time.sleep(2.7)  # longer than its patience
             session.close()
             wait_for(lambda: any("connection lost" in line for line in said), "the client notices")
             (remote(pod, record).project / "go").touch()
 
-        cut = threading.Timer(3.2, cut_then_go)
+        cut = threading.Thread(target=cut_then_go)
         cut.start()
         assert follow(client, record, link, lambda piece: None)[1]["state"] == "finished"
         cut.join()
@@ -249,7 +255,7 @@ def test_a_pod_that_is_terminated_while_the_job_runs(pod: PodServer, api: ApiSer
 
     with doomed:
         api.pods = {"doomed": pod_entry("doomed", doomed.port)}
-        client = client_for(doomed, api, tmp_path, silence=2.0)
+        client = client_for(doomed, api, tmp_path)
         record = attend_to(client, command, tmp_path, is_detached=True)
         with client.link_to(record) as link, pytest.raises(UserError, match="pod doomed: was terminated"):
             follow(client, record, link, show_then_end)

@@ -5,6 +5,7 @@ import os
 import shlex
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,13 @@ def restart(pod: PodServer, run: RunFolder, is_new: bool = False) -> int:
     return guards_of(pod, run)[0]
 
 
+def tell(run: RunFolder, **orders: Any) -> dict[str, Any]:
+    """New orders for a run whose guard is not there; all that it will know when it is back."""
+    told = {**(run.read("guard.json") or {}), **orders}
+    run.write("guard.json", told)
+    return told
+
+
 def reason_of(run: RunFolder) -> dict[str, Any]:
     """What the guard was told and has done, once it has written that down."""
     wait_for(lambda: "reason" in (run.read("guard.json") or {}), "the guard has written down why")
@@ -73,13 +81,14 @@ def test_the_guard_comes_back_with_the_container_and_stops_the_pod_though_nobody
     pod: PodServer, api: ApiServer, tmp_path: Path
 ) -> None:
     """The job died with the container: that counts as its end, and the hours go on from where they began."""
-    record = guarded(pod, api, tmp_path, when_done="stop", idle_minutes=0.05)
+    record = guarded(pod, api, tmp_path, when_done="stop")
     run = remote(pod, record)
     wait_for(lambda: run.read("pid"), "the job runs")
-    before = run.read("guard.json") or {}
+    pod.end_container()
+    before = tell(run, idle_seconds=3.0)
     api.asked.clear()
     pod.restart_container()
-    wait_for(lambda: api.calls("podStop"), "the guard stops the pod", 30)
+    wait_for(lambda: api.calls("podStop"), "the guard stops the pod")
     assert api.calls("podStop") == [POD_KEY] and not api.calls("podTerminate") and len(api.asked) == 1
     after = reason_of(run)
     assert after["reason"].startswith("the job was interrupted, and for ") and after["resumed"] > before["since"]
@@ -88,11 +97,13 @@ def test_the_guard_comes_back_with_the_container_and_stops_the_pod_though_nobody
 
 
 def test_hours_that_pass_after_a_restart_stop_the_pod(pod: PodServer, api: ApiServer, tmp_path: Path) -> None:
-    record = guarded(pod, api, tmp_path, max_hours=8 / 3600)
-    deadline = (remote(pod, record).read("guard.json") or {})["deadline"]
-    restart(pod, remote(pod, record))
-    wait_for(lambda: api.calls("podStop"), "the guard stops the pod", 30)
-    told = reason_of(remote(pod, record))
+    run = remote(pod, guarded(pod, api, tmp_path))
+    pod.end_container()
+    deadline = tell(run, deadline=time.time() + 5.0)["deadline"]
+    pod.restart_container()
+    wait_for(lambda: api.calls("podStop"), "the guard stops the pod")
+    assert time.time() >= deadline
+    told = reason_of(run)
     assert told["deadline"] == deadline and told["reason"] == "the hours are over"
 
 
@@ -101,12 +112,12 @@ def test_a_client_that_comes_back_finds_the_guard_and_the_reason_and_continues_t
 ) -> None:
     """After two restarts there is one guard; a third one, by hand, adds none."""
     source = (
-        "import os, pathlib, time\npathlib.Path('tries').open('a').write('x')\n"
+        "import os, pathlib, time\npathlib.Path('tries').open('a').write('x')\nprint('up', flush=True)\n"
         "time.sleep(60 if pathlib.Path('tries').read_text() == 'x' else 0)\nopen('out', 'w').close()\n"
     )
     record = guarded(pod, api, tmp_path, source)
     run = remote(pod, record)
-    wait_for((run.project / "tries").exists, "the job runs")
+    wait_for(lambda: run.log.exists() and run.log.read_text() == "up\n", "the job runs")
     first = restart(pod, run)
     second = restart(pod, run)
     again = shlex.split(pod.start_command.replace("exec /start.sh", "wait"))
@@ -134,12 +145,19 @@ def test_guards_of_several_runs_come_back_together(pod: PodServer, api: ApiServe
     one = remote(pod, guarded(pod, api, tmp_path / "one", QUICK, when_done="stop"))
     two = remote(pod, guarded(pod, api, tmp_path / "two"))
     wait_for((one.path / "exit.json").exists, "the first job ends")
-    one.write("guard.json", {**(one.read("guard.json") or {}), "deadline": 0.0})
+    pod.end_container()
+    tell(one, deadline=0.0)
     pod.restart_container()
-    wait_for(lambda: guards_of(pod, one) and guards_of(pod, two), "the guards are back")
-    (first,), (second,) = guards_of(pod, one), guards_of(pod, two)
-    assert first != second and not api.calls("podStop")
-    os.kill(first, signal.SIGKILL)
+    found: list[list[int]] = []
+
+    def are_back() -> bool:
+        """Until each is on its own it has the other's lock, too, from the process that started both."""
+        found[:] = [guards_of(pod, one), guards_of(pod, two)]
+        return [len(pids) for pids in found] == [1, 1] and found[0] != found[1]
+
+    wait_for(are_back, "the guards are back")
+    assert not api.calls("podStop")
+    os.kill(found[0][0], signal.SIGKILL)
     wait_for(lambda: not guards_of(pod, one), "no other holds its lock")
 
 
@@ -151,13 +169,15 @@ def test_a_stopped_pod_that_somebody_starts_again_is_theirs_while_they_use_it(
     waiting = remote(pod, guarded(pod, api, tmp_path / "b", QUICK, when_done="stop"))
     for run in (settled, waiting):
         wait_for((run.path / "exit.json").exists, "the job ends")
-        run.write("guard.json", {**(run.read("guard.json") or {}), "deadline": 0.0})
+    pod.end_container()
+    for run in (settled, waiting):
+        tell(run, deadline=0.0)
     settled.touch("fetched")
     restart(pod, waiting, is_new=True)
     assert not guards_of(pod, settled) and not api.calls("podStop"), "hours that were over stop no pod that is used"
     client = client_for(pod, api, tmp_path / "b", is_guarded=True)
     assert attend_to(client, job_command(tmp_path / "b", QUICK), tmp_path / "b").state == "fetched"
-    wait_for(lambda: POD_KEY in api.calls("podStop"), "the job is done and its results were fetched", 30)
+    wait_for(lambda: POD_KEY in api.calls("podStop"), "the job is done and its results were fetched")
 
 
 def test_a_pod_that_was_made_elsewhere_is_hooked_or_the_user_told(
@@ -167,7 +187,7 @@ def test_a_pod_that_was_made_elsewhere_is_hooked_or_the_user_told(
     api.pods["new1"]["dockerArgs"] = ""
     pod.start_command = "bash -c '/start.sh'"
     said: list[str] = []
-    record = guarded(pod, api, tmp_path, say=said.append, when_done="stop", idle_minutes=0.05)
+    record = guarded(pod, api, tmp_path, say=said.append, when_done="stop")
     (line,) = [line for line in said if "guard" in line]
     assert line.startswith(
         "pod new1: if RunPod restarts its container, no guard stops it until a client comes back (it"
@@ -178,5 +198,6 @@ def test_a_pod_that_was_made_elsewhere_is_hooked_or_the_user_told(
     (pod.folder / "proc/1").mkdir(parents=True)
     (pod.folder / "proc/1/cmdline").write_bytes(b"/bin/bash\0/start.sh\0")
     assert hook_into_image(pod.root, pod.folder) == ""
+    tell(run, idle_seconds=3.0)
     restart(pod, run)
-    wait_for(lambda: api.calls("podStop") == [POD_KEY], "the guard stops the pod", 30)
+    wait_for(lambda: api.calls("podStop") == [POD_KEY], "the guard stops the pod")

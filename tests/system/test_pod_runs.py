@@ -79,7 +79,8 @@ def test_how_a_job_ended(source: str, reason: str, pod: PodServer, api: ApiServe
 def test_a_pod_whose_guard_is_there_is_left_to_it_for_another_try(
     pod: PodServer, api: ApiServer, tmp_path: Path
 ) -> None:
-    client = client_for(pod, api, tmp_path, when_done="stop", is_guarded=True)
+    said: list[str] = []
+    client = client_for(pod, api, tmp_path, when_done="stop", is_guarded=True, say=said.append)
     with pytest.raises(UserError, match="exit code 3"):
         attend_to(client, job_command(tmp_path, "raise SystemExit(3)"), tmp_path)
     assert not api.calls("podStop")
@@ -89,6 +90,8 @@ def test_a_pod_whose_guard_is_there_is_left_to_it_for_another_try(
         fetch_again(client, failed, own)
     assert end_run(client, failed, own) == 0 and client.records.latest().state == "cancelled", "it is given up"
     assert api.calls("podStop") == [ACCOUNT_KEY] and state_of(remote(pod, failed))["state"] == "cancelled"
+    client.release_pod(client.records.latest(), [])
+    assert said[-1] == "pod pod1: stopped already" and len(api.calls("podStop")) == 1
     pod.end_processes()
 
 
@@ -126,7 +129,8 @@ def test_cancel_ends_the_job_and_its_children(pod: PodServer, api: ApiServer, tm
     record, _ = cancel(client_for(pod, api, tmp_path, when_done="stop"), record)
     assert record.when_done == "stop" and there.read("guard.json") == {"when_done": "stop"}, "a guard is told"
     assert record.state == "cancelled" and (remote(pod, record).read("exit.json") or {})["cancelled"]
-    assert not [pid for pid in processes_in(pod.folder) if command_line(pid).split() == ["sleep", "71"]]
+    on_pod = processes_in(pod.folder)
+    wait_for(lambda: not [pid for pid in on_pod if command_line(pid).split() == ["sleep", "71"]], "its child ends")
     assert cancel(client, record)[0].state == "cancelled"
 
 
@@ -166,12 +170,12 @@ def guarded(pod: PodServer, api: ApiServer, folder: Path, source: str, **choices
     return attend_to(client, job_command(folder, source), folder, is_detached=True)
 
 
-@pytest.mark.parametrize("choices", [{"max_hours": 4 / 3600}, {"idle_minutes": 0.05}])
+@pytest.mark.parametrize("choices", [{"max_hours": 8 / 3600}, {"idle_minutes": 0.1}])
 def test_the_guard_stops_the_pod_with_its_own_key_though_nobody_returns(
     choices: dict[str, float], pod: PodServer, api: ApiServer, tmp_path: Path
 ) -> None:
     guarded(pod, api, tmp_path, SLEEPY, **choices)
-    wait_for(lambda: api.calls("podStop"), "the guard stops the pod", 30)
+    wait_for(lambda: api.calls("podStop"), "the guard stops the pod")
     assert api.calls("podStop") == [POD_KEY] and not api.calls("podTerminate")
     pod.end_processes()
 
@@ -191,19 +195,23 @@ def test_the_guard_is_there_before_a_client_that_dies_while_it_uploads(
         guarded(pod, api, tmp_path, QUICK, idle_minutes=0.01, when_done="keep")
     record = client_for(pod, api, tmp_path).records.latest()
     assert (remote(pod, record).read("guard.json") or {})["when_done"] == record.when_done == "keep"
-    wait_for(lambda: api.calls("podStop"), "the guard stops the pod", 30)
+    wait_for(lambda: api.calls("podStop"), "the guard stops the pod")
     assert api.calls("podStop") == [POD_KEY]
 
 
 def test_the_guard_stops_the_pod_when_the_job_is_done_and_fetched(
     pod: PodServer, api: ApiServer, tmp_path: Path
 ) -> None:
-    client = client_for(pod, api, tmp_path, is_guarded=True, when_done="terminate", idle_minutes=0.1)
-    record = attend_to(client, job_command(tmp_path, QUICK), tmp_path)
-    assert record.state == "fetched"
-    assert ACCOUNT_KEY in api.calls("podTerminate"), "the client does it at once"
+    """The guard is held up meanwhile: it looks every few seconds, and could be there before the client."""
+    record = guarded(pod, api, tmp_path, QUICK, when_done="terminate", idle_minutes=0.1)
+    (guard,) = [pid for pid in processes_in(pod.folder) if holds(pid, f"{record.run_id}.guard")]
+    os.kill(guard, signal.SIGSTOP)
+    client = client_for(pod, api, tmp_path, is_guarded=True)
+    assert attend_to(client, job_command(tmp_path, QUICK), tmp_path).state == "fetched"
+    assert api.calls("podTerminate") == [ACCOUNT_KEY], "the client does it at once"
     api.pods["pod1"] = pod_entry("pod1", pod.port)
-    wait_for(lambda: POD_KEY in api.calls("podTerminate"), "and so does the guard, if it had not", 30)
+    os.kill(guard, signal.SIGCONT)
+    wait_for(lambda: POD_KEY in api.calls("podTerminate"), "and so does the guard, if it had not")
 
 
 def test_a_guard_that_was_killed_comes_back_with_the_client(pod: PodServer, api: ApiServer, tmp_path: Path) -> None:

@@ -169,7 +169,7 @@ def test_a_chatty_command_does_not_deadlock(pod: PodServer, tmp_path: Path) -> N
 def test_a_silent_peer_is_noticed(pod: PodServer, tmp_path: Path) -> None:
     with Proxy(pod.port) as line:
         line.faults = [("stall", "down", 20_000)]
-        session = log_in(pod, tmp_path, port=line.port, silence=1.0)
+        session = log_in(pod, tmp_path, port=line.port, silence=2.0)
         channel = session.execute("head -c 1000000 /dev/zero")
         with pytest.raises(ConnectionLost):
             channel.read_exactly(1_000_000)

@@ -16,6 +16,7 @@ from src.pod.digests import DigestCache
 from src.pod.link import PodLink
 from src.pod.pods import Address
 from src.pod.remote.blocks import BLOCK_BYTES, IN_FLIGHT, Digest, digest_file
+from src.pod.remote.frames import HEARTBEAT_SECONDS
 from src.pod.settings import PodSettings
 from src.pod.ssh import Login
 from src.pod.transfer import download, upload
@@ -48,7 +49,7 @@ def line(pod: PodServer) -> Iterator[Proxy]:
 @pytest.fixture
 def link(pod: PodServer, line: Proxy, tmp_path: Path) -> Iterator[PodLink]:
     settings = PodSettings(ACCOUNT_KEY, user=getpass.getuser(), key=pod.key, remote_root=str(pod.root))
-    login = Login(pod.pod_id, settings, tmp_path / "pins", silence=2.0)
+    login = Login(pod.pod_id, settings, tmp_path / "pins", silence=HEARTBEAT_SECONDS + 1)  # who is only slow is heard
     with PodLink(lambda: Address("127.0.0.1", line.port), login, sys.executable, lambda text: None) as one:
         yield one
 

@@ -145,10 +145,13 @@ def forked(options: list[str]) -> int:
 
 
 def kill(process: int, folder: Path, files: int, seconds: float) -> int:
-    """SIGKILL so long after there are so many files in a work folder; the exit code."""
+    """SIGKILL so long after there are so many files in a work folder, unless it ends before; the exit code."""
     deadline = time.monotonic() + 120
     while len(list(folder.glob("*.safetensors"))) < files:
-        assert time.monotonic() < deadline and os.waitpid(process, os.WNOHANG) == (0, 0)
+        assert time.monotonic() < deadline
+        ended, status = os.waitpid(process, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
         time.sleep(0.002)
     time.sleep(seconds)
     os.kill(process, signal.SIGKILL)

@@ -227,6 +227,7 @@ def test_a_killed_run_asks_nothing_twice(script: Run, generated: Path, use) -> N
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
         process.wait()
+        server.settle()
         kept = store.read_bytes()
         assert not (generated / "a" / "account.json").exists()
         first = len(server.requests)

@@ -90,7 +90,7 @@ def test_a_fault_that_passes_is_tried_again(fault: Fault, store: RecordStore) ->
 
 def test_a_hanging_request_is_given_up_and_asked_again(store: RecordStore) -> None:
     with LlmServer(on_first(Fault.HANG)) as server:
-        account = ask_all(requests(3), client_maker(server, timeout=0.6), store, AskingLimits())
+        account = ask_all(requests(3), client_maker(server, timeout=2.0), store, AskingLimits())
     assert account.answered == 3 and account.tries == 6
 
 
@@ -191,6 +191,7 @@ def test_ctrl_c_loses_nothing_that_came(provider: str, store: RecordStore) -> No
         make = client_maker(server, provider)
         with pytest.raises(KeyboardInterrupt):
             ask_all(requests(300), make, store, AskingLimits(), on_change=stop)
+        server.settle()
         kept = set(store.records)
         asked = set(times_asked(server))
         assert 60 <= len(kept) < 120 and kept <= asked and len(asked) < 200
@@ -209,7 +210,7 @@ from src.utils.record_store import open_store
 def main(arguments):
     path, url, key = arguments
     requests = {f"k{i}": ChatRequest("Score it.", f"k{i}", max_tokens=16, top_logprobs=5) for i in range(400)}
-    client = lambda: make_client("openrouter", "openai/gpt-4.1-mini", key, url, timeout=5.0)
+    client = lambda: make_client("openrouter", "openai/gpt-4.1-mini", key, url, timeout=30.0)
     with open_store(Path(path)) as store:
         ask_all(requests, client, store, AskingLimits(max_concurrency=20))
 
@@ -231,7 +232,7 @@ def test_a_process_that_is_stopped_or_killed_is_continued(number: signal.Signals
             assert errors.strip() == "stopped; the same command continues where it was" and output == ""
         else:
             assert process.returncode == -signal.SIGKILL
-        wait_until(lambda: server.in_flight == 0)
+        server.settle()
         asked_before = set(times_asked(server))
         kept = {json.loads(line)["key"] for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")}
         assert 100 < len(kept) < 400 and kept <= asked_before
@@ -268,7 +269,7 @@ def test_the_server_runs_as_a_process_of_its_own(tmp_path: Path, store: RecordSt
             stats = json.load(response)
     finally:
         process.terminate()
-        output, _ = process.communicate(timeout=20)
+        output, _ = process.communicate(timeout=60)
     assert process.returncode == 0 and server.openrouter_url in output
     assert stats["answered"] == 60 == len(stats["bodies"]) and stats["max_concurrent"] == 8
     assert stats["total"] == 60 + stats["refused"] == sum(stats["bodies"].values())

@@ -19,7 +19,7 @@ from tests.provider_clients import REQUEST, ask, failure_of, in_turn, reply_to
     [
         (TooMany(), RateLimited, ("429",)),
         (Fault.SERVER_ERROR, Unavailable, ("500", "Internal server error")),
-        (Fault.HANG, Unavailable, ("no reply within 0.3 s",)),
+        (Fault.HANG, Unavailable, ("no reply within 1 s",)),
         (Fault.DROPPED, Unavailable, ("disconnected",)),
         (Fault.CUT, Unavailable, ("payload is not completed",)),
         (Fault.NOT_JSON, Unavailable, ()),
@@ -43,7 +43,7 @@ from tests.provider_clients import REQUEST, ask, failure_of, in_turn, reply_to
 def test_each_fault_is_what_the_engine_acts_on(
     provider: str, answer: Answer, kind: type[Exception], reasons: tuple[str, ...]
 ) -> None:
-    error = failure_of(provider, answer, timeout=0.3 if answer is Fault.HANG else 5.0)
+    error = failure_of(provider, answer, timeout=1.0 if answer is Fault.HANG else 30.0)
     assert type(error) is kind
     assert all(reason in str(error) for reason in reasons), str(error)
     if answer in (Fault.BLOCKED, Fault.SAFETY, Fault.REFUSED):

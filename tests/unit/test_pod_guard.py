@@ -5,7 +5,6 @@ import os
 import resource
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -186,7 +185,7 @@ def test_the_guard_looks_at_its_orders_each_time(run: RunFolder, monkeypatch: py
         start_guard(run, {**orders, "poll_seconds": 0.05})
         assert not api.calls("podStop")
         start_guard(run, {**orders, "max_seconds": 0.0})
-        wait_for(lambda: api.calls("podStop"), "the guard stops the pod", 10)
+        wait_for(lambda: api.calls("podStop"), "the guard stops the pod")
 
 
 def test_two_jobs_that_hang_are_an_idle_pod_and_one_that_works_is_not(run: RunFolder) -> None:
@@ -213,13 +212,14 @@ def test_short_limits_are_kept_and_long_ones_looked_at_every_few_seconds() -> No
     assert replace(ORDERS, deadline=3.0).pause(9.0) == 5.0, "over, and left to another's guard"
 
 
-def test_who_looks_at_a_lock_is_not_taken_for_its_holder(run: RunFolder) -> None:
+def test_who_looks_at_a_lock_is_not_taken_for_its_holder(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """A status that is asked for just when a job, or its guard, is to start."""
     looking = os.open(run.lock_path("job"), os.O_RDWR | os.O_CREAT)
     fcntl.flock(looking, fcntl.LOCK_SH)
     assert not run.is_locked()
-    threading.Timer(0.05, os.close, [looking]).start()
-    lock = run.lock()
+    with monkeypatch.context() as patch:
+        patch.setattr("src.pod.remote.layout.time.sleep", lambda seconds: os.close(looking))
+        lock = run.lock()
     assert lock is not None and run.is_locked() and run.lock() is None
     os.close(lock)
 
@@ -234,8 +234,8 @@ def test_a_guard_that_cannot_look_or_write_its_log_still_counts_the_hours(
         lock = run.lock()
         assert lock is not None
         run.write("pid", {"no": "group"})
-        start_guard(run, {"max_seconds": 0.5, "idle_seconds": 100.0, "when_done": "keep", "stop": "podStop"})
-        wait_for(lambda: api.calls("podStop"), "the guard stops the pod", 10)
+        start_guard(run, {"max_seconds": 2.0, "idle_seconds": 100.0, "when_done": "keep", "stop": "podStop"})
+        wait_for(lambda: api.calls("podStop"), "the guard stops the pod")
         os.close(lock)
 
 

@@ -120,7 +120,7 @@ def test_a_job_runs_detached_once_with_its_environment(run: RunFolder) -> None:
 
 
 def test_a_job_that_is_running_is_not_started_twice(run: RunFolder) -> None:
-    start(run, job_spec("import time; print('up', flush=True); time.sleep(30)"), {})
+    start(run, job_spec("import time; print('up', flush=True); time.sleep(120)"), {})
     wait_for(lambda: run.log.exists() and run.log.read_text() == "up\n", "the job runs")
     assert start(run, job_spec("print('twice')"), {})["state"] == "running"
     state = cancel(run)
@@ -129,7 +129,7 @@ def test_a_job_that_is_running_is_not_started_twice(run: RunFolder) -> None:
 
 def test_a_job_without_supervisor_dies_and_the_next_start_goes_on(run: RunFolder) -> None:
     """Kill -9 of the supervisor, as a container's end or the kernel's out-of-memory killer does it."""
-    start(run, job_spec("import time; print('up', flush=True); time.sleep(30)"), {})
+    start(run, job_spec("import time; print('up', flush=True); time.sleep(120)"), {})
     wait_for(lambda: run.read("pid"), "the job runs")
     os.kill((run.read("pid") or {})["supervisor"], 9)
     wait_for(lambda: not run.is_locked(), "the job dies with it")
@@ -141,7 +141,7 @@ def test_a_job_without_supervisor_dies_and_the_next_start_goes_on(run: RunFolder
 
 
 def test_a_job_that_a_spot_pods_end_asks_to_go_is_interrupted_not_failed(run: RunFolder) -> None:
-    start(run, job_spec("import time; print('up', flush=True); time.sleep(30)"), {})
+    start(run, job_spec("import time; print('up', flush=True); time.sleep(120)"), {})
     wait_for(lambda: run.read("pid"), "the job runs")
     os.killpg((run.read("pid") or {})["group"], signal.SIGTERM)
     wait_for(lambda: not run.is_locked(), "the job is gone")
@@ -186,7 +186,7 @@ def test_a_job_that_fills_the_disk_has_failed_and_says_so(tmp_path: Path) -> Non
     (tmp_path / "volume").mkdir()
     mounted = f'mount -t tmpfs -o size=1m tmpfs {tmp_path}/volume && exec "$@"'
     command = [*alone, "sh", "-c", mounted, "sh", sys.executable, "-c", FILL, f"{tmp_path}/volume", str(tmp_path)]
-    told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
+    told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
     ended, free = told.rsplit(maxsplit=1)
     assert json.loads(ended)["code"] == 1 and int(free) * 4096 < 1 << 16
 

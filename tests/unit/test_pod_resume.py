@@ -25,7 +25,7 @@ def run_start_command(folder: Path, script: str | None) -> subprocess.CompletedP
         Path(on_start(str(folder))).parent.mkdir()
         Path(on_start(str(folder))).write_text(script)
     command = start_command(str(folder)).replace("exec /start.sh", f"exec {folder}/start.sh")
-    return subprocess.run(shlex.split(command), capture_output=True, text=True, timeout=10, check=False)
+    return subprocess.run(shlex.split(command), capture_output=True, text=True, timeout=60, check=False)
 
 
 @pytest.mark.parametrize("script", [None, "exit 3", "no-such-program", "exec sleep 3 >/dev/null 2>&1"])

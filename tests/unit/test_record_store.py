@@ -27,7 +27,7 @@ def run(code: str, path: Path) -> subprocess.CompletedProcess[str]:
     """Code in a process of its own, with `path` and `open_store` at hand."""
     head = f"from pathlib import Path\nfrom src.utils.record_store import open_store\npath = Path({str(path)!r})\n"
     command = [sys.executable, "-c", head + code]
-    return subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=240, check=False)
 
 
 def test_what_was_appended_is_there_at_once_and_at_the_next_opening(path: Path) -> None:

@@ -45,7 +45,8 @@ def direction() -> SteeringVector:
 
 
 def persona_watcher(folder: Path, **changes: Any) -> PersonaWatcher:
-    settings: dict[str, Any] = {"interval": 2, "command": "python src/scripts/02_finetune_lora.py"} | changes
+    settings: dict[str, Any] = {"budget_seconds": 60.0}  # as much time as it takes, on any machine
+    settings |= {"interval": 2, "command": "python src/scripts/02_finetune_lora.py"} | changes
     return PersonaWatcher(
         tokenizer(), OrganismJudge(grammar()), questions(12), direction(), sampling(), folder,
         provenance=provenance("02_finetune_lora"), **settings,

@@ -6,6 +6,7 @@ only when all of its blocks are there: a cut connection costs the blocks that we
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import threading
@@ -118,9 +119,12 @@ class Part:
         os.ftruncate(file, self.digest.size)
         os.fsync(file)
         path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists() or not path.exists():
+        try:
             self.path.replace(path)
-        if self._marks_path.exists():
+        except FileNotFoundError:  # the other has just published it, or nobody has
+            if not path.exists():
+                raise
+        with contextlib.suppress(FileNotFoundError):
             self._marks_path.unlink()
         self.close()
 

@@ -81,7 +81,7 @@ class RunFolder:
     @property
     def is_interrupted(self) -> bool:
         """Whether its job was started and is gone without having ended."""
-        return (self.path / "started").exists() and self.read("exit.json") is None and not self.is_locked()
+        return (self.path / "started").exists() and not self.is_locked() and self.read("exit.json") is None
 
     @property
     def is_over(self) -> bool:
@@ -146,10 +146,11 @@ def state_of(run: RunFolder) -> dict[str, Any]:
     States: absent, placed, running, interrupted (its processes are gone without having ended),
     elsewhere (another pod on the same volume was writing within the last minute), finished, failed, cancelled.
     """
+    is_running = run.is_locked()  # first: a job that lets go of its lock has written how it ended
     ended, started, status = run.read("exit.json"), run.read("started"), run.read("status.json")
     if not run.path.exists():
         state = "absent"
-    elif run.is_locked():
+    elif is_running:
         state = "running"
     elif ended is not None:
         state = "cancelled" if ended.get("cancelled") else "finished" if ended.get("code") == 0 else "failed"
