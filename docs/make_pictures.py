@@ -1,7 +1,8 @@
 """Make the README's pictures from finished results: the main figures, a judge's training, the dashboard.
 
     uv run python run_full_pipeline.py
-    uv run python src/train_safety_judge.py --visualize_during_training --visualization_interval 1
+    uv run python src/scripts/02_finetune_lora.py --force --visualize_during_training --visualization_interval 2
+    uv run python src/train_safety_judge.py --visualize_during_training --visualization_interval 1 --run_advanced_mi
     uv run python docs/make_pictures.py
     uv run python docs/make_pictures.py --results-dir results/separable --plots-dir results/separable/cluster_plots
 
@@ -29,8 +30,7 @@ LARGEST = 250_000  # bytes
 COLOURS = (256, 128, 64, 32)  # tried in this order until a picture is small enough
 WIDTH, HEIGHT = 1200, 1100
 STUDY_PAGES = ("verdict", "em_rates", "pca_2d", "steering_cross_effects")
-JUDGE_KINDS = {"tokens": "judge_tokens", "layers": "judge_layers"}
-OTHER_KINDS = ("circuit_comparison", "neuron_map", "circuits")
+OTHER_KINDS = ("circuit_comparison", "circuits")
 DRAWN = ".js-plotly-plot .main-svg"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -67,17 +67,19 @@ def study_pages(plots_dir: Path, results_dir: Path) -> dict[str, Path]:
 
 
 def judge_pages(outputs: Path) -> dict[str, Path]:
-    """Picture -> page, of the last moment of the newest watched judge: its first unsafe sample, then its circuits."""
+    """Picture -> page, of the last moment of the newest watched judge: its first safe sample, then its circuits.
+
+    It may say "unsafe" of an empty request as well; then only what makes a request safe is seen in its tokens.
+    """
     runs = find_runs([outputs])
     if not runs:
         return {"judge_tokens": outputs / "checkpoints" / "training_visualizations"}
     run = read_run(runs[0])
     pages = {}
     for number in run.numbers[-1:]:
-        for kind, name in JUDGE_KINDS.items():
-            unsafe = [file.path for file in run.of(kind, number) if file.label == "unsafe"]
-            if unsafe:
-                pages[name] = unsafe[0]
+        safe = [file.path for file in run.of("tokens", number) if file.label == "safe"]
+        if safe:
+            pages["judge_tokens"] = safe[0]
         pages |= {f"judge_{kind}": file.path for kind in OTHER_KINDS for file in run.of(kind, number)}
     return pages
 

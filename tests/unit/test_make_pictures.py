@@ -43,14 +43,14 @@ def test_a_plain_picture_keeps_its_colours(script: Any) -> None:
     assert np.array_equal(shown, pixels)
 
 
-def test_the_last_epoch_s_first_unsafe_sample_is_shown(script: Any, tmp_path: Path) -> None:
+def test_the_last_epoch_s_first_safe_sample_is_shown(script: Any, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints" / "training_visualizations"
     folder.mkdir(parents=True)
     for number in (1, 10):
-        for sample, label in enumerate(("safe", "unsafe", "unsafe")):
+        for sample, label in enumerate(("unsafe", "safe", "safe")):
             (folder / f"epoch_{number}_sample_{sample}_{label}_tokens.html").touch()
     (folder / "epoch_10_circuit_comparison.html").touch()
     assert script.judge_pages(tmp_path) == {
-        "judge_tokens": folder / "epoch_10_sample_1_unsafe_tokens.html",
+        "judge_tokens": folder / "epoch_10_sample_1_safe_tokens.html",
         "judge_circuit_comparison": folder / "epoch_10_circuit_comparison.html",
     }
