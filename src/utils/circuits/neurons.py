@@ -69,9 +69,15 @@ def neuron_table(
 ) -> NeuronTable | None:
     """Test every neuron; None where a half of the groups has fewer than `LEAST_A_CLASS` rows of a class.
 
-    `reference` are the same neurons on the same rows before training. In contrast pairs the test is conservative: it
-    takes rows for independent that vary together.
+    `reference` are the same neurons on the same rows before training. Rows of one group and class count as one, their
+    mean. In contrast pairs the test is conservative: it takes rows for independent that vary together.
     """
+    same = repeated(unsafe, groups)
+    if same is not None:
+        first = np.unique(same, return_index=True)[1]
+        activations = means_of(activations, same)
+        reference = None if reference is None else means_of(reference, same)
+        unsafe, groups = unsafe[first], groups[first]
     first = halve_prompts(groups, np.random.default_rng(seed))
     parts = (first, ~first)
     if min(np.sum(part & label) for part in parts for label in (unsafe, ~unsafe)) < LEAST_A_CLASS:
@@ -96,6 +102,20 @@ def neuron_table(
         excess_q.reshape(shape),
         class_distance(flat, unsafe).reshape(shape),
     )
+
+
+def repeated(unsafe: Bool[np.ndarray, " rows"], groups: np.ndarray) -> Int[np.ndarray, " rows"] | None:
+    """A number for each group and class, of every row; None where no two rows share one."""
+    _, index = np.unique(groups, return_inverse=True)
+    _, same = np.unique(2 * index + unsafe, return_inverse=True)
+    return same if same.max() + 1 < len(same) else None
+
+
+def means_of(
+    activations: Float[np.ndarray, "layers rows neurons"], same: Int[np.ndarray, " rows"]
+) -> Float[np.ndarray, "layers kinds neurons"]:
+    """Means over the rows that share a number."""
+    return np.stack([activations[:, same == one].mean(axis=1) for one in range(same.max() + 1)], axis=1)
 
 
 Test = tuple[Float[np.ndarray, " neurons"], Float[np.ndarray, " neurons"]]  # AUROC, p
