@@ -93,7 +93,8 @@ def comparison_page(
         title=f"{moment}: where {words.low} and {words.high} {words.item}s part",
         sentence=f"{divergence_sentence(divergence, words)} Top left: what a probe reads off each layer (filled: above "
         f"shuffled labels, corrected p ≤ {ALPHA:g}{than}). The others: how much of the margin's gap follows "
-        f"when a layer's activation is exchanged between the two {words.item}s of a pair. The margin is {words.margin}.",
+        f"when a layer's activation is exchanged between the two {words.item}s of a pair. The margin is "
+        f"{words.margin}.",
         figure=assembled(data, layout, lines),
         command="",
     )
