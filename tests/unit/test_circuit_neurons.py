@@ -58,6 +58,8 @@ def test_excess_is_the_paired_difference_with_delongs_variance() -> None:
     higher = (new[unsafe][:, None, 3] > new[~unsafe][None, :, 3]).mean(axis=1)
     np.testing.assert_allclose(placements(new, unsafe)[0][:, 3], higher)
     assert p[3] < 0.001
+    born, p_born = excess_separation(unsafe[:, None] * 2.0, np.zeros((48, 1)), unsafe)
+    assert (born[0], p_born[0]) == (0.5, 0), "constant before, and now larger in every unsafe row"
     same, p_same = excess_separation(new, new, unsafe)
     assert (same == 0).all() and (p_same == 1).all()
 

@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from src.utils.circuits.contrast import MarginOf
 from src.utils.decomposition.prompt_resampling import halve_prompts
+from src.utils.errors import UserError
 from src.utils.safety_judge.scoring import last_real_positions
 from src.utils.sites import AnyModel, blocks_of, decoder_of
 
@@ -155,13 +156,14 @@ def excess_separation(
 ) -> tuple[Float[np.ndarray, " neurons"], Float[np.ndarray, " neurons"]]:
     """|AUROC - 0.5| minus that of the reference, and its one-sided p by DeLong's variance of a paired difference.
 
-    A neuron that has not changed has excess 0 and p 1, as one whose difference has no variance has p 1.
+    A neuron that has not changed has excess 0 and p 1. A positive excess without variance has p 0: such a neuron was
+    constant in both classes and now tells them apart in every row; whether so few rows show that, `separation` tests.
     """
     placed = [towards_class(placements(one, unsafe)) for one in (values, reference)]
     excess = placed[0][0].mean(axis=0) - placed[1][0].mean(axis=0)
     variance = sum((new - old).var(axis=0, ddof=1) / len(new) for new, old in zip(placed[0], placed[1], strict=True))
     assert isinstance(variance, np.ndarray)
-    z = np.divide(excess, np.sqrt(variance), out=np.full_like(excess, -np.inf), where=variance > 0)
+    z = np.divide(excess, np.sqrt(variance), out=np.where(excess > 0, np.inf, -np.inf), where=variance > 0)
     return excess, norm.sf(z)
 
 
@@ -184,8 +186,11 @@ def towards_class(
 
 
 def inner_projections(model: AnyModel) -> list[nn.Module]:
-    """The last projection of each MLP, whose input are the neurons."""
-    return [block.get_submodule("mlp.down_proj") for block in blocks_of(decoder_of(model))]
+    """The last projection of each MLP, whose input are the neurons. Raises `UserError` for a mixture of experts."""
+    blocks = blocks_of(decoder_of(model))
+    if not all(hasattr(block.get_submodule("mlp"), "down_proj") for block in blocks):
+        raise UserError(f"{type(decoder_of(model)).__name__}: its MLPs have no down_proj; no neurons can be mapped")
+    return [block.get_submodule("mlp.down_proj") for block in blocks]
 
 
 @torch.no_grad()
