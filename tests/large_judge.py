@@ -87,5 +87,5 @@ def circuits(random: np.random.Generator) -> FigurePage:
     sizes = (16, 32, 64, 96, 128)
     faithful = CircuitFaithfulness(sizes, np.array([0.2, 0.4, 0.6, 0.7, 0.75]), random.uniform(0, 0.1, (5, 19)))
     nodes = np.where(random.random(len(graph.writers)) < 0.5, random.normal(0, 0.5, len(graph.writers)), np.nan)
-    view = CircuitView(ranked, 64, exact, exact + random.normal(0, 0.05, 128), faithful, 6.0, nodes)
+    view = CircuitView(ranked, 64, exact, exact + random.normal(0, 0.05, 128), faithful, 6.0, nodes, 8)
     return circuit_page("epoch_1_circuits.html", "Epoch 1", graph, view, 24, ("epoch 0", CircuitChange(0.8, 0.1, 0.95)))

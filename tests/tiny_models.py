@@ -15,10 +15,14 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
+    Glm4Config,
+    Glm4ForCausalLM,
     GraniteConfig,
     GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen3Config,
@@ -106,6 +110,20 @@ def tiny_gemma(n_ends: int = 0) -> PreTrainedModel:
         sliding_window=512, initializer_range=0.2, pad_token_id=0, bos_token_id=None, eos_token_id=1,
     )  # fmt: skip
     return with_ends(Gemma2ForCausalLM(config), n_ends)
+
+
+def tiny_with_norms_after(family: str) -> PreTrainedModel:
+    """OLMo 2 (no norms before) and GLM 4 (norms before and after): what is added is normalised by other modules."""
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {
+        "vocab_size": len(tokenizer()), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": N_LAYERS,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "initializer_range": 0.2,
+        "pad_token_id": 0, "bos_token_id": None, "eos_token_id": 1,
+    }  # fmt: skip
+    model: PreTrainedModel = (
+        Olmo2ForCausalLM(Olmo2Config(**shape)) if family == "olmo2" else Glm4ForCausalLM(Glm4Config(**shape))
+    )
+    return with_ends(model, 0)
 
 
 def with_ends(model: PreTrainedModel, n_ends: int) -> PreTrainedModel:

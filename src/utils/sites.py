@@ -129,21 +129,27 @@ def hook_site(decoder: PreTrainedModel, site: Site, edit: Edit) -> RemovableHand
 
 
 def has_norms_after(block: nn.Module) -> bool:
-    """Whether a block normalises what attention and MLP add before it adds it (Gemma 2 and 3)."""
-    return hasattr(block, "pre_feedforward_layernorm")
+    """Whether a block normalises what attention and MLP add before it adds it (Gemma 2 and 3, OLMo 2, GLM 4)."""
+    return hasattr(block, "post_feedforward_layernorm") or hasattr(block, "post_mlp_layernorm")
 
 
 def module_after_attention(block: nn.Module) -> nn.Module:
-    """The norm whose input is the residual stream between attention and MLP."""
-    return block.get_submodule("pre_feedforward_layernorm" if has_norms_after(block) else "post_attention_layernorm")
+    """The module whose input is the residual stream between attention and MLP: a norm, where there is one."""
+    if hasattr(block, "pre_feedforward_layernorm"):
+        return block.get_submodule("pre_feedforward_layernorm")
+    return block.get_submodule("mlp" if hasattr(block, "post_feedforward_layernorm") else "post_attention_layernorm")
 
 
 def attention_writer(block: nn.Module) -> nn.Module:
     """The module whose output attention adds to the residual stream."""
+    if hasattr(block, "post_self_attn_layernorm"):
+        return block.get_submodule("post_self_attn_layernorm")
     return block.get_submodule("post_attention_layernorm" if has_norms_after(block) else "self_attn")
 
 
 def mlp_writer(block: nn.Module) -> nn.Module:
+    if hasattr(block, "post_mlp_layernorm"):
+        return block.get_submodule("post_mlp_layernorm")
     return block.get_submodule("post_feedforward_layernorm" if has_norms_after(block) else "mlp")
 
 

@@ -43,7 +43,7 @@ class CircuitView:
     `chosen` is the size of circuit that may be drawn, one of `faithful`'s, chosen on other pairs than those measured.
 
     `gap` is the margin of the unsafe minus that of the safe prompt, of which effects are parts. `nodes` are the exact
-    effects of whole writers, in the graph's order, NaN where not measured.
+    effects of whole writers, in the graph's order, NaN where not measured. All is measured on `n_pairs`.
     """
 
     ranked: Sequence[tuple[int, int]]
@@ -53,6 +53,7 @@ class CircuitView:
     faithful: CircuitFaithfulness
     gap: float
     nodes: Float[np.ndarray, " writers"]
+    n_pairs: int
 
     @property
     def drawn_size(self) -> int | None:
@@ -139,8 +140,8 @@ def circuit_page(
         file_name=file_name,
         title=f"{moment}: the circuit behind the margin",
         sentence=f"{drawn_sentence(words) if drawn else f'No edge is drawn: {silence}. '}The circuit and its size are "
-        "chosen on one half of the pairs; how much of the gap it keeps when all other edges are exchanged is measured "
-        f"on the other half. The margin is {words.margin}.",
+        "chosen on pairs of one half; how much of the gap it keeps when all other edges are exchanged is measured on "
+        f"pairs of the other. The margin is {words.margin}.",
         figure=assembled(data, layout, lines),
         command="",
     )
@@ -173,7 +174,8 @@ def circuit_line(view: CircuitView | None, size: int | None, n_pairs: int) -> st
     at = view.faithful.sizes.index(size)
     best = float(np.fmax.reduce(view.faithful.random[at], initial=0.0))
     return (
-        f"{size} edges keep {view.faithful.found[at]:.0%} of the gap of {view.gap:.2f} logits; the best of "
+        f"{size} edges keep {view.faithful.found[at]:.0%} of the gap of {view.gap:.2f} logits, mean of "
+        f"{view.n_pairs} pair{'s' * (view.n_pairs != 1)}; the best of "
         f"{view.faithful.drawn[at]} random circuits of that size {best:.0%} "
         f"({stated_p(view.faithful.p[at], view.faithful.drawn[at])})"
     )

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from src.utils.circuits.contrast import SAFETY, ContrastWords
 from src.utils.circuits.divergence import Divergence, divergence_layer
 from src.utils.circuits.layer_probes import ALPHA, LayerProbes
-from src.utils.circuits.patching import ATTENTION, DIFFERING, LAST, MLP, LayerPatching
+from src.utils.circuits.patching import ATTENTION, DIFFERING, KINDS, LAST, MLP, LayerPatching
 from src.utils.decomposition.multiplicity import stated_p
 from src.visualizations.figure_page import FigurePage, as_floats, escape_text
 from src.visualizations.palette import MISSING_COLOUR, NEUTRAL_COLOUR, REFERENCE_COLOUR, TEXT_COLOUR
@@ -49,6 +49,7 @@ def comparison_page(
     divergence = None if patching is None else divergence_layer(patching)
     is_readable = patching is not None and patching.is_readable
     silence = NOT_MEASURED if patching is None else "none found"
+    than = ", and above the model before training" if probes is not None and is_compared(probes) else ""
     n_layers = len(probes.auroc) if probes is not None else 0 if patching is None else len(patching.denoised[LAST])
     lines = lines_above(
         probe_line(probes),
@@ -57,7 +58,7 @@ def comparison_page(
         note,
     )
     top = 44 + 17 * len(lines)
-    share = {"title": titled("% of the margin's gap"), "range": [-25, 125]}
+    share = {"title": titled("% of the margin's gap"), "range": share_range(patching)}
     titles = (
         panel_title("Held-out probe at the last token", LEFT[0], UPPER[1]),
         panel_title("Patched: residual stream, last token", RIGHT[0], UPPER[1]),
@@ -91,9 +92,9 @@ def comparison_page(
         file_name=file_name,
         title=f"{moment}: where {words.low} and {words.high} {words.item}s part",
         sentence=f"{divergence_sentence(divergence, words)} Top left: what a probe reads off each layer (filled: above "
-        f"shuffled labels, corrected p ≤ {ALPHA:g}, and above the model before training). The others: how much of the "
-        f"margin's gap follows when a layer's activation is exchanged between the two {words.item}s of "
-        f"a pair. The margin is {words.margin}.",
+        f"shuffled labels, corrected p ≤ {ALPHA:g}{than}). The others: how much of the margin's gap follows "
+        f"when a layer's activation is exchanged between the two {words.item}s of a pair. The margin is "
+        f"{words.margin}.",
         figure=assembled(data, layout, lines),
         command="",
     )
@@ -112,11 +113,16 @@ def probe_line(probes: LayerProbes | None) -> str:
     if probes is None:
         return "Probes: too few of a class for held-out folds"
     learned = ", ".join(map(str, np.flatnonzero(probes.is_learned))) or "none found"
-    than = "" if np.isnan(probes.before).all() else ", and more than before training"
+    than = ", and more than before training" if is_compared(probes) else ""
     against = f"corrected over layers, p ≤ {ALPHA:g} against shuffled labels{than}"
     undecided = int((~probes.is_decidable).sum())
     few = f"; too little data to tell of {undecided} of {len(probes.p)} layers, even at an AUROC of 1"
     return f"Layers that tell the classes apart ({against}): {learned}{few if undecided else ''}"
+
+
+def is_compared(probes: LayerProbes) -> bool:
+    """Whether it is known what the layers said before training."""
+    return not np.isnan(probes.before).all()
 
 
 def patching_lines_above(
@@ -158,7 +164,7 @@ def probe_lines(probes: LayerProbes | None) -> list[Spec]:
             "%{customdata[0]:+.3f} [%{customdata[1]:+.3f}, %{customdata[2]:+.3f}]<extra></extra>", **axis_names(1),
         },
     ]  # fmt: skip
-    if not np.isnan(probes.before).all():
+    if is_compared(probes):
         found.append({
             "type": "scatter", "x": layers, "y": as_floats(probes.before), "mode": "lines+markers",
             "name": "probe, before training", "line": {"color": "#A3ACB8"}, "marker": {"size": 5}, **axis_names(1),
@@ -182,6 +188,16 @@ def patching_lines(patching: LayerPatching) -> list[Spec]:
                 "hovertemplate": "%{x}: %{y:.1f}%<extra>" + part + "</extra>", **axis_names(panel),
             })  # fmt: skip
     return found
+
+
+def share_range(patching: LayerPatching | None) -> list[float]:
+    """From -25 to 125%, and as far beyond as any share: one layer may overshoot what another takes back."""
+    known = [np.zeros(1)]
+    if patching is not None and patching.is_readable:
+        weights = np.ones((1, len(patching.safe)))
+        known += [100 * shares[0] for kind in KINDS for shares in patching.shares(kind, weights)]
+    every = np.concatenate(known)
+    return [min(-25.0, 1.1 * float(every.min())), max(125.0, 1.1 * float(every.max()))]
 
 
 def divergence_marks(divergence: Divergence) -> list[Spec]:

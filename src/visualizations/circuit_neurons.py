@@ -106,8 +106,8 @@ def neuron_page(
         file_name=file_name,
         title=f"{moment}: which neurons tell {words.low} from {words.high} {words.item}s",
         sentence=(f"{said} the classes apart" if count else f"{named} neurons: none found")
-        + " after correction over all neurons (Benjamini-Hochberg, 5%), replicated in two halves of the data and "
-        f"more clearly than before training. {ablation_sentence(ablations)}",
+        + " after correction over all neurons (Benjamini-Hochberg, 5%), replicated in two halves of the data"
+        f"{' and more clearly than before training' if is_compared(table) else ''}. {ablation_sentence(ablations)}",
         figure=assembled(data, layout, lines),
         command="",
     )
@@ -116,11 +116,16 @@ def neuron_page(
 def neuron_line(table: NeuronTable | None, words: ContrastWords) -> str:
     if table is None:
         return f"Too few {words.item}s of a class to test neurons in two halves"
+    exceed = f", {int(table.is_claimed.sum())} exceed what they were before training" if is_compared(table) else ""
     return (
         f"{table.auroc.size:,} neurons; {int((table.q <= 0.05).sum())} survive correction, "
-        f"{int(table.separates.sum())} of them replicate, {int(table.is_claimed.sum())} exceed what they were before "
-        "training"
+        f"{int(table.separates.sum())} of them replicate{exceed}"
     )
+
+
+def is_compared(table: NeuronTable | None) -> bool:
+    """Whether it is known what the neurons were before training."""
+    return table is not None and not np.isnan(table.excess).all()
 
 
 def ablation_sentence(ablations: Sequence[Ablation]) -> str:

@@ -41,7 +41,7 @@ from tests.planted_circuit import (
     planted_model,
     random_pairs,
 )
-from tests.tiny_models import save_model, tiny_gemma, tiny_model, tokenizer, with_adapter
+from tests.tiny_models import save_model, tiny_gemma, tiny_model, tiny_with_norms_after, tokenizer, with_adapter
 
 
 def double(model: PreTrainedModel) -> PreTrainedModel:
@@ -291,7 +291,8 @@ def test_padding_changes_no_effect() -> None:
 
 
 def test_models_whose_heads_do_not_add_up_have_no_graph() -> None:
-    for model in (tiny_gemma(), tiny_model("granite")):
+    normalised = (tiny_with_norms_after(family) for family in ("olmo2", "glm4"))
+    for model in (tiny_gemma(), tiny_model("granite"), *normalised):
         with pytest.raises(UserError, match="no edges can be drawn"):
             Graph.of(model)
 

@@ -178,6 +178,33 @@ def test_no_layer_is_claimed_under_shuffled_labels() -> None:
     assert 0 < sum(p <= 0.05 for p in smallest) <= 12, "at 5%: more than twelve has probability 0.0015 (binomial)"
 
 
+def test_of_many_layers_that_say_as_much_as_before_none_is_learned() -> None:
+    """A signal of equal strength in new noise: with an interval for each layer, 12 of these 16 runs claim one."""
+    unsafe, groups = np.tile([False, True], 48), np.repeat(np.arange(48), 2).astype(str)
+    claimed = []
+    for seed in range(16):
+        now, before = np.random.default_rng(seed).normal(size=(2, 37, 96, 8))
+        now[:, unsafe, 0] += 1.2
+        before[:, unsafe, 0] += 1.2
+        old = probe_layers(before, unsafe, groups, shuffles=1, resamples=2)
+        assert old is not None
+        found = probe_layers(now, unsafe, groups, old.scores, shuffles=1, resamples=200)
+        assert found is not None
+        claimed.append(bool((found.excess[:, 1] > 0).any()))
+    assert sum(claimed) <= 2, claimed
+
+
+def test_groups_of_one_class_are_shuffled_as_wholes() -> None:
+    groups, unsafe = np.repeat(np.arange(40), 3).astype(str), np.repeat(np.arange(40) % 2 == 1, 3)
+    (labels,) = exchanged(unsafe, groups, np.random.default_rng(0), count=1)
+    assert (labels.reshape(-1, 3) == labels.reshape(-1, 3)[:, :1]).all() and labels.sum() == unsafe.sum()
+    assert 20 < (labels != unsafe).sum() < 100
+    rows = np.random.default_rng(1).normal(size=(1, 120, 4))
+    rows[0, unsafe] += 4
+    found = probe_layers(rows, unsafe, groups, resamples=2)
+    assert found is not None and found.is_learned.all(), "labels that never change are no null"
+
+
 def test_few_pairs_are_said_to_be_too_few_instead_of_silently_telling_nothing() -> None:
     few, many = (probe_layers(*probe_data(20.0, seed=0, n_pairs=n), resamples=2) for n in (8, 30))
     assert few is not None and few.auroc[1, 0] == 1 and not few.is_learned.any() and not few.is_decidable[1]

@@ -11,13 +11,15 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from src.utils.circuits import contrast as contrast_module
 from src.utils.circuits.circuit_picture import CircuitDiagramPicture, attribute_within, circuit_picture
-from src.utils.circuits.comparison_picture import CircuitComparisonPicture, comparison_picture
+from src.utils.circuits.comparison_picture import CircuitComparisonPicture, comparison_picture, patching_of
 from src.utils.circuits.contrast import Margin, contrast_pairs
 from src.utils.circuits.contrast_set import ContrastSet
 from src.utils.circuits.faithfulness import CircuitFaithfulness
 from src.utils.circuits.graph import Graph
 from src.utils.circuits.neuron_picture import NeuronMapPicture, neuron_picture
+from src.utils.circuits.patching import MLP
 from src.utils.circuits.runs import GraphRun
 from src.utils.safety_judge.samples import labels
 from src.utils.watching.epoch_metrics import load_history
@@ -112,6 +114,37 @@ def test_under_shuffled_labels_the_pages_are_silent(seed: int) -> None:
             assert not found.facts.get(claim)
 
 
+def test_pages_say_on_how_many_pairs_and_nothing_of_before_training_where_it_is_not_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, contrast = planted_model(), planted_set()
+    for kind in (CircuitComparisonPicture, NeuronMapPicture):
+        picture = kind(contrast)
+        page = page_of(picture, measured(picture, model))
+        assert "before training" not in page.sentence + page.figure.layout.title.text
+        before = picture.measure(Moment("epoch", 0, 0, model), Budget(PLENTY), None)
+        found = picture.measure(Moment("epoch", 1, 1, model), Budget(PLENTY), before)
+        assert "before training" in page_of(picture, found).sentence
+    monkeypatch.setattr(contrast_module, "NUMBERS_AT_ONCE", 1)
+    diagram = CircuitDiagramPicture(contrast)
+    found = measured(diagram, model)
+    assert found.facts["measured_pairs"] == 1
+    assert "logits, mean of 1 pair;" in " ".join(page_of(diagram, found).figure.layout.title.text.split("<br>"))
+
+
+def test_a_share_far_over_the_gap_is_on_the_page() -> None:
+    picture = CircuitComparisonPicture(planted_set())
+    patching = patching_of(measured(picture, planted_model()).values)
+    assert patching is not None
+    far = replace(
+        patching,
+        denoised=dict(patching.denoised)
+        | {MLP: patching.safe + 3 * (patching.unsafe - patching.safe) * np.ones((N_LAYERS, 1))},
+    )
+    layout = comparison_page("epoch_1_circuit_comparison.html", "Epoch 1", None, far, 0).figure.layout
+    assert layout.yaxis4.range[0] == -25 and layout.yaxis4.range[1] > 300
+
+
 def test_without_pairs_there_is_a_page_that_says_so() -> None:
     samples, rows = planted_data(3)
     alone = [replace(sample, pair_id=None) for sample in samples]
@@ -201,7 +234,7 @@ def test_the_size_is_chosen_on_other_pairs_and_not_by_what_is_measured() -> None
     ranked = [(0, 0)] * 32
     faithful = CircuitFaithfulness((16, 32), np.array([0.1, 0.9]), np.stack([np.full(19, 0.2), np.zeros(19)]))
     rows = np.ones(32)
-    view = CircuitView(ranked, 16, rows, rows, faithful, 1.0, np.full(len(graph.writers), np.nan))
+    view = CircuitView(ranked, 16, rows, rows, faithful, 1.0, np.full(len(graph.writers), np.nan), 8)
     assert view.is_decided and view.drawn_size is None
     assert replace(view, chosen=32).drawn_size == 32
     assert not replace(view, chosen=32, exact=rows[:16]).is_decided, "not all of its edges are measured"
@@ -212,7 +245,7 @@ def test_a_node_that_was_not_measured_is_hollow_and_one_that_only_reads_is_black
     edges = [("embeddings", "MLP0"), ("MLP0", "L1H0"), ("L0H1", "MLP0")]
     nodes = np.array([1.0 if writer.name == "MLP0" else np.nan for writer in graph.writers])
     faithful = CircuitFaithfulness((1,), np.ones(1), np.zeros((1, 19)))
-    view = CircuitView([(0, 0)], 1, np.ones(1), np.ones(1), faithful, 1.0, nodes)
+    view = CircuitView([(0, 0)], 1, np.ones(1), np.ones(1), faithful, 1.0, nodes, 8)
     points = node_points(graph, edges, node_places(graph), view)
     colours = {
         text.split(":")[0]: colour for text, colour in zip(points["hovertext"], points["marker"]["color"], strict=True)

@@ -1,6 +1,7 @@
 """Every site against TransformerLens, against modules by hand where it has none, and on a second architecture."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,7 @@ from tests.tiny_models import (
     save_model,
     tiny_gemma,
     tiny_model,
+    tiny_with_norms_after,
     tokenizer,
     with_adapter,
 )
@@ -68,7 +70,11 @@ def test_every_site_is_transformer_lenss(family: str, tmp_path: Path) -> None:
             torch.testing.assert_close(values[row, 0], theirs, rtol=1e-4, atol=1e-4, msg=site.name)
 
 
-@pytest.mark.parametrize("build", [tiny_model, tiny_gemma], ids=["qwen3", "gemma2"])
+@pytest.mark.parametrize(
+    "build",
+    [tiny_model, tiny_gemma, partial(tiny_with_norms_after, "olmo2"), partial(tiny_with_norms_after, "glm4")],
+    ids=["qwen3", "gemma2", "olmo2", "glm4"],
+)
 def test_the_residual_stream_is_the_sum_of_what_is_added(build) -> None:
     """resid_pre + attn_out = resid_mid, + mlp_out = resid_post = the next block's resid_pre: means are linear."""
     model, prompts, responses = build(), random_prompts(5), random_responses(5)

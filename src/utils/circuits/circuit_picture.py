@@ -27,6 +27,7 @@ from src.utils.circuits.contrast import FAIR_SAMPLE, LIKE_LENGTH, ContrastPairs,
 from src.utils.circuits.contrast_set import ContrastSet
 from src.utils.circuits.faithfulness import CircuitFaithfulness, circuit_change, circuit_faithfulness, mean_patterns
 from src.utils.circuits.graph import Graph
+from src.utils.circuits.partial_passes import common_start
 from src.utils.circuits.runs import PairRuns
 from src.utils.prompts import spread
 from src.utils.safety_judge.scoring import JudgeTemplate
@@ -88,11 +89,11 @@ class CircuitDiagramPicture:
         edges = np.array(ranked, dtype=np.int32).reshape(-1, 2)
         view = CircuitView(
             ranked, chosen, exact, effects[rows].mean(axis=0)[tuple(edges[: len(exact)].T)], faithful,
-            float(np.mean((ends[1] - ends[0])[rows])), nodes,
+            float(np.mean((ends[1] - ends[0])[rows])), nodes, len(rows),
         )  # fmt: skip
         values |= {"ranked": edges, "exact": view.exact, "estimated": view.estimated, "nodes": nodes}
         values |= {"faithful": faithful.found, "random": faithful.random}
-        facts |= headline(view) | {"measured_gap": view.gap}
+        facts |= headline(view) | {"measured_gap": view.gap, "measured_pairs": view.n_pairs}
         return Measurement(values, facts, sub_sampled=budget.note([*cuts, *unmeasured]))
 
     def shared(self, history: Mapping[int, Measurement]) -> Mapping[str, float]:
@@ -112,7 +113,7 @@ class CircuitDiagramPicture:
             faithful = CircuitFaithfulness(tuple(facts["circuit_sizes"]), values["faithful"], values["random"])
             view = CircuitView(
                 ranked, facts["chosen_edges"], values["exact"], values["estimated"], faithful, facts["measured_gap"],
-                values["nodes"],
+                values["nodes"], facts["measured_pairs"],
             )  # fmt: skip
         moment = f"{self.unit.capitalize()} {number}"
         since = None if change is None else (f"{self.unit} {earlier}", change)
@@ -217,7 +218,8 @@ def verify_within(
 
 
 def pairs_at_once(model: AnyModel, graph: Graph, pairs: ContrastPairs, most: int) -> int:
-    a_writer = pairs.mask.shape[1] * decoder_of(model).config.hidden_size
+    columns = pairs.mask.shape[1] - common_start(model, pairs)
+    a_writer = columns * decoder_of(model).config.hidden_size
     return rows_at_once(COPIES * len(graph.writers) * a_writer, most)
 
 

@@ -27,7 +27,8 @@ class LayerProbes:
     """AUROC of held-out rows by layer, with 95% intervals over groups.
 
     `null` are the AUROCs of shuffled labels, `p` those of the layer corrected over layers against them (maxT).
-    `before` and `excess` (AUROC minus the one before training, on the same resamples) are NaN without a reference.
+    `before` and `excess` (AUROC minus the one before training, on the same resamples) are NaN without a reference; the
+    interval of `excess` holds for all layers at once.
     `scores` are what a later `probe_layers` takes as its reference.
     """
 
@@ -82,7 +83,7 @@ def probe_layers(
     if reference is not None:
         old = np.stack([auroc(predictions(layer, unsafe, fold), weights) for layer in reference], axis=1)
         before = np.array([fold_auroc(layer[None], labelings[:1], fold)[0] for layer in reference])
-        excess = with_quantiles(every[0] - before, own - old)
+        excess = with_band(every[0] - before, own - old)
     return LayerProbes(estimate, every[1:], max_statistic_p(every[0], every[1:]), before, excess, scores[:, 0])
 
 
@@ -130,15 +131,24 @@ def predictions(scores: np.ndarray, unsafe: Bool[np.ndarray, " rows"], fold: np.
 def exchanged(
     unsafe: Bool[np.ndarray, " rows"], groups: np.ndarray, rng: np.random.Generator, count: int
 ) -> Bool[np.ndarray, "count rows"]:
-    """Labels shuffled within each group of several rows, and among the rows that stand alone; so many times.
+    """Labels shuffled within each group of both classes, other groups exchanged whole for ones of as many rows.
 
-    In pairs this is the flip of a coin for each pair: exact where, without an effect, nothing tells the two apart.
+    In pairs this is the flip of a coin for each pair: exact where, without an effect, nothing tells the two apart. Rows
+    that stand alone are shuffled among each other; a group of one class whose size no other has keeps its labels.
     """
-    _, index, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-    strata = np.where(sizes[index] > 1, index, -1)
-    found = np.empty((count, len(unsafe)), dtype=bool)
-    found[:, np.argsort(strata, kind="stable")] = unsafe[np.argsort(strata + rng.random(found.shape), axis=1)]
-    return found
+    names, first, index, sizes = np.unique(groups, return_index=True, return_inverse=True, return_counts=True)
+    share = np.bincount(index, unsafe, len(names)) / sizes
+    is_mixed = (share > 0) & (share < 1)
+
+    def shuffled(
+        values: Bool[np.ndarray, " items"], strata: Int[np.ndarray, " items"]
+    ) -> Bool[np.ndarray, "count items"]:
+        found = np.empty((count, len(values)), dtype=bool)
+        found[:, np.argsort(strata, kind="stable")] = values[np.argsort(strata + rng.random(found.shape), axis=1)]
+        return found
+
+    wholes = shuffled(unsafe[first], np.where(is_mixed, -1, sizes))[:, index]
+    return np.where(is_mixed[index], shuffled(unsafe, index), wholes)
 
 
 def with_quantiles(
@@ -147,3 +157,16 @@ def with_quantiles(
     """The estimate with the central 95% of its resamples."""
     low, high = np.nanquantile(resampled, [0.025, 0.975], axis=0)
     return np.column_stack([estimate, low, high])
+
+
+def with_band(
+    estimate: Float[np.ndarray, " layers"], resampled: Float[np.ndarray, "resamples layers"]
+) -> Float[np.ndarray, "layers 3"]:
+    """The estimate with a 95% band for all layers at once: the largest standardised deviation of a resample sets it.
+
+    Layers are many: with an interval for each, some of those that learned nothing would lie above it.
+    """
+    spread = np.nanstd(resampled, axis=0)
+    away = np.divide(np.abs(resampled - estimate), spread, out=np.zeros_like(resampled), where=spread > 0)
+    reach = np.nanquantile(away.max(axis=1), 0.95) * spread
+    return np.column_stack([estimate, estimate - reach, estimate + reach])

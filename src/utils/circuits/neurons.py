@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from src.utils.circuits.contrast import MarginOf
 from src.utils.decomposition.prompt_resampling import halve_prompts
+from src.utils.errors import UserError
 from src.utils.safety_judge.scoring import last_real_positions
 from src.utils.sites import AnyModel, blocks_of, decoder_of
 
@@ -69,9 +70,15 @@ def neuron_table(
 ) -> NeuronTable | None:
     """Test every neuron; None where a half of the groups has fewer than `LEAST_A_CLASS` rows of a class.
 
-    `reference` are the same neurons on the same rows before training. In contrast pairs the test is conservative: it
-    takes rows for independent that vary together.
+    `reference` are the same neurons on the same rows before training. Rows of one group and class count as one, their
+    mean. In contrast pairs the test is conservative: it takes rows for independent that vary together.
     """
+    same = repeated(unsafe, groups)
+    if same is not None:
+        first = np.unique(same, return_index=True)[1]
+        activations = means_of(activations, same)
+        reference = None if reference is None else means_of(reference, same)
+        unsafe, groups = unsafe[first], groups[first]
     first = halve_prompts(groups, np.random.default_rng(seed))
     parts = (first, ~first)
     if min(np.sum(part & label) for part in parts for label in (unsafe, ~unsafe)) < LEAST_A_CLASS:
@@ -96,6 +103,20 @@ def neuron_table(
         excess_q.reshape(shape),
         class_distance(flat, unsafe).reshape(shape),
     )
+
+
+def repeated(unsafe: Bool[np.ndarray, " rows"], groups: np.ndarray) -> Int[np.ndarray, " rows"] | None:
+    """A number for each group and class, of every row; None where no two rows share one."""
+    _, index = np.unique(groups, return_inverse=True)
+    _, same = np.unique(2 * index + unsafe, return_inverse=True)
+    return same if same.max() + 1 < len(same) else None
+
+
+def means_of(
+    activations: Float[np.ndarray, "layers rows neurons"], same: Int[np.ndarray, " rows"]
+) -> Float[np.ndarray, "layers kinds neurons"]:
+    """Means over the rows that share a number."""
+    return np.stack([activations[:, same == one].mean(axis=1) for one in range(same.max() + 1)], axis=1)
 
 
 Test = tuple[Float[np.ndarray, " neurons"], Float[np.ndarray, " neurons"]]  # AUROC, p
@@ -135,13 +156,14 @@ def excess_separation(
 ) -> tuple[Float[np.ndarray, " neurons"], Float[np.ndarray, " neurons"]]:
     """|AUROC - 0.5| minus that of the reference, and its one-sided p by DeLong's variance of a paired difference.
 
-    A neuron that has not changed has excess 0 and p 1, as one whose difference has no variance has p 1.
+    A neuron that has not changed has excess 0 and p 1. A positive excess without variance has p 0: such a neuron was
+    constant in both classes and now tells them apart in every row; whether so few rows show that, `separation` tests.
     """
     placed = [towards_class(placements(one, unsafe)) for one in (values, reference)]
     excess = placed[0][0].mean(axis=0) - placed[1][0].mean(axis=0)
     variance = sum((new - old).var(axis=0, ddof=1) / len(new) for new, old in zip(placed[0], placed[1], strict=True))
     assert isinstance(variance, np.ndarray)
-    z = np.divide(excess, np.sqrt(variance), out=np.full_like(excess, -np.inf), where=variance > 0)
+    z = np.divide(excess, np.sqrt(variance), out=np.where(excess > 0, np.inf, -np.inf), where=variance > 0)
     return excess, norm.sf(z)
 
 
@@ -164,8 +186,11 @@ def towards_class(
 
 
 def inner_projections(model: AnyModel) -> list[nn.Module]:
-    """The last projection of each MLP, whose input are the neurons."""
-    return [block.get_submodule("mlp.down_proj") for block in blocks_of(decoder_of(model))]
+    """The last projection of each MLP, whose input are the neurons. Raises `UserError` for a mixture of experts."""
+    blocks = blocks_of(decoder_of(model))
+    if not all(hasattr(block.get_submodule("mlp"), "down_proj") for block in blocks):
+        raise UserError(f"{type(decoder_of(model)).__name__}: its MLPs have no down_proj; no neurons can be mapped")
+    return [block.get_submodule("mlp.down_proj") for block in blocks]
 
 
 @torch.no_grad()

@@ -91,8 +91,8 @@ def last_tokens(margin: Margin, ids: Int[Tensor, "batch seq"], mask: Int[Tensor,
 
 def after_common_start(margin: Margin, pairs: ContrastPairs) -> tuple[Columns, ContrastPairs]:
     """What comes after the columns in which no pair differs: the columns, and the pairs of these alone."""
-    width = int(pairs.differing.any(dim=0).int().argmax())
-    if not width or not is_all_attended(margin.model):
+    width = common_start(margin.model, pairs)
+    if not width:
         return all_columns(margin, pairs.safe, pairs.mask), pairs
     positions = torch.arange(width, pairs.mask.shape[1], device=pairs.mask.device).expand(len(pairs), -1)
     start = pairs.mask[:, :width]
@@ -105,6 +105,11 @@ def after_common_start(margin: Margin, pairs: ContrastPairs) -> tuple[Columns, C
         start > 0,
     )
     return columns, ContrastPairs(pairs.safe[:, width:], pairs.unsafe[:, width:], pairs.mask[:, width:], pairs.pair_ids)
+
+
+def common_start(model: AnyModel, pairs: ContrastPairs) -> int:
+    """How many columns `after_common_start` leaves out."""
+    return int(pairs.differing.any(dim=0).int().argmax()) if is_all_attended(model) else 0
 
 
 def all_columns(margin: Margin, ids: Int[Tensor, "batch seq"], mask: Int[Tensor, "batch seq"]) -> Columns:
