@@ -35,7 +35,7 @@ from src.utils.circuits.contrast import FAIR_SAMPLE
 from src.utils.circuits.contrast_set import ContrastSet
 from src.utils.circuits.faithfulness import circuit_faithfulness
 from src.utils.circuits.graph import Graph
-from src.utils.circuits.runs import PairRuns
+from src.utils.circuits.runs import BatchedRuns, PairRuns
 from src.utils.config import resolve_path
 from src.utils.manifests import Provenance
 from src.utils.models import load_model, load_tokenizer
@@ -135,7 +135,7 @@ def edges_of(model: AnyModel, contrast: ContrastSet) -> dict[str, Any]:
     graph, margin = Graph.of(model), contrast.margin(model)
     first = range(min(FAIR_SAMPLE, len(contrast.pairs)))
     chosen = np.array(spread(first, PAIRS))
-    others = PairRuns.of(margin, graph, contrast.pairs.part(np.setdiff1d(first, chosen)))
+    others = BatchedRuns(margin, graph, contrast.pairs.part(np.setdiff1d(first, chosen)), FAIR_SAMPLE)
     every = [(int(reader), int(writer)) for reader, writer in np.argwhere(graph.edges)]
 
     def runs() -> PairRuns:

@@ -26,7 +26,7 @@ from src.utils.circuits.faithfulness import (
     random_circuit,
 )
 from src.utils.circuits.graph import Graph, Reader, ReaderKind, Writer
-from src.utils.circuits.runs import PairRuns, linear_map, run_with_replaced
+from src.utils.circuits.runs import BatchedRuns, PairRuns, linear_map, run_with_replaced
 from src.utils.errors import UserError
 from src.utils.sites import Site, edit_sites
 from tests.planted_circuit import (
@@ -110,7 +110,7 @@ def test_the_planted_circuit_is_found_with_its_exact_effects_and_nothing_else() 
     for found, expected in zip(measured, (gaps, gaps, 0 * gaps), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-4)
     others = [one for one in every if one not in circuit]
-    found = circuit_faithfulness(PairRuns.of(margin_of, graph, pairs), [*circuit, *others], sizes=(2, 3), draws=19)
+    found = circuit_faithfulness(BatchedRuns(margin_of, graph, pairs, 8), [*circuit, *others], sizes=(2, 3), draws=19)
     np.testing.assert_allclose(found.found, [0, 1], atol=1e-4)
     assert found.random[1].max() < 0.01 and found.p[1] == pytest.approx(0.05)
 
@@ -229,7 +229,7 @@ def test_without_grouped_queries_edges_and_faithfulness_are_transformer_lenss(tm
     ranked = strongest_edges(found, graph, 20)
     kept = [pair for pair in result.edge_scores if place(*pair) in ranked]
     share = theirs.faithfulness(bridge, pairs.unsafe, pairs.safe, metric, kept).recovered
-    ours = circuit_faithfulness(PairRuns.of(margin_of, graph, pairs), ranked, sizes=(20, 500), draws=1)
+    ours = circuit_faithfulness(BatchedRuns(margin_of, graph, pairs, 8), ranked, sizes=(20, 500), draws=1)
     assert ours.sizes == (20,) and ours.found[0] == pytest.approx(share, rel=1e-3)
 
 

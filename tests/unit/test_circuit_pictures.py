@@ -16,11 +16,11 @@ from src.utils.circuits.circuit_picture import CircuitDiagramPicture, attribute_
 from src.utils.circuits.comparison_picture import CircuitComparisonPicture, comparison_picture, patching_of
 from src.utils.circuits.contrast import Margin, contrast_pairs
 from src.utils.circuits.contrast_set import ContrastSet
-from src.utils.circuits.faithfulness import CircuitFaithfulness
+from src.utils.circuits.faithfulness import CircuitFaithfulness, circuit_faithfulness
 from src.utils.circuits.graph import Graph
 from src.utils.circuits.neuron_picture import NeuronMapPicture, neuron_picture
 from src.utils.circuits.patching import MLP
-from src.utils.circuits.runs import GraphRun
+from src.utils.circuits.runs import BatchedRuns, GraphRun
 from src.utils.safety_judge.samples import labels
 from src.utils.watching.epoch_metrics import load_history
 from src.utils.watching.pictures import Budget, Measurement, Moment, Picture
@@ -114,9 +114,7 @@ def test_under_shuffled_labels_the_pages_are_silent(seed: int) -> None:
             assert not found.facts.get(claim)
 
 
-def test_pages_say_on_how_many_pairs_and_nothing_of_before_training_where_it_is_not_known(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_pages_say_nothing_of_before_training_where_it_is_not_known() -> None:
     model, contrast = planted_model(), planted_set()
     for kind in (CircuitComparisonPicture, NeuronMapPicture):
         picture = kind(contrast)
@@ -125,11 +123,18 @@ def test_pages_say_on_how_many_pairs_and_nothing_of_before_training_where_it_is_
         before = picture.measure(Moment("epoch", 0, 0, model), Budget(PLENTY), None)
         found = picture.measure(Moment("epoch", 1, 1, model), Budget(PLENTY), before)
         assert "before training" in page_of(picture, found).sentence
+
+
+def test_where_memory_holds_one_pair_at_a_time_as_many_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, diagram = planted_model(), CircuitDiagramPicture(planted_set())
+    at_once = measured(diagram, model)
     monkeypatch.setattr(contrast_module, "NUMBERS_AT_ONCE", 1)
-    diagram = CircuitDiagramPicture(contrast)
-    found = measured(diagram, model)
-    assert found.facts["measured_pairs"] == 1
-    assert "logits, mean of 1 pair;" in " ".join(page_of(diagram, found).figure.layout.title.text.split("<br>"))
+    one_by_one = measured(diagram, model)
+    assert at_once.facts["measured_pairs"] == one_by_one.facts["measured_pairs"] == 8
+    for name in ("exact", "nodes", "faithful", "random"):
+        np.testing.assert_allclose(one_by_one.values[name], at_once.values[name], rtol=1e-4, atol=1e-5)
+    title = page_of(diagram, one_by_one).figure.layout.title.text
+    assert "logits, mean of 8 pairs;" in " ".join(title.split("<br>"))
 
 
 def test_a_share_far_over_the_gap_is_on_the_page() -> None:
@@ -254,7 +259,7 @@ def test_a_node_that_was_not_measured_is_hollow_and_one_that_only_reads_is_black
     assert colours["MLP0"] == LABEL_COLOURS["unsafe"] and "L0H1: not measured" in points["hovertext"]
 
 
-def test_of_what_is_estimated_batch_by_batch_the_runs_of_one_batch_stay_in_memory() -> None:
+def test_of_what_is_done_batch_by_batch_the_runs_of_one_batch_stay_in_memory() -> None:
     contrast = planted_set()
     alive: list[int] = []
 
@@ -263,6 +268,11 @@ def test_of_what_is_estimated_batch_by_batch_the_runs_of_one_batch_stay_in_memor
         return contrast.read(logits, ids, mask)
 
     model = planted_model()
-    attribute_within(Margin(model, read), Graph.of(model), contrast.pairs, Budget(PLENTY))
+    graph, margin = Graph.of(model), Margin(model, read)
+    attribute_within(margin, graph, contrast.pairs, Budget(PLENTY))
     assert len(alive) == 3 * (2 + 7)  # three batches, of both runs and seven gradients
     assert max(alive) == 2
+    alive.clear()
+    edges = list(zip(*np.nonzero(graph.edges), strict=True))[:2]
+    circuit_faithfulness(BatchedRuns(margin, graph, contrast.pairs.part(slice(6)), 2), edges, (1, 2), draws=0)
+    assert len(alive) == 3 * (2 + 2) and max(alive) == 2  # three batches, of both runs and two circuits

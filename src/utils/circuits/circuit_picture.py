@@ -8,8 +8,9 @@ the way differs between halves of the pairs nearly as much as between epochs. Wh
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from src.utils.circuits.contrast_set import ContrastSet
 from src.utils.circuits.faithfulness import CircuitFaithfulness, circuit_change, circuit_faithfulness, mean_patterns
 from src.utils.circuits.graph import Graph
 from src.utils.circuits.partial_passes import common_start
-from src.utils.circuits.runs import PairRuns
+from src.utils.circuits.runs import BatchedRuns, PairRuns
 from src.utils.prompts import spread
 from src.utils.safety_judge.scoring import JudgeTemplate
 from src.utils.sites import AnyModel, decoder_of
@@ -81,10 +82,10 @@ class CircuitDiagramPicture:
         if not facts["has_gap"] or not moment.number:
             return Measurement(values, facts, sub_sampled=budget.note(cuts))
         ranked = strongest_edges(effects[0::2].mean(axis=0), graph, max(SIZES))
-        most = pairs_at_once(model, graph, pairs, MEASURED_PAIRS)
-        choosing, rows = (np.array(spread(range(start, len(effects), 2), most)) for start in (0, 1))
-        chosen = choose_size(PairRuns.of(margin, graph, pairs.part(choosing)), ranked)
-        own = PairRuns.of(margin, graph, pairs.part(rows))
+        at_once = pairs_at_once(model, graph, pairs, MEASURED_PAIRS)
+        choosing, rows = (np.array(spread(range(start, len(effects), 2), MEASURED_PAIRS)) for start in (0, 1))
+        chosen = choose_size(BatchedRuns(margin, graph, pairs.part(choosing), at_once), ranked)
+        own = BatchedRuns(margin, graph, pairs.part(rows), at_once)
         faithful, exact, nodes, unmeasured = verify_within(own, ranked, chosen, budget)
         edges = np.array(ranked, dtype=np.int32).reshape(-1, 2)
         view = CircuitView(
@@ -165,7 +166,7 @@ def sizes_for(ranked: Sequence[tuple[int, int]]) -> tuple[int, ...]:
     return tuple(size for size in SIZES if size <= len(ranked)) or (len(ranked),)
 
 
-def choose_size(runs: PairRuns, ranked: Sequence[tuple[int, int]]) -> int:
+def choose_size(runs: BatchedRuns, ranked: Sequence[tuple[int, int]]) -> int:
     """The smallest size that keeps `ENOUGH` of the gap, else the largest up to `MOST_DRAWN`; on the choosing pairs.
 
     Chosen on the pairs on which it is tested it would pass too often: p is not corrected for a choice.
@@ -176,7 +177,7 @@ def choose_size(runs: PairRuns, ranked: Sequence[tuple[int, int]]) -> int:
 
 
 def verify_within(
-    runs: PairRuns, ranked: Sequence[tuple[int, int]], chosen: int, budget: Budget
+    runs: BatchedRuns, ranked: Sequence[tuple[int, int]], chosen: int, budget: Budget
 ) -> tuple[CircuitFaithfulness, Float[np.ndarray, " verified"], Float[np.ndarray, " writers"], list[str]]:
     """Faithfulness of all sizes, random circuits, and exact effects of the edges and nodes that may be drawn.
 
@@ -194,12 +195,12 @@ def verify_within(
     draws = int(np.clip(budget.left / each - 1, 1, DRAWS))
     faithful = faithful.with_random(with_draws(chosen, draws))
     batches = Budget(FOR_EDGES * budget.left).slices(chosen, SIZES[0], SIZES[0])
-    exact = np.concatenate([exact_edge_effects(runs, ranked[batch]) for batch in batches]).mean(axis=1)
+    exact = np.concatenate([mean_effects(runs, partial(exact_edge_effects, edges=ranked[one])) for one in batches])
     nodes = np.full(len(runs.graph.writers), np.nan)
     used = list(dict.fromkeys(writer for _, writer in ranked[: len(exact)]))
     asked: list[int] = []
     for batch in budget.slices(len(used), 1, NODES_AT_ONCE):
-        nodes[used[batch]] = exact_node_effects(runs, used[batch]).mean(axis=1)
+        nodes[used[batch]] = mean_effects(runs, partial(exact_node_effects, writers=used[batch]))
         asked += used[batch]
     others = sorted(set(faithful.sizes) - {chosen}, key=lambda size: abs(np.log(size / chosen)))
     done = 0
@@ -215,6 +216,13 @@ def verify_within(
         f"random circuits of {done + 1} of {len(others) + 1} sizes" if done < len(others) else "",
     ]
     return faithful, exact, nodes, cuts
+
+
+def mean_effects(
+    runs: BatchedRuns, measure: Callable[[PairRuns], Float[np.ndarray, "changes pairs"]]
+) -> Float[np.ndarray, " changes"]:
+    """Of each change, the mean over all pairs."""
+    return np.concatenate(runs.each(measure), axis=1).mean(axis=1)
 
 
 def pairs_at_once(model: AnyModel, graph: Graph, pairs: ContrastPairs, most: int) -> int:

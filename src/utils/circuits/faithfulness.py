@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int
 
 from src.utils.circuits.attribution import only
 from src.utils.circuits.graph import Graph
-from src.utils.circuits.runs import PairRuns, run_with_replaced
+from src.utils.circuits.runs import BatchedRuns, PairRuns, run_with_replaced
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +49,7 @@ class CircuitFaithfulness:
 
 
 def circuit_faithfulness(
-    runs: PairRuns, ranked: Sequence[tuple[int, int]], sizes: Sequence[int], draws: int, seed: int = 0
+    runs: BatchedRuns, ranked: Sequence[tuple[int, int]], sizes: Sequence[int], draws: int, seed: int = 0
 ) -> CircuitFaithfulness:
     """Measure the first so many of `ranked` edges, and `draws` random circuits of each size.
 
@@ -56,20 +57,21 @@ def circuit_faithfulness(
     edges into each kind of reader as the circuit that it is compared with: most edges are read by queries and keys, and
     edges drawn from all would lose for that alone.
     """
-    graph, safe = runs.graph, runs.safe.margins
-    gap = float((runs.unsafe.margins - safe).double().sum())
-    rng = np.random.default_rng(seed)
+    graph, rng = runs.graph, np.random.default_rng(seed)
     kept_sizes = tuple(size for size in sizes if size <= len(ranked))
+    chosen = [only(graph, ranked[:size]) for size in kept_sizes]
+    circuits = [[one, *(random_circuit(graph, one, rng) for _ in range(draws))] for one in chosen]
 
-    def share(kept: Bool[np.ndarray, "readers writers"]) -> float:
-        margin = run_with_replaced(runs, runs.unsafe, graph.edges & ~kept, runs.safe.written)
-        return float((margin - safe).double().sum()) / gap
+    def gains(batch: PairRuns) -> Float[np.ndarray, " gains"]:
+        """What the margins of a batch gain over the safe run's: of the whole model, then of every circuit."""
+        others = (graph.edges & ~one for row in circuits for one in row)
+        kept = [run_with_replaced(batch, batch.unsafe, one, batch.safe.written) for one in others]
+        gained = torch.stack([batch.unsafe.margins, *kept]) - batch.safe.margins
+        return gained.double().sum(dim=1).cpu().numpy()
 
-    circuits = [only(graph, ranked[:size]) for size in kept_sizes]
-    random = [[share(random_circuit(graph, one, rng)) for _ in range(draws)] for one in circuits]
-    return CircuitFaithfulness(
-        kept_sizes, np.array([share(one) for one in circuits]), np.array(random).reshape(len(circuits), draws)
-    )
+    gap, *kept = np.sum(runs.each(gains), axis=0)
+    shares = (np.array(kept) / gap).reshape(len(circuits), 1 + draws)
+    return CircuitFaithfulness(kept_sizes, shares[:, 0], shares[:, 1:])
 
 
 def random_circuit(

@@ -63,6 +63,33 @@ class PairRuns:
         return torch.zeros_like(self.safe.written)
 
 
+@dataclass(frozen=True, eq=False)
+class BatchedRuns:
+    """Runs of some pairs, of so many at once; what one batch needs is kept, of several it is made again each time.
+
+    What the writers of a large model write on one pair may be all that there is room for.
+    """
+
+    margin: Margin
+    graph: Graph
+    pairs: ContrastPairs
+    at_once: int
+
+    def each(self, measure: Callable[[PairRuns], np.ndarray]) -> list[np.ndarray]:
+        """What is measured on each batch; its runs are gone before the next one's are made."""
+        if len(self.pairs) <= self.at_once:
+            return [measure(self.only)]
+        starts = range(0, len(self.pairs), self.at_once)
+        return [measure(self.made(slice(start, start + self.at_once))) for start in starts]
+
+    @cached_property
+    def only(self) -> PairRuns:
+        return self.made(slice(None))
+
+    def made(self, rows: slice) -> PairRuns:
+        return PairRuns.of(self.margin, self.graph, self.pairs.part(rows))
+
+
 @torch.no_grad()
 def run_graph(
     model: AnyModel, margin_of: MarginOf, graph: Graph, ids: Int[Tensor, "batch seq"], mask: Int[Tensor, "batch seq"]
