@@ -1,14 +1,22 @@
 """Edges and circuits: TransformerLens's numbers without grouped queries, brute force with them, a planted circuit."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import Linear
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Phi3Config,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from src.utils.circuits.attribution import (
     edge_attributions,
@@ -295,6 +303,21 @@ def test_models_whose_heads_do_not_add_up_have_no_graph() -> None:
     for model in (tiny_gemma(), tiny_model("granite"), *normalised):
         with pytest.raises(UserError, match="no edges can be drawn"):
             Graph.of(model)
+
+
+@pytest.mark.parametrize(
+    ("kind", "missing"), [(Phi3Config, r"self_attn\.q_proj"), (CohereConfig, "post_attention_layernorm")]
+)
+def test_models_whose_blocks_are_made_otherwise_have_no_graph_and_say_so(
+    kind: type[PretrainedConfig], missing: str
+) -> None:
+    shape: dict[str, Any] = {
+        "vocab_size": 32, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0,
+    }  # fmt: skip
+    model = AutoModelForCausalLM.from_config(kind(**shape))
+    with pytest.raises(UserError, match=f"have no {missing}; no edges can be drawn"):
+        Graph.of(model)
 
 
 @pytest.mark.parametrize("adapted", [False, True])

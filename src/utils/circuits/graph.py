@@ -17,6 +17,7 @@ from src.utils.sites import AnyModel, blocks_of, count_layers, decoder_of, has_n
 
 ReaderKind = Literal["q", "k", "v", "mlp", "logits"]
 PROJECTIONS: tuple[Literal["q", "k", "v"], ...] = ("q", "k", "v")
+NEEDED = (*(f"self_attn.{name}_proj" for name in (*PROJECTIONS, "o")), "post_attention_layernorm", "mlp")
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,15 @@ class Graph:
 
     @classmethod
     def of(cls, model: AnyModel) -> "Graph":
-        """Raises `UserError` for blocks that normalise or multiply before they add: heads do not add up there."""
+        """Raises `UserError` for blocks that are made otherwise.
+
+        Those that normalise or multiply before they add, as heads do not add up there; those with one projection for
+        queries, keys and values, or without a norm before the MLP.
+        """
         decoder = decoder_of(model)
+        own = [{name for name, _ in block.named_modules()} for block in blocks_of(decoder)]
+        if missing := [name for name in NEEDED if not all(name in names for names in own)]:
+            raise UserError(f"{type(decoder).__name__}: its blocks have no {missing[0]}; no edges can be drawn")
         if any(has_norms_after(block) for block in blocks_of(decoder)):
             raise UserError(f"{type(decoder).__name__}: its blocks normalise what heads write; no edges can be drawn")
         config = decoder.config
