@@ -49,14 +49,21 @@ def main(arguments: Sequence[str]) -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
         for name, page in pages.items():
-            if page.exists():
+            if is_there(name, page):
                 save(shot_of_page(browser, page), given.output_dir / f"{name}.png")
-            else:
-                print(f"{name}.png: left as it was, since there is no {shown(page.absolute())}")
+        seen = {"dashboard_training": pages["judge_tokens"], "dashboard_study": pages["pca_2d"]}
+        views = [name for name, page in seen.items() if is_there(name, page)]
         with local_server(given.outputs.absolute(), given.results_dir.absolute()) as address:
-            for name, picture in shots_of_dashboard(browser, address).items():
-                save(picture, given.output_dir / f"{name}.png")
+            for name in views:
+                save(shot_of_dashboard(browser, address, name), given.output_dir / f"{name}.png")
         browser.close()
+
+
+def is_there(name: str, page: Path) -> bool:
+    """Whether what a picture shows has been made; said where not."""
+    if not page.exists():
+        print(f"{name}.png: left as it was, since there is no {shown(page.absolute())}")
+    return page.exists()
 
 
 def study_pages(plots_dir: Path, results_dir: Path) -> dict[str, Path]:
@@ -102,18 +109,19 @@ def shot_of_page(browser: Browser, path: Path) -> bytes:
     return picture
 
 
-def shots_of_dashboard(browser: Browser, address: str) -> dict[str, bytes]:
-    """The training's page and the clusters of the study, as far as they fit in a window."""
+def shot_of_dashboard(browser: Browser, address: str, name: str) -> bytes:
+    """The training's page, or the clusters of the study, as far as they fit in a window."""
     page = new_page(browser)
-    page.goto(address)
-    page.get_by_role("heading", name="Training Visualizations").wait_for()
-    pictures = {"dashboard_training": rested(page)}
-    page.goto(f"{address}/persona_study")
-    page.get_by_role("tab", name="Clusters").click()
-    page.locator(DRAWN).first.wait_for()
-    pictures["dashboard_study"] = rested(page)
+    if name == "dashboard_training":
+        page.goto(address)
+        page.get_by_role("heading", name="Training Visualizations").wait_for()
+    else:
+        page.goto(f"{address}/persona_study")
+        page.get_by_role("tab", name="Clusters").click()
+        page.locator(DRAWN).first.wait_for()
+    picture = rested(page)
     page.close()
-    return pictures
+    return picture
 
 
 def rested(page: Page) -> bytes:
