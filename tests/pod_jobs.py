@@ -22,6 +22,7 @@ from tests.pod_server import PodServer
 
 HUB_TOKEN = "hf_SECRETTOKEN000111222"  # pragma: allowlist secret
 SLEEPY = "import time\nprint('asleep', flush=True)\ntime.sleep(60)\n"
+QUICK = "open('out', 'w').close()\n"
 
 
 def empty_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
@@ -86,6 +87,12 @@ def attend_to(client: PodClient, command: Command, folder: Path, is_detached: bo
     own = argparse.Namespace(detach=is_detached, results_dir=folder / "results", force=False)
     attend(client, record, own, command)
     return client.records.load(record.run_id)
+
+
+def guarded(pod: PodServer, api: ApiServer, folder: Path, source: str = SLEEPY, **choices: Any) -> RunRecord:
+    """The record of a run that was started with a guard and left."""
+    client = client_for(pod, api, folder, is_guarded=True, **choices)
+    return attend_to(client, job_command(folder, source), folder, is_detached=True)
 
 
 def remote(pod: PodServer, record: RunRecord) -> RunFolder:

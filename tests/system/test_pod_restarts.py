@@ -21,10 +21,8 @@ from src.pod.run_record import RunRecord
 from src.pod.watch import report
 from src.utils.errors import UserError
 from tests.pod_api_server import ACCOUNT_KEY, POD_KEY, ApiServer, pod_entry
-from tests.pod_jobs import SLEEPY, attend_to, client_for, job_command, remote
+from tests.pod_jobs import QUICK, attend_to, client_for, guarded, job_command, remote
 from tests.pod_server import PodServer, holds, parent_of, processes_in, wait_for
-
-QUICK = "open('out', 'w').close()\n"
 
 
 @pytest.fixture
@@ -44,11 +42,6 @@ def pod(tmp_path: Path, sshd: str, api: ApiServer, monkeypatch: pytest.MonkeyPat
     with server:
         api.pods["new1"] = pod_entry("new1", server.port, dockerArgs=server.start_command)
         yield server
-
-
-def guarded(pod: PodServer, api: ApiServer, folder: Path, source: str = SLEEPY, **choices) -> RunRecord:
-    client = client_for(pod, api, folder, is_guarded=True, **choices)
-    return attend_to(client, job_command(folder, source), folder, is_detached=True)
 
 
 def guards_of(pod: PodServer, run: RunFolder) -> list[int]:
