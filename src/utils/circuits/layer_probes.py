@@ -28,7 +28,7 @@ class LayerProbes:
 
     `null` are the AUROCs of shuffled labels, `p` those of the layer corrected over layers against them (maxT).
     `before` and `excess` (AUROC minus the one before training, on the same resamples) are NaN without a reference; the
-    interval of `excess` holds for all layers at once.
+    interval of `excess` is a band for all layers at once. It is somewhat too narrow: resamples do not fit probes again.
     `scores` are what a later `probe_layers` takes as its reference.
     """
 
